@@ -1,0 +1,1 @@
+"""A persona per user for any DSPy program."""

@@ -1,0 +1,95 @@
+"""Every error this package raises on purpose. Owns: the tree. Not here: recovery, printing.
+
+PersonaError
+├── InputError            what the caller gave is wrong          (CLI exit code 2)
+│   ├── DataError         a file or a row of it: file, line, field, expected
+│   └── PersonaFormatError  a persona JSON that cannot be read
+├── RunError              the work itself failed                 (CLI exit code 1)
+│   ├── BudgetExceeded    a Budget is spent; the best persona so far is kept
+│   ├── ModelError        a model file or an LM that cannot be used
+│   └── StoreError        the store cannot be opened, read or written
+└── UnknownUser           no such user in the store or file      (CLI exit code 2)
+
+Each message holds the value (``!r``), what was expected and what to type.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BudgetExceeded",
+    "DataError",
+    "InputError",
+    "ModelError",
+    "PersonaError",
+    "PersonaFormatError",
+    "RunError",
+    "StoreError",
+    "UnknownUser",
+]
+
+
+class PersonaError(Exception):
+    """Root of every error raised on purpose by persona-dspy."""
+
+    exit_code = 1
+
+
+class InputError(PersonaError):
+    """The caller's value cannot be used."""
+
+    exit_code = 2
+
+
+class DataError(InputError):
+    """A data file, or one row of it, cannot be used.
+
+    Example:
+        >>> str(DataError("x.jsonl", line=3, field="time", value="soon", expected="an ISO date such as 2026-01-31"))
+        "x.jsonl, line 3, field 'time': got 'soon', expected an ISO date such as 2026-01-31"
+    """
+
+    def __init__(  # noqa: PLR0913 - each part is printed
+        self,
+        file: str,
+        *,
+        expected: str,
+        line: int | None = None,
+        row_id: str | None = None,
+        field: str | None = None,
+        value: object = None,
+        hint: str = "",
+    ) -> None:
+        self.file, self.line, self.row_id, self.field, self.expected = file, line, row_id, field, expected
+        where = file
+        where += f", line {line}" if line is not None else ""
+        where += f", id {row_id!r}" if row_id is not None else ""
+        where += f", field {field!r}" if field is not None else ""
+        shown = repr(value)
+        shown = shown if len(shown) <= 80 else shown[:77] + "..."
+        super().__init__(f"{where}: got {shown}, expected {expected}" + (f". {hint}" if hint else ""))
+
+
+class PersonaFormatError(InputError):
+    """A persona JSON is not one this version can read."""
+
+
+class RunError(PersonaError):
+    """The work failed although its input was fine."""
+
+
+class BudgetExceeded(RunError):
+    """A ``Budget`` is spent. Raised before the call that would go over it."""
+
+
+class ModelError(RunError):
+    """A model file or LM cannot be used."""
+
+
+class StoreError(RunError):
+    """The store cannot be opened, read or written."""
+
+
+class UnknownUser(PersonaError):
+    """No such user."""
+
+    exit_code = 2

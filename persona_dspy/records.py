@@ -1,0 +1,194 @@
+"""Frozen values that flow through the system. Owns: their shape and checks. Not here: files, storage, LMs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime
+from hashlib import sha256
+from types import MappingProxyType
+from typing import Any
+
+from persona_dspy.errors import InputError
+
+__all__ = ["Episode", "Feedback", "Interaction", "Response", "Usage", "in_time_order", "parse_time"]
+
+_EMPTY: Mapping[str, Any] = MappingProxyType({})
+
+
+def parse_time(value: object) -> datetime | None:
+    """A time from an ISO date or date-time, a bare year (``"1995"`` or ``1995``), a ``date``/``datetime`` or None.
+
+    Returns an aware UTC ``datetime``; naive values are taken as UTC.
+
+    Raises:
+        InputError: the value is none of these.
+
+    Example:
+        >>> parse_time("2026-01-03").isoformat()
+        '2026-01-03T00:00:00+00:00'
+    """
+    if value is None or value == "":
+        return None
+    if isinstance(value, datetime):
+        return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
+    if isinstance(value, date):
+        return datetime(value.year, value.month, value.day, tzinfo=UTC)
+    text = str(value).strip()
+    try:
+        if text.isdigit() and len(text) == 4:
+            return datetime(int(text), 1, 1, tzinfo=UTC)
+        return parse_time(datetime.fromisoformat(text))
+    except ValueError:
+        raise InputError(f"time {value!r}: expected an ISO date such as '2026-01-31' or a year such as 1995") from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interaction:
+    """One thing the user really did: a query and the user's own response to it.
+
+    Args:
+        user_id: whose it is; any non-empty string.
+        query: what was asked; not blank.
+        response: what this user really answered; not blank.
+        time: when; anything ``parse_time`` takes. None = unknown, then order is the order given.
+        id: unique within the user; by default a hash of query, response and time.
+        metadata: JSON-safe extras (title, venue, other input fields of the program, ...).
+
+    Raises:
+        InputError: a blank field or an unreadable time.
+
+    Example:
+        >>> Interaction(user_id="u1", query="Alien (1979)", response="horror", time="2026-01-03").time.year
+        2026
+    """
+
+    user_id: str
+    query: str
+    response: str
+    time: datetime | None = None
+    id: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=lambda: _EMPTY)
+
+    def __post_init__(self) -> None:
+        for name in ("user_id", "query", "response"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not value.strip():
+                raise InputError(f"Interaction.{name} {value!r}: expected a non-empty string")
+        object.__setattr__(self, "time", parse_time(self.time))
+        if not self.id:
+            stamp = self.time.isoformat() if self.time else ""
+            digest = sha256(f"{self.query}\0{self.response}\0{stamp}".encode("utf-8", "replace")).hexdigest()
+            object.__setattr__(self, "id", digest[:12])
+        object.__setattr__(self, "metadata", MappingProxyType(dict(self.metadata)))
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a mappingproxy does not copy or cross processes; a dict does
+        return _remake, (self.user_id, self.query, self.response, self.time, self.id, dict(self.metadata))
+
+
+def _remake(*values: Any) -> Interaction:
+    names = ("user_id", "query", "response", "time", "id", "metadata")
+    return Interaction(**dict(zip(names, values, strict=True)))
+
+
+def in_time_order(interactions: Iterable[Interaction]) -> list[Interaction]:
+    """Interactions of one user, oldest first: by time if all have one, else in the order given (stable)."""
+    items = list(interactions)
+    if all(i.time is not None for i in items):
+        items.sort(key=lambda i: i.time)  # type: ignore[arg-type,return-value]
+    return items
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Episode:
+    """An interaction in memory, as recalled: its position in the user's time order and the score it was found by.
+
+    ``position`` counts from 0 = oldest; ``score`` is comparable within one recall only, higher is nearer.
+    """
+
+    interaction: Interaction
+    position: int
+    score: float = 0.0
+
+    @property
+    def id(self) -> str:
+        return self.interaction.id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Feedback:
+    """The textual loss of one simulated interaction: ``score`` in [0, 1], higher is better; ``text`` says what the
+    persona should change, or is empty where nothing was wrong (paper section 3, test-time alignment)."""
+
+    interaction_id: str
+    score: float
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What LM calls cost. ``calls`` were sent to an engine; ``cache_hits`` were not. ``usd`` is None where unknown.
+
+    Adds up: ``Usage(calls=1) + Usage(calls=2) == Usage(calls=3)``.
+    """
+
+    calls: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    cache_hits: int = 0
+    failures: int = 0
+    seconds: float = 0.0
+    usd: float | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Input plus output tokens."""
+        return self.input_tokens + self.output_tokens
+
+    def __add__(self, other: Usage) -> Usage:
+        usd = None if self.usd is None and other.usd is None else (self.usd or 0.0) + (other.usd or 0.0)
+        return Usage(
+            calls=self.calls + other.calls,
+            input_tokens=self.input_tokens + other.input_tokens,
+            output_tokens=self.output_tokens + other.output_tokens,
+            cached_tokens=self.cached_tokens + other.cached_tokens,
+            cache_hits=self.cache_hits + other.cache_hits,
+            failures=self.failures + other.failures,
+            seconds=self.seconds + other.seconds,
+            usd=usd,
+        )
+
+    def __sub__(self, other: Usage) -> Usage:
+        usd = None if self.usd is None else self.usd - (other.usd or 0.0)
+        negative = replace(other, usd=None)
+        return Usage(
+            **{
+                name: getattr(self, name) - getattr(negative, name)
+                for name in ("calls", "input_tokens", "output_tokens", "cached_tokens", "cache_hits", "failures", "seconds")
+            },
+            usd=usd,
+        )
+
+    def to_dict(self) -> dict[str, float | int | None]:
+        """JSON-safe form, seconds rounded to a millisecond."""
+        return {
+            "calls": self.calls,
+            "input_tokens": self.input_tokens,
+            "output_tokens": self.output_tokens,
+            "cached_tokens": self.cached_tokens,
+            "cache_hits": self.cache_hits,
+            "failures": self.failures,
+            "seconds": round(self.seconds, 3),
+            "usd": self.usd,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Response:
+    """What the agent answered to one query: the response as text and which episodes and actions led to it."""
+
+    query: str
+    text: str
+    episode_ids: tuple[str, ...] = ()
+    actions: tuple[str, ...] = ()
