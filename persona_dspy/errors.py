@@ -48,7 +48,7 @@ class DataError(InputError):
         "x.jsonl, line 3, field 'time': got 'soon', expected an ISO date such as 2026-01-31"
     """
 
-    def __init__(  # noqa: PLR0913 - each part is printed
+    def __init__(
         self,
         file: str,
         *,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from datetime import UTC, date, datetime
 from hashlib import sha256
 from types import MappingProxyType
@@ -161,14 +161,8 @@ class Usage:
 
     def __sub__(self, other: Usage) -> Usage:
         usd = None if self.usd is None else self.usd - (other.usd or 0.0)
-        negative = replace(other, usd=None)
-        return Usage(
-            **{
-                name: getattr(self, name) - getattr(negative, name)
-                for name in ("calls", "input_tokens", "output_tokens", "cached_tokens", "cache_hits", "failures", "seconds")
-            },
-            usd=usd,
-        )
+        counts = {f.name: getattr(self, f.name) - getattr(other, f.name) for f in fields(self) if f.name != "usd"}
+        return Usage(**counts, usd=usd)
 
     def to_dict(self) -> dict[str, float | int | None]:
         """JSON-safe form, seconds rounded to a millisecond."""
