@@ -1,0 +1,286 @@
+"""One user's raw episodes, in time order, and recall from them (paper section 3, episodic memory).
+
+Owns: how an episode becomes text, who may be seen as of when, recency, and ``Recall``, the module that programs call.
+Not here: the similarity itself (``retrieval.py``), summaries (``semantic.py``), storage (``store.py``).
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from array import array
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import dspy
+import numpy as np
+from numpy.typing import NDArray
+
+from persona_dspy.errors import InputError
+from persona_dspy.memory.retrieval import BM25, Retriever, top
+from persona_dspy.records import Episode, Interaction
+
+__all__ = ["EpisodicMemory", "MemoryCut", "Recall", "episode_text"]
+
+
+def episode_text(interaction: Interaction, *, fields: Sequence[str] = ("title",)) -> str:
+    """The text by which an episode is found: the ``fields`` of its metadata, its query and its response, a line each.
+
+    Missing and empty fields are left out, and a field equal to the query is not repeated. Give
+    ``EpisodicMemory(text=...)`` another function where a task needs one, such as
+    ``functools.partial(episode_text, fields=("title", "venue"))``.
+
+    Example:
+        >>> episode_text(Interaction(user_id="u1", query="A crew meets a creature.", response="sci-fi"))
+        'A crew meets a creature.\\nsci-fi'
+    """
+    extras = [interaction.metadata.get(name) for name in fields]
+    lines = [str(extra) for extra in extras if extra not in (None, "", interaction.query)]
+    return "\n".join([*lines, interaction.query, interaction.response])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryCut:
+    """As of when memory is read, and what is out of bounds; travels in ``dspy.context(memory_cut=...)``.
+
+    Args:
+        before: a position or a time; only what is strictly earlier may be seen. None = everything.
+        exclude: ids of interactions that may not be seen at all, such as the gate's.
+    """
+
+    before: int | datetime | None = None
+    exclude: frozenset[str] = frozenset()
+
+
+class EpisodicMemory:
+    """A handle on one user's interactions; thread-safe; a copy of it is itself.
+
+    Time order is that of ``records.in_time_order``: by time where every interaction has one, else as they came.
+    Positions count from 0 = oldest; an append that belongs earlier moves the positions after it.
+
+    **As of then.** With ``before`` or ``exclude``, a recall answers exactly as a memory that holds only what may be
+    seen: hidden episodes are neither candidates nor counted in BM25's statistics (N, df, mean length) nor in recency.
+
+    The index is built at the first recall and then grows with each append; encoders run outside the lock.
+
+    Args:
+        interactions: of one user, any order.
+        user_id: whose; by default that of the first interaction.
+        retriever: how nearness is measured; ``BM25()`` by default.
+        text: interaction -> the text it is found by.
+        vectors: embeddings already known, by interaction id, for a retriever that uses them.
+
+    Raises:
+        InputError: interactions of another user, or an id given twice.
+
+    Example:
+        >>> alien = Interaction(user_id="u1", query="Alien: a crew meets a creature", response="sci-fi", id="a")
+        >>> heat = Interaction(user_id="u1", query="Heat: a thief and a detective", response="crime", id="h")
+        >>> memory = EpisodicMemory([alien, heat])
+        >>> [e.id for e in memory.recall("a creature in the lift", k=1)]
+        ['a']
+    """
+
+    def __init__(
+        self,
+        interactions: Iterable[Interaction] = (),
+        *,
+        user_id: str | None = None,
+        retriever: Retriever | None = None,
+        text: Callable[[Interaction], str] = episode_text,
+        vectors: Mapping[str, NDArray[np.float32]] | None = None,
+    ) -> None:
+        self._user_id = user_id
+        self._retriever: Retriever = retriever if retriever is not None else BM25()
+        self._text = text
+        self._vectors = dict(vectors or {})
+        self._lock = threading.Lock()  # guards everything below; never held while an encoder runs
+        self._building = threading.Lock()  # one thread at a time encodes what is new
+        self._arrived: list[Interaction] = []  # slot i of the index is the i-th that came
+        self._slot: dict[str, int] = {}  # by id
+        self._times: array[float] = array("d")  # by slot, seconds since 1970; nan = unknown
+        self._order: NDArray[np.intp] | None = None  # slots, oldest first; None = as they came
+        self._index = self._retriever.index()
+        self._indexed = 0
+        for interaction in interactions:
+            self._admit(interaction)
+        self._sort()
+
+    @property
+    def user_id(self) -> str | None:
+        """Whose memory this is; None only while it is empty and none was given."""
+        return self._user_id
+
+    @property
+    def interactions(self) -> tuple[Interaction, ...]:
+        """All interactions, oldest first."""
+        return self.before(None)
+
+    def __len__(self) -> int:
+        return len(self._arrived)
+
+    def __repr__(self) -> str:
+        return f"EpisodicMemory(user_id={self._user_id!r}, {len(self)} interactions)"
+
+    def __copy__(self) -> EpisodicMemory:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> EpisodicMemory:  # DSPy deep-copies programs; a handle stays one
+        return self
+
+    def append(self, interaction: Interaction) -> None:
+        """Add one interaction at its place in time.
+
+        Raises:
+            InputError: it is another user's, or its id is taken.
+        """
+        with self._lock:
+            last = self._times[int(self._slots()[-1])] if self._arrived else -math.inf
+            self._admit(interaction)
+            if self._times[-1] >= last or math.isnan(last):
+                if self._order is not None:
+                    self._order = np.append(self._order, len(self._arrived) - 1)
+            else:
+                self._sort()
+
+    def position(self, interaction_id: str) -> int | None:
+        """Place in time order, 0 = oldest, or None where no interaction has that id."""
+        with self._lock:
+            slot = self._slot.get(interaction_id)
+            if slot is None or self._order is None:
+                return slot
+            return int(np.flatnonzero(self._order == slot)[0])
+
+    def before(self, cut: int | datetime | None, exclude: Collection[str] = frozenset()) -> tuple[Interaction, ...]:
+        """Interactions strictly earlier than ``cut`` (a position or a time; None = all), oldest first, not ``exclude``.
+
+        With a time, interactions whose time is unknown are left out: nothing shows that they are earlier.
+        """
+        with self._lock:
+            _, slots = self._visible(cut, exclude, len(self._arrived))
+            return tuple(self._arrived[slot] for slot in slots.tolist())
+
+    def recall(
+        self, query: str, k: int, *, before: int | datetime | None = None, exclude: Collection[str] = ()
+    ) -> list[Episode]:
+        """The k nearest episodes to ``query``, best first; of equals the most recent first.
+
+        Where fewer than k match at all, the most recent others follow with the lowest score, so that
+        ``len(result) == min(k, number that may be seen)``.
+
+        Args:
+            query: any text.
+            k: how many at most, >= 0.
+            before: a position or a time; only what is strictly earlier is seen (see ``before()``).
+            exclude: ids that are not seen.
+
+        Raises:
+            InputError: k or a position below 0.
+        """
+        if k < 0:
+            raise InputError(f"recall(k={k!r}): expected how many episodes, 0 or more, such as k=4")
+        if k == 0 or not self._arrived:
+            return []
+        self._catch_up()
+        encoded = self._retriever.encode([query])[0]
+        with self._lock:
+            places, slots = self._visible(before, exclude, self._indexed)
+            if not len(slots):
+                return []
+            live = None
+            if len(slots) < self._indexed:
+                live = np.zeros(self._indexed, dtype=np.bool_)
+                live[slots] = True
+            scores = self._index.scores(encoded, live)[slots]
+            return [
+                Episode(interaction=self._arrived[slots[i]], position=int(places[i]), score=float(scores[i]))
+                for i in top(scores, k).tolist()
+            ]
+
+    def _visible(
+        self, cut: int | datetime | None, exclude: Collection[str], indexed: int
+    ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Places in time order, and their slots, of what may be seen among the first ``indexed`` that came."""
+        slots = self._slots()
+        places = np.arange(len(slots))
+        if isinstance(cut, int):
+            if cut < 0:
+                raise InputError(f"before={cut!r}: expected a position, 0 or more, or a time")
+            places, slots = places[:cut], slots[:cut]
+        keep = slots < indexed
+        if isinstance(cut, datetime):
+            keep &= np.array(self._times)[slots] < _seconds(cut)  # nan is never earlier
+        hidden = [self._slot[one] for one in exclude if one in self._slot]
+        if hidden:
+            keep &= ~np.isin(slots, hidden)
+        return (places, slots) if keep.all() else (places[keep], slots[keep])
+
+    def _slots(self) -> NDArray[np.intp]:
+        return np.arange(len(self._arrived)) if self._order is None else self._order
+
+    def _admit(self, interaction: Interaction) -> None:
+        if self._user_id is None:
+            self._user_id = interaction.user_id
+        if interaction.user_id != self._user_id:
+            raise InputError(
+                f"user_id {interaction.user_id!r}: expected interactions of {self._user_id!r} only; "
+                "make one EpisodicMemory per user"
+            )
+        if interaction.id in self._slot:
+            raise InputError(f"interaction id {interaction.id!r}: already in the memory of {self._user_id!r}")
+        self._slot[interaction.id] = len(self._arrived)
+        self._arrived.append(interaction)
+        self._times.append(_seconds(interaction.time) if interaction.time else math.nan)
+
+    def _sort(self) -> None:
+        times = np.array(self._times)
+        order = None if np.isnan(times).any() else np.argsort(times, kind="stable")
+        self._order = None if order is None or (order[1:] > order[:-1]).all() else order
+
+    def _catch_up(self) -> None:
+        """Encode and index what came since the last recall."""
+        if self._indexed == len(self._arrived):
+            return
+        with self._building:
+            with self._lock:
+                fresh = self._arrived[self._indexed :]
+            items = self._retriever.encode([self._text(i) for i in fresh], [self._vectors.get(i.id) for i in fresh])
+            with self._lock:
+                self._index.add(items)
+                self._indexed += len(items)
+
+
+def _seconds(time: datetime) -> float:
+    return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
+
+
+class Recall(dspy.Module):
+    """Episodes of the user in whose name the program runs; one shared module for all users.
+
+    The memory is read from ``dspy.settings.user_memory`` and the cut from ``dspy.settings.memory_cut`` (a
+    ``MemoryCut``), both set with ``dspy.context`` by the agent around its call. Without a memory: no episodes.
+
+    Args:
+        k: how many episodes at most, unless a call says otherwise.
+
+    Example:
+        >>> memory = EpisodicMemory([Interaction(user_id="u1", query="Heat (1995)", response="crime", id="h")])
+        >>> with dspy.context(user_memory=memory, memory_cut=MemoryCut(before=1)):
+        ...     [e.id for e in Recall(k=4)(query="a heist").episodes]
+        ['h']
+    """
+
+    def __init__(self, k: int = 4) -> None:
+        super().__init__()
+        self.k = k
+
+    def forward(self, query: str, k: int | None = None) -> dspy.Prediction:
+        """``Prediction(episodes=[Episode, ...])``, best first."""
+        memory: EpisodicMemory | None = dspy.settings.get("user_memory", None)
+        if memory is None:
+            return dspy.Prediction(episodes=[])
+        cut: MemoryCut = dspy.settings.get("memory_cut", None) or MemoryCut()
+        k = self.k if k is None else k
+        return dspy.Prediction(episodes=memory.recall(query, k, before=cut.before, exclude=cut.exclude))

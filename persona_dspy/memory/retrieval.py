@@ -1,0 +1,155 @@
+"""How near an episode is to a query. Owns: the Retriever protocol and BM25.
+
+Not here: who may see which episode, time order, recency (``episodic.py``); dense vectors (``dense.py``); storage.
+
+A **retriever** is a frozen configuration, shared by all users. It turns texts into items (``encode``: pure and
+possibly slow, so it is never called under a lock) and makes one **index** per user (``index``: cheap, mutable, not
+thread-safe alone: ``EpisodicMemory`` guards it).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from array import array
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from persona_dspy.errors import InputError
+
+__all__ = ["BM25", "Index", "Retriever", "tokenize", "top"]
+
+_TOKEN = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
+
+
+class Index(Protocol):
+    """The searchable form of one user's episodes; slot i is the i-th item ever added."""
+
+    def add(self, items: Sequence[Any]) -> None:
+        """Append encoded items as the next slots."""
+        ...
+
+    def scores(self, query: Any, live: NDArray[np.bool_] | None) -> NDArray[np.float32]:
+        """Nearness of every slot to an encoded query, shape (slots,), higher is nearer.
+
+        ``live`` (shape (slots,), None = all) marks what may be seen: the scores of live slots are exactly those of
+        an index that holds the live slots only. Scores of the others are meaningless.
+        """
+        ...
+
+
+class Retriever(Protocol):
+    """Frozen configuration of a search, shared by users and threads."""
+
+    def encode(self, texts: Sequence[str], vectors: Sequence[NDArray[np.float32] | None] | None = None) -> list[Any]:
+        """One item per text, ``len(result) == len(texts)``; ``vectors`` are embeddings already known, if any."""
+        ...
+
+    def index(self) -> Index:
+        """A new, empty index."""
+        ...
+
+
+def tokenize(text: str) -> list[str]:
+    """Words of a text for BM25: NFKC, case-folded, runs of letters and digits; a CJK character is a word.
+
+    No stop words and no stemming: both are per language, and BM25's idf already plays common words down.
+
+    Example:
+        >>> tokenize("Alien (1979): L'ÉTÉ 東京")
+        ['alien', '1979', 'l', 'été', '東', '京']
+    """
+    return _TOKEN.findall(unicodedata.normalize("NFKC", text).casefold())
+
+
+@dataclass(frozen=True, kw_only=True)
+class BM25:
+    """Term matching, Lucene's variant of BM25 (Kamphuis et al., ECIR 2020).
+
+    ``score = Σ_t idf_t · tf / (k1 · (1 - b + b · dl / avgdl) + tf)``, ``idf_t = ln(1 + (N - df + .5) / (df + .5))``;
+    a term repeated in the query counts that often. The same numbers as ``bm25s`` with ``method="lucene"``; unlike it,
+    N, df and avgdl are taken when asked, over the live episodes alone, so that a search "as of then" has that time's
+    statistics and an append costs no rebuild.
+
+    Args:
+        k1: how fast repeated terms saturate, >= 0.
+        b: how much long episodes are played down, in [0, 1].
+        words: text -> words, the same for episodes and queries.
+    """
+
+    k1: float = 1.5
+    b: float = 0.75
+    words: Callable[[str], list[str]] = tokenize
+
+    def __post_init__(self) -> None:
+        if not (self.k1 >= 0 and 0 <= self.b <= 1):
+            raise InputError(f"BM25(k1={self.k1!r}, b={self.b!r}): expected k1 >= 0 and b in [0, 1], such as BM25()")
+
+    def encode(self, texts: Sequence[str], vectors: Sequence[Any] | None = None) -> list[Counter[str]]:
+        """Word counts of each text; ``vectors`` are not looked at."""
+        return [Counter(self.words(text)) for text in texts]
+
+    def index(self) -> Index:
+        return _Postings(self.k1, self.b)
+
+
+class _Postings:
+    """For each word the slots that hold it and how often; appending is O(words of the episode)."""
+
+    def __init__(self, k1: float, b: float) -> None:
+        self._k1, self._b = k1, b
+        self._postings: dict[str, array[int]] = {}  # slot, count, slot, count, ...: one small object a word
+        self._lengths: array[int] = array("i")
+
+    def add(self, items: Sequence[Counter[str]]) -> None:
+        for counts in items:
+            slot = len(self._lengths)
+            self._lengths.append(counts.total())
+            for word, count in counts.items():
+                self._postings.setdefault(word, array("i")).extend((slot, count))
+
+    def scores(self, query: Counter[str], live: NDArray[np.bool_] | None) -> NDArray[np.float32]:
+        # copied views: an array.array refuses to grow while numpy still looks at its buffer
+        lengths = np.array(self._lengths, dtype=np.float32)
+        found = np.zeros(len(lengths), dtype=np.float32)
+        seen = lengths if live is None else lengths[live]
+        if not len(seen):
+            return found
+        mean = float(seen.mean(dtype=np.float64)) or 1.0
+        for word, times in query.items():
+            posting = self._postings.get(word)
+            if posting is None:
+                continue
+            pairs = np.array(posting).reshape(-1, 2)
+            if live is not None:
+                pairs = pairs[live[pairs[:, 0]]]
+            slots, counts = pairs[:, 0], pairs[:, 1].astype(np.float32)
+            idf = math.log(1 + (len(seen) - len(slots) + 0.5) / (len(slots) + 0.5))
+            norm = np.float32(self._k1) * (1 - self._b + self._b / mean * lengths[slots])
+            found[slots] += np.float32(times * idf) * counts / (norm + counts)  # slots of one word are distinct
+        return found
+
+
+def top(scores: NDArray[np.float32], k: int) -> NDArray[np.intp]:
+    """Positions of the k highest scores, best first; of equals the last position first. Exact, O(n + k log k).
+
+    Example:
+        >>> top(np.array([0.0, 2.0, 0.0, 1.0], dtype=np.float32), 3).tolist()
+        [1, 3, 2]
+    """
+    n = len(scores)
+    if k <= 0:
+        return np.arange(0)
+    if k >= n:
+        chosen = np.arange(n)
+    else:
+        edge = np.partition(scores, n - k)[n - k]
+        above, level = np.flatnonzero(scores > edge), np.flatnonzero(scores == edge)
+        chosen = np.concatenate((above, level[len(level) - (k - len(above)) :]))
+    return chosen[np.lexsort((-chosen, -scores[chosen]))]

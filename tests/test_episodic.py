@@ -1,0 +1,216 @@
+"""Time order, cuts without leakage, recall, and one shared module for many users."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+
+import dspy
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from persona_dspy.errors import InputError
+from persona_dspy.memory.episodic import EpisodicMemory, MemoryCut, Recall, episode_text
+from persona_dspy.records import Interaction, in_time_order
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+QUERY = st.lists(st.sampled_from(["cat", "dog", "sea", "red", "the", "zebra"]), min_size=1, max_size=5).map(" ".join)
+
+
+def one(number: int, query: str = "query", *, day: float | None = None, user: str = "u1") -> Interaction:
+    time = None if day is None else START + timedelta(days=day)
+    return Interaction(user_id=user, query=query, response=f"r{number}", time=time, id=f"i{number}")
+
+
+def ids(items) -> list[str]:
+    return [item.id for item in items]
+
+
+@st.composite
+def histories(draw):
+    queries = draw(st.lists(QUERY, max_size=9))
+    timed = draw(st.booleans())
+    days = [draw(st.integers(0, 5)) if timed else draw(st.one_of(st.none(), st.integers(0, 5))) for _ in queries]
+    return [one(n, query, day=day) for n, (query, day) in enumerate(zip(queries, days, strict=True))]
+
+
+def test_episode_text_is_title_query_response():
+    item = Interaction(user_id="u", query="A crew.", response="sci-fi", metadata={"title": "Alien", "year": 1979})
+    assert episode_text(item) == "Alien\nA crew.\nsci-fi"
+    assert episode_text(item, fields=("year", "absent")) == "1979\nA crew.\nsci-fi"
+    same = Interaction(user_id="u", query="Alien", response="sci-fi", metadata={"title": "Alien"})
+    assert episode_text(same) == "Alien\nsci-fi"
+
+
+@given(histories(), st.integers(0, 9))
+def test_order_is_that_of_records_however_they_arrive(history, cut):
+    memory = EpisodicMemory(history[:cut])
+    for item in history[cut:]:
+        memory.append(item)
+    assert list(memory.interactions) == in_time_order(history)
+    assert [memory.position(item.id) for item in memory.interactions] == list(range(len(history)))
+    assert memory.position("absent") is None
+
+
+@given(histories(), QUERY, st.data())
+def test_recall_as_of_then_equals_a_memory_of_only_that(history, query, data):
+    """No leakage: neither candidates, nor ranks, nor scores depend on what may not be seen."""
+    memory = EpisodicMemory(history)
+    before = data.draw(st.one_of(st.none(), st.integers(0, 10), st.integers(0, 6).map(lambda d: START + timedelta(d))))
+    exclude = data.draw(st.frozensets(st.sampled_from([i.id for i in history] or ["x"])))
+    seen = memory.before(before, exclude)
+    whole = memory.recall(query, 5, before=before, exclude=exclude)
+    alone = EpisodicMemory(seen, user_id="u1").recall(query, 5)
+    assert ids(whole) == ids(alone)
+    np.testing.assert_allclose([e.score for e in whole], [e.score for e in alone], rtol=1e-5)
+    assert len(whole) == min(5, len(seen))
+    assert all(memory.position(e.id) == e.position for e in whole)
+
+
+@given(histories(), QUERY, st.integers(0, 9))
+def test_appending_equals_building(history, query, cut):
+    grown = EpisodicMemory(history[:cut])
+    grown.recall(query, 3)
+    for item in history[cut:]:
+        grown.append(item)
+    assert grown.recall(query, 4) == EpisodicMemory(history).recall(query, 4)
+
+
+def test_before_is_strict():
+    memory = EpisodicMemory([one(0, day=0), one(1, day=1), one(2, day=1), one(3, day=2)])
+    assert ids(memory.before(2)) == ["i0", "i1"]
+    assert ids(memory.before(START + timedelta(days=1))) == ["i0"]
+    assert ids(memory.before(datetime(2026, 1, 2))) == ["i0"]  # a naive time is UTC
+    assert ids(memory.before(None, {"i3", "absent"})) == ["i0", "i1", "i2"]
+    assert memory.before(0) == ()
+
+
+def test_unknown_times_are_not_earlier_than_a_time():
+    memory = EpisodicMemory([one(0), one(1, day=0)])
+    assert ids(memory.before(START + timedelta(days=9))) == ["i1"]
+    assert ids(memory.before(2)) == ["i0", "i1"]
+
+
+def test_recency_decides_where_nothing_matches():
+    memory = EpisodicMemory([one(n, "about cats" if n == 1 else f"topic{n}", day=n) for n in range(6)])
+    assert ids(memory.recall("nothing of that", 3)) == ["i5", "i4", "i3"]
+    assert ids(memory.recall("cats", 3)) == ["i1", "i5", "i4"]
+    assert ids(memory.recall("cats", 3, before=1)) == ["i0"]
+    assert ids(memory.recall("", 2)) == ["i5", "i4"]
+
+
+def test_empty_memory():
+    memory = EpisodicMemory(user_id="u1")
+    assert memory.recall("q", 4) == [] and memory.interactions == () and len(memory) == 0
+    assert EpisodicMemory([one(0)]).recall("q", 4, before=0) == []
+    assert EpisodicMemory([one(0)]).recall("q", 0) == []
+
+
+def test_what_is_refused():
+    with pytest.raises(InputError, match="interactions of 'u1' only; make one EpisodicMemory per user"):
+        EpisodicMemory([one(0), one(1, user="u2")])
+    with pytest.raises(InputError, match="interactions of 'u2' only"):
+        EpisodicMemory([one(0)], user_id="u2")
+    memory = EpisodicMemory([one(0)])
+    with pytest.raises(InputError, match="'i0': already in the memory"):
+        memory.append(one(0))
+    with pytest.raises(InputError, match="only"):
+        memory.append(one(1, user="u2"))
+    with pytest.raises(InputError, match=r"recall\(k=-1\)"):
+        memory.recall("q", -1)
+    with pytest.raises(InputError, match="before=-1"):
+        memory.recall("q", 1, before=-1)
+    assert ids(memory.interactions) == ["i0"] and ids(memory.recall("q", 5)) == ["i0"]
+
+
+def test_a_copy_is_the_handle_itself():
+    memory = EpisodicMemory([one(0)])
+    assert copy.deepcopy(memory) is memory and copy.copy(memory) is memory
+    assert copy.deepcopy({"m": memory})["m"] is memory
+
+
+def test_encoders_run_outside_the_lock():
+    """A slow retriever never blocks an append."""
+    started, release = threading.Event(), threading.Event()
+
+    class Slow:
+        def encode(self, texts, vectors=None):
+            started.set()
+            assert release.wait(10)
+            return list(texts)
+
+        def index(self):
+            return Counting()
+
+    class Counting:
+        size = 0
+
+        def add(self, items):
+            self.size += len(items)
+
+        def scores(self, query, live):
+            return np.zeros(self.size, dtype=np.float32)
+
+    memory = EpisodicMemory([one(0, day=0)], retriever=Slow())
+    with ThreadPoolExecutor(1) as pool:
+        recalled = pool.submit(memory.recall, "q", 5)
+        assert started.wait(10)
+        memory.append(one(1, day=1))  # returns although the index is being built
+        memory.append(one(2, day=-1))
+        release.set()
+        assert ids(recalled.result(10)) == ["i0"]
+    assert ids(memory.recall("q", 5)) == ["i1", "i0", "i2"]
+
+
+def test_append_while_recalling():
+    memory = EpisodicMemory(user_id="u1")
+
+    def read():
+        for _ in range(150):
+            episodes = memory.recall("cat sea", 5)
+            assert len({e.id for e in episodes}) == len(episodes)
+            assert all(memory.position(e.id) is not None for e in episodes)
+
+    with ThreadPoolExecutor(4) as pool:
+        readers = [pool.submit(read) for _ in range(4)]
+        for n in range(300):
+            memory.append(one(n, "cat" if n % 3 else "sea", day=n % 17))
+        for reader in readers:
+            reader.result(60)
+    assert len(memory.recall("cat", 400)) == 300
+
+
+def test_recall_module_reads_the_ambient_user():
+    recall = Recall(k=2)
+    assert recall(query="anything").episodes == []
+    memory = EpisodicMemory([one(n, "cat", day=n) for n in range(5)])
+    with dspy.context(user_memory=memory):
+        assert ids(recall(query="cat").episodes) == ["i4", "i3"]
+        assert ids(recall(query="cat", k=1).episodes) == ["i4"]
+        with dspy.context(memory_cut=MemoryCut(before=3, exclude=frozenset({"i2"}))):
+            assert ids(recall(query="cat").episodes) == ["i1", "i0"]
+    assert recall(query="anything").episodes == []
+
+
+def test_one_module_many_users_many_threads():
+    recall = Recall(k=3)
+    memories = [EpisodicMemory([one(n, "cat", user=f"u{u}") for n in range(4)]) for u in range(40)]
+
+    def ask(memory):
+        with dspy.context(user_memory=memory):
+            return {e.interaction.user_id for e in recall(query="cat").episodes}
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(ask, memories * 5))
+    assert answers == [{m.user_id} for m in memories * 5]
+
+
+def test_recall_survives_copies_and_state():
+    recall = copy.deepcopy(Recall(k=2))
+    recall.load_state(recall.dump_state())
+    with dspy.context(user_memory=EpisodicMemory([one(0)])):
+        assert ids(recall(query="q").episodes) == ["i0"]
