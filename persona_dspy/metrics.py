@@ -1,0 +1,206 @@
+"""Accuracy, macro-F1, MAE, RMSE, ROUGE: pure functions over answers. Owns: the formulas. Not here: which task uses
+which (``lamp.py``), intervals over users (``evaluate.py``).
+
+Corpus metrics take ``golds`` and ``answers`` of one length, both as text, and follow LaMP's official evaluation
+(arXiv 2304.11406, ``eval/evaluation.py`` of LaMP-Benchmark/LaMP). METEOR, which LaMP's training script prints but its
+official evaluation does not report, is left out: every kept implementation needs the WordNet corpus, a download of
+its own that would make a score depend on the network.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from persona_dspy.errors import InputError
+
+__all__ = [
+    "HIGHER_IS_BETTER",
+    "accuracy",
+    "closeness",
+    "exact_match",
+    "macro_f1",
+    "mae",
+    "parse_rating",
+    "rmse",
+    "rouge1",
+    "rougeL",
+    "text_overlap",
+]
+
+HIGHER_IS_BETTER = {"accuracy": True, "macro_f1": True, "mae": False, "rmse": False, "rouge1": True, "rougeL": True}
+"""Direction of every corpus metric, by the name ``Task.evaluate`` reports it under."""
+
+
+def _paired(golds: Sequence[str], answers: Sequence[str]) -> list[tuple[str, str]]:
+    if len(golds) != len(answers):
+        raise InputError(f"{len(golds)} golds and {len(answers)} answers: expected one answer for each gold")
+    if not golds:
+        raise InputError("golds []: expected at least one gold and answer to score")
+    return [(str(g).strip(), str(a).strip()) for g, a in zip(golds, answers, strict=True)]
+
+
+def exact_match(gold: str, answer: str) -> float:
+    """1.0 if answer and gold are equal but for surrounding space, else 0.0. Higher is better.
+
+    Example:
+        >>> exact_match("comedy", " comedy ")
+        1.0
+    """
+    return float(gold.strip() == answer.strip())
+
+
+def parse_rating(text: object, low: float, high: float) -> float | None:
+    """A rating in ``[low, high]`` from text, or None where it is no number of that range ("nan" and "9" included)."""
+    try:
+        value = float(str(text).strip())
+    except ValueError:
+        return None
+    return value if math.isfinite(value) and low <= value <= high else None
+
+
+def closeness(gold: str, answer: str, low: float, high: float) -> float:
+    """``1 - |gold - answer| / (high - low)`` in [0, 1], higher is better; 0.0 where the answer is no rating.
+
+    Raises:
+        InputError: the gold is no rating in ``[low, high]``, or ``low >= high``.
+
+    Example:
+        >>> closeness("5", "4", 1, 5)
+        0.75
+    """
+    if low >= high:
+        raise InputError(f"rating range ({low!r}, {high!r}): expected low < high, such as (1, 5)")
+    given = parse_rating(answer, low, high)
+    return 0.0 if given is None else 1.0 - abs(_gold_rating(gold, low, high) - given) / (high - low)
+
+
+def text_overlap(gold: str, answer: str) -> float:
+    """ROUGE-L F1 of one answer against its gold, in [0, 1]; higher is better.
+
+    Example:
+        >>> text_overlap("a quiet film", "a quiet film")
+        1.0
+    """
+    return _rouge("rougeL", gold.strip(), answer.strip())
+
+
+def accuracy(golds: Sequence[str], answers: Sequence[str]) -> float:
+    """Share of answers equal to their gold but for surrounding space, in [0, 1]; higher is better (LaMP-1, LaMP-2).
+
+    Example:
+        >>> accuracy(["[1]", "[2]"], ["[1]", "[1]"])
+        0.5
+    """
+    pairs = _paired(golds, answers)
+    return sum(exact_match(g, a) for g, a in pairs) / len(pairs)
+
+
+def macro_f1(golds: Sequence[str], answers: Sequence[str], labels: Sequence[str]) -> float:
+    """Unweighted mean over ``labels`` of each label's F1, in [0, 1]; higher is better (LaMP-1, LaMP-2).
+
+    As LaMP has it: an answer outside ``labels`` is wrong and counts for no label; a label in neither golds nor
+    answers contributes 0, so the figure of a small sample is low by construction.
+
+    Raises:
+        InputError: a gold is not among ``labels``, no or repeated labels, or the lengths differ.
+
+    Example:
+        >>> macro_f1(["a", "b"], ["a", "neither"], ["a", "b"])
+        0.5
+    """
+    pairs = _paired(golds, answers)
+    index = {label.strip(): i for i, label in enumerate(labels)}
+    if not index or len(index) != len(labels):
+        raise InputError(f"labels {list(labels)!r}: expected one or more labels, each once")
+    unknown = next((g for g, _ in pairs if g not in index), None)
+    if unknown is not None:
+        raise InputError(f"gold {unknown!r}: expected one of {', '.join(labels)}")
+    from sklearn.metrics import f1_score
+
+    value: Any = f1_score(
+        [index[g] for g, _ in pairs],
+        [index.get(a, -1) for _, a in pairs],
+        labels=list(range(len(labels))),
+        average="macro",
+        zero_division=0.0,  # type: ignore[arg-type]  # the stub knows only the default
+    )
+    return float(value)
+
+
+def mae(golds: Sequence[str], answers: Sequence[str], low: float = 1, high: float = 5) -> float:
+    """Mean absolute error of ratings, in ``[0, high - low]``; lower is better (LaMP-3).
+
+    An answer that is no rating in ``[low, high]`` counts as the end of the scale farthest from the gold, as LaMP does
+    for what is no number.
+
+    Raises:
+        InputError: a gold is no rating in ``[low, high]``, or the lengths differ.
+
+    Example:
+        >>> mae(["5", "2"], ["4", "I can't say"])
+        2.0
+    """
+    errors = _errors(golds, answers, low, high)
+    return sum(errors) / len(errors)
+
+
+def rmse(golds: Sequence[str], answers: Sequence[str], low: float = 1, high: float = 5) -> float:
+    """Root of the mean squared error of ratings, in ``[0, high - low]``; lower is better (LaMP-3). See ``mae``.
+
+    Example:
+        >>> rmse(["5", "5"], ["5", "3"]) ** 2
+        2.0000000000000004
+    """
+    errors = _errors(golds, answers, low, high)
+    return math.sqrt(sum(e * e for e in errors) / len(errors))
+
+
+def rouge1(golds: Sequence[str], answers: Sequence[str]) -> float:
+    """Mean F1 of shared single words, in [0, 1]; higher is better (LaMP-4 to LaMP-7). No stemming, as in LaMP.
+
+    Example:
+        >>> round(rouge1(["the cat sat"], ["the dog sat"]), 3)
+        0.667
+    """
+    pairs = _paired(golds, answers)
+    return sum(_rouge("rouge1", g, a) for g, a in pairs) / len(pairs)
+
+
+def rougeL(golds: Sequence[str], answers: Sequence[str]) -> float:
+    """Mean F1 of the longest common word sequence, in [0, 1]; higher is better (LaMP-4 to LaMP-7). No stemming.
+
+    Example:
+        >>> round(rougeL(["the cat sat"], ["sat the cat"]), 3)
+        0.667
+    """
+    pairs = _paired(golds, answers)
+    return sum(_rouge("rougeL", g, a) for g, a in pairs) / len(pairs)
+
+
+def _gold_rating(gold: str, low: float, high: float) -> float:
+    value = parse_rating(gold, low, high)
+    if value is None:
+        raise InputError(f"gold {gold!r}: expected a number from {low} to {high}")
+    return value
+
+
+def _errors(golds: Sequence[str], answers: Sequence[str], low: float, high: float) -> list[float]:
+    errors: list[float] = []
+    for gold, answer in _paired(golds, answers):
+        wanted, given = _gold_rating(gold, low, high), parse_rating(answer, low, high)
+        errors.append(max(wanted - low, high - wanted) if given is None else abs(wanted - given))
+    return errors
+
+
+@cache
+def _scorer(kind: str) -> Any:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer([kind], use_stemmer=False)
+
+
+def _rouge(kind: str, gold: str, answer: str) -> float:
+    return float(_scorer(kind).score(gold, answer)[kind].fmeasure)

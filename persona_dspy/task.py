@@ -1,0 +1,337 @@
+"""What is asked of a user's program. Owns: ``Task`` (field names, labels, metrics, how an input or a profile item is
+read), ``Place`` (where a value was read), the task of a plain history. Not here: LaMP's own table (``lamp.py``), files
+(``histories.py``), formulas (``metrics.py``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, Literal
+
+from persona_dspy import metrics
+from persona_dspy.errors import DataError, InputError
+from persona_dspy.records import Interaction, parse_time
+
+__all__ = ["Place", "Task", "infer_task", "read_time"]
+
+_MANY_LABELS, _LONG_LABEL = 20, 60
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a value was read, so that an error about it can say so: a file, a line or a row's id, a part of the row."""
+
+    file: str = "<value>"
+    line: int | None = None
+    row_id: str | None = None
+    within: str = ""
+
+    def inside(self, within: str) -> Place:
+        """The same place, one level in: ``at.inside("profile[3].")``."""
+        return replace(self, within=self.within + within)
+
+    def error(self, field: str | None, value: object, expected: str, hint: str = "") -> DataError:
+        """A ``DataError`` about ``value`` at this place."""
+        return DataError(
+            self.file,
+            line=self.line,
+            row_id=self.row_id,
+            field=None if field is None else self.within + field,
+            value=value,
+            expected=expected,
+            hint=hint,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """What is asked of a user's program, and how its answers are read and scored. Hashable, holds no user's text.
+
+    Args:
+        name: ``"lamp-2m"``; ``"custom"`` for a task inferred from a history.
+        title: for people.
+        query_field, response_field: the signature's input and output.
+        instructions: the signature's instruction.
+        labels: the closed set of responses, or None.
+        rating: lowest and highest response, whole numbers, or None. At most one of ``labels`` and ``rating``.
+        metrics: names in ``metrics.HIGHER_IS_BETTER``; the first is the headline.
+        input_pattern: regular expression over LaMP's official input; its last group is the item itself.
+        item_query, item_response: keys of a profile item; of several query keys the first that is not blank.
+        item_extras: keys of a profile item kept as metadata. None that tells the response.
+        make_pair: builds (query, response) where a profile item holds no such pair.
+        make_query: builds the query from the groups of ``input_pattern`` where it is more than the last one.
+    """
+
+    name: str
+    title: str
+    query_field: str
+    response_field: str
+    instructions: str
+    metrics: tuple[str, ...]
+    labels: tuple[str, ...] | None = None
+    rating: tuple[int, int] | None = None
+    input_pattern: str = r"(?s)(.*)"
+    item_query: tuple[str, ...] = ("query",)
+    item_response: str = "response"
+    item_extras: tuple[str, ...] = ()
+    make_pair: Callable[[Mapping[str, str], Sequence[Interaction], str], tuple[str, str]] | None = None
+    make_query: Callable[..., str] | None = None
+
+    @property
+    def kind(self) -> Literal["labels", "rating", "text"]:
+        """What a response is."""
+        return "labels" if self.labels else "rating" if self.rating else "text"
+
+    @property
+    def choices(self) -> tuple[str, ...] | None:
+        """Every response possible, as text (the whole numbers of a rating included), or None for free text."""
+        if self.rating:
+            return tuple(str(n) for n in range(self.rating[0], self.rating[1] + 1))
+        return self.labels
+
+    def parse_input(self, text: object, at: Place | None = None) -> str:
+        """The item itself (film description, article, two references, ...) out of LaMP's official input.
+
+        Raises:
+            DataError: the text is blank or not an official input of this task.
+
+        Example:
+            >>> from persona_dspy.lamp import get_task
+            >>> get_task("lamp-4").parse_input("Generate a headline for the following article: It rained.")
+            'It rained.'
+        """
+        at = at or Place(file="<input>")
+        if not isinstance(text, str) or not text.strip():
+            raise at.error("input", text, f"the official input of {self.name}, not an empty one")
+        found = re.search(self.input_pattern, text)
+        if found is None:
+            raise at.error("input", text, f"an official input of {self.name} ({self.title})", "Check --task")
+        groups = [g.strip() for g in found.groups()]
+        if not all(groups):
+            raise at.error("input", text, "text after the instruction, not nothing")
+        return self.make_query(*groups) if self.make_query else groups[-1]
+
+    def parse_response(self, value: object, at: Place | None = None, field: str = "response") -> str:
+        """A response as this task writes it: one of ``choices`` (case and surrounding space forgiven), or any text.
+
+        Raises:
+            DataError: blank, not text or a number, or not among ``choices``.
+
+        Example:
+            >>> from persona_dspy.lamp import get_task
+            >>> get_task("lamp-2m").parse_response(" Comedy ")
+            'comedy'
+        """
+        at = at or Place()
+        if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
+            raise at.error(field, value, "the user's own response, as text")
+        text = str(value).strip()
+        if self.rating:
+            number = metrics.parse_rating(text, *self.rating)
+            if number is None or number != int(number):
+                raise at.error(field, value, f"a whole number from {self.rating[0]} to {self.rating[1]}")
+            return str(int(number))
+        if not self.labels:
+            return text
+        canonical = {label.casefold(): label for label in self.labels}.get(text.casefold())
+        if canonical is None:
+            raise at.error(field, value, f"one of: {', '.join(self.labels)}")
+        return canonical
+
+    def interaction(
+        self, item: object, user_id: str, *, earlier: Sequence[Interaction] = (), at: Place | None = None
+    ) -> Interaction:
+        """One profile item as something the user did. ``earlier``: this same user's interactions before it (LaMP-1
+        builds its query from them; see ``citation.py``); other tasks ignore them.
+
+        Raises:
+            DataError: a field is missing, blank, of the wrong type, or not among ``choices``.
+
+        Example:
+            >>> from persona_dspy.lamp import get_task
+            >>> get_task("lamp-2m").interaction({"id": "7", "description": "A heist.", "tag": "action"}, "u1").response
+            'action'
+        """
+        at = at or Place(file="<profile item>")
+        if not isinstance(item, Mapping):
+            raise at.error(
+                "profile", item, "an object such as {" + ", ".join(f'"{k}": ...' for k in self._keys()) + "}"
+            )
+        texts = {k: self._text(item, k, at) for k in self.item_query + self.item_extras}
+        if self.make_pair:
+            if not texts[self.item_query[0]]:
+                raise at.error(self.item_query[0], item.get(self.item_query[0]), "text that is not empty")
+            query, response = self.make_pair(texts, earlier, user_id)
+            if not query.strip():
+                raise at.error(self.item_query[0], item.get(self.item_query[0]), "text with at least one word")
+        else:
+            query = next((texts[k] for k in self.item_query if texts[k]), "")
+            if not query:
+                raise at.error(self.item_query[0], item.get(self.item_query[0]), "text that is not empty")
+            response = self.parse_response(item.get(self.item_response), at, self.item_response)
+        item_id = item.get("id", "")
+        if isinstance(item_id, bool) or not isinstance(item_id, str | int):
+            raise at.error("id", item_id, "a text or a whole number, unique within the user")
+        return Interaction(
+            user_id=user_id,
+            query=query,
+            response=response,
+            time=read_time(item.get("date", item.get("time")), at, "date"),
+            id=str(item_id),
+            metadata={k: texts[k] for k in self.item_extras if texts[k]},
+        )
+
+    def _keys(self) -> tuple[str, ...]:
+        return (*self.item_query[:1], self.item_response) if self.make_pair is None else self.item_query[:1]
+
+    @staticmethod
+    def _text(item: Mapping[str, Any], key: str, at: Place) -> str:
+        value = item.get(key)
+        if value is None:
+            return ""
+        if not isinstance(value, str):
+            raise at.error(key, value, "a text")
+        return value.strip()
+
+    def signature(self, instructions: str | None = None) -> Any:
+        """The typed ``dspy.Signature`` class: one input (``query_field``), one output (``response_field``), whose type
+        is a ``Literal`` of ``choices``, or ``str``. The same class for the same arguments.
+
+        Example:
+            >>> from persona_dspy.lamp import get_task
+            >>> list(get_task("lamp-2m").signature().output_fields)
+            ['tag']
+        """
+        return _signature(self, instructions or self.instructions)
+
+    def score(self, gold: str, answer: object) -> float:
+        """One answer in [0, 1], higher is better: equality for labels, closeness on a rating's scale, ROUGE-L for
+        text. An unusable answer scores 0.
+
+        Example:
+            >>> from persona_dspy.lamp import get_task
+            >>> get_task("lamp-3").score("5", "4")
+            0.75
+        """
+        text = "" if answer is None else str(answer)
+        if self.rating:
+            return metrics.closeness(gold, text, *self.rating)
+        return metrics.exact_match(gold, text) if self.labels else metrics.text_overlap(gold, text)
+
+    def evaluate(self, golds: Sequence[str], answers: Sequence[object]) -> dict[str, float]:
+        """The task's own metrics over many answers, in the order of ``metrics``. ``HIGHER_IS_BETTER`` has directions.
+
+        Raises:
+            InputError: no golds, lengths that differ, or a gold that is no response of this task.
+
+        Example:
+            >>> from persona_dspy.lamp import get_task
+            >>> get_task("lamp-3").evaluate(["5", "1"], ["5", "2"])["mae"]
+            0.5
+        """
+        texts = ["" if a is None else str(a) for a in answers]
+        values: dict[str, float] = {}
+        for name in self.metrics:
+            function: Callable[..., float] = getattr(metrics, name)
+            extra: tuple[Any, ...] = ()
+            if name == "macro_f1":
+                extra = (self.choices,)
+            elif name in ("mae", "rmse"):
+                extra = self.rating or ()
+            values[name] = function(list(golds), texts, *extra)
+        return values
+
+
+def read_time(value: object, at: Place, field: str) -> Any:
+    """``records.parse_time`` whose error says where. Returns an aware datetime or None."""
+    try:
+        return parse_time(value)
+    except (InputError, OverflowError):
+        raise at.error(field, value, "an ISO date such as 2026-01-31 or a year such as 1995") from None
+
+
+@cache
+def _signature(task: Task, instructions: str) -> Any:
+    import dspy
+
+    choices = task.choices
+    kind: Any = Literal[choices] if choices else str  # type: ignore[valid-type]
+    fields: Any = {
+        task.query_field: (str, dspy.InputField()),
+        task.response_field: (kind, dspy.OutputField(desc="what this user would answer")),
+    }
+    name = "".join(part.capitalize() for part in re.split(r"\W+", task.title)) or "Task"
+    return dspy.make_signature(fields, instructions, name)
+
+
+def infer_task(interactions: Sequence[Interaction], signature: str | None = None) -> Task:
+    """The task of one user's plain history, from that user's own responses only.
+
+    Whole numbers on a common scale (1-5, 1-10, 0-10, or their own range when that is narrow) are a rating. Otherwise
+    2 to 20 distinct short responses, at most half as many as interactions, are labels, and the closed set is this
+    user's own. Otherwise free text.
+
+    Args:
+        interactions: of one user, at least one.
+        signature: names for the two fields, such as ``"description -> tag"``; default ``"query -> response"``.
+
+    Raises:
+        InputError: no interactions, several users (labels of one must not reach another's prompt), a bad signature.
+
+    Example:
+        >>> past = [Interaction(user_id="u1", query=f"mail {i}", response="yes" if i % 2 else "no") for i in range(6)]
+        >>> infer_task(past).labels
+        ('no', 'yes')
+    """
+    users = {i.user_id for i in interactions}
+    if len(users) != 1:
+        shown = sorted(users)[:3]
+        raise InputError(f"interactions of {len(users)} users {shown!r}: expected one user's, at least one interaction")
+    query_field, response_field = _field_names(signature or "query -> response")
+    responses = [i.response.strip() for i in interactions]
+    rating = _common_scale(responses)
+    labels = None if rating else _own_labels(responses)
+    kinds = {"rating": ("mae", "rmse"), "labels": ("accuracy", "macro_f1"), "text": ("rouge1", "rougeL")}
+    return Task(
+        name="custom",
+        title="custom",
+        query_field=query_field,
+        response_field=response_field,
+        instructions=f"Given the {query_field}, give the {response_field} that this user would give.",
+        labels=labels,
+        rating=rating,
+        metrics=kinds["rating" if rating else "labels" if labels else "text"],
+    )
+
+
+def _field_names(signature: str) -> tuple[str, str]:
+    found = re.fullmatch(r"\s*([A-Za-z]\w*)\s*(?::\s*str\s*)?->\s*([A-Za-z]\w*)\s*(?::\s*str\s*)?", signature)
+    if found is None or found[1] == found[2]:
+        raise InputError(
+            f"signature {signature!r}: expected one input and one output name, such as 'description -> tag'"
+            " (give richer signatures to PersonaAgent in Python)"
+        )
+    return found[1], found[2]
+
+
+def _common_scale(responses: Sequence[str]) -> tuple[int, int] | None:
+    if not all(re.fullmatch(r"-?\d{1,3}", r) for r in responses):
+        return None
+    numbers = {int(r) for r in responses}
+    low, high = min(numbers), max(numbers)
+    if numbers <= {0, 1}:  # yes and no, not a scale
+        return None
+    for scale in ((1, 5), (1, 10), (0, 10)):
+        if scale[0] <= low and high <= scale[1]:
+            return scale
+    return (low, high) if low < high and high - low <= 10 else None
+
+
+def _own_labels(responses: Sequence[str]) -> tuple[str, ...] | None:
+    distinct = sorted(set(responses))
+    short = all(len(r) <= _LONG_LABEL and "\n" not in r for r in distinct)
+    few = 2 <= len(distinct) <= _MANY_LABELS and 2 * len(distinct) <= len(responses)
+    return tuple(distinct) if short and few else None
