@@ -1,0 +1,80 @@
+"""Simulating past interactions under a persona, and scoring what comes out. Owns: ``Simulator``.
+
+Not here: what is learned from it (proposals.py), which persona wins (acceptance.py).
+"""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import dspy
+from dspy.utils.exceptions import AdapterParseError
+
+from persona_dspy.agent import PersonalProgram
+from persona_dspy.feedback import Metric, Simulated, score_of
+from persona_dspy.persona import Persona
+
+__all__ = ["Simulator"]
+
+
+class Simulator:
+    """Answers past interactions as if they were new: with memory as it stood just before each, and never with
+    anything that is ``held`` out (contract 4: no leakage).
+
+    Args:
+        program: whose predictors and memory are used; not changed.
+        metric: scores a prediction in [0, 1]; None = by the response's type.
+        held: ids of interactions that no simulation may recall.
+        concurrency: how many simulations run at once.
+    """
+
+    def __init__(
+        self, program: PersonalProgram, metric: Metric | None, held: frozenset[str] = frozenset(), concurrency: int = 1
+    ) -> None:
+        self.program, self.metric, self.held, self.concurrency = program, metric, held, concurrency
+
+    def run(self, persona: Persona, examples: Sequence[dspy.Example]) -> list[Simulated]:
+        """One ``Simulated`` for each example, in order. An answer that cannot be parsed scores 0; LM failures raise."""
+        program = self.program.with_persona(persona)
+        return self._map(lambda example: self._one(program, example), examples)
+
+    def until(
+        self, persona: Persona, examples: Sequence[dspy.Example], stop: Callable[[Sequence[float]], bool]
+    ) -> list[float]:
+        """Scores in order, ended early as soon as ``stop(scores so far)`` holds."""
+        scores: list[float] = []
+        for at in range(0, len(examples), self.concurrency):
+            scores += [s.score for s in self.run(persona, examples[at : at + self.concurrency])]
+            if stop(scores):
+                break
+        return scores
+
+    def _one(self, program: PersonalProgram, example: dspy.Example) -> Simulated:
+        field, steps = program.response_field, ()
+        try:
+            prediction: Any = program.simulate(example, exclude=self.held)
+            steps = prediction.trace.steps
+        except AdapterParseError:
+            prediction = dspy.Prediction(**{field: ""})
+        score, said = score_of(self.metric, program.kind, example, prediction, field)
+        return Simulated(
+            interaction_id=str(example.get("interaction_id", "")),
+            query=str(example.get(program.query_field, "")),
+            answer=str(prediction.get(field, "")),
+            gold=str(example.get(field, "")),
+            score=score,
+            said=said,
+            actions=tuple(f"{s.action}({s.query})" for s in steps),
+            episodes=tuple(r.id for s in steps for r in s.recalled),
+        )
+
+    def _map(self, work: Callable[[dspy.Example], Simulated], items: Iterable[dspy.Example]) -> list[Simulated]:
+        items = list(items)
+        if self.concurrency <= 1 or len(items) <= 1:
+            return [work(item) for item in items]
+        with ThreadPoolExecutor(self.concurrency) as pool:  # dspy.context does not cross threads by itself
+            runs = [pool.submit(contextvars.copy_context().run, work, item) for item in items]
+            return [run.result() for run in runs]

@@ -1,0 +1,103 @@
+"""The action step: which of the user's memory tools are called, with what words. Owns: policies and the loop.
+
+Not here: the response itself (agent.py), the tools' insides (memory, tools.py). In the paper's words
+``a_t ~ pi_P(. | c_t)``: the persona is in the system message of the call that chooses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import dspy
+from pydantic import BaseModel, Field
+
+from persona_dspy.ledger import role
+from persona_dspy.memory.episodic import Recall
+from persona_dspy.records import Episode
+from persona_dspy.trace import Recalled, Step
+from persona_dspy.untrusted import clip_tokens, fenced, one_line
+
+__all__ = ["Act", "Policy", "past_block", "recall_step"]
+
+Policy = Literal["fixed", "plan", "none"]
+
+
+class Action(BaseModel):
+    """A tool and the words to call it with."""
+
+    action: Literal["recall_history", "recall_profile"]
+    words: Annotated[str, Field(max_length=80)]
+
+
+class ChooseActions(dspy.Signature):
+    """Choose what to look up in this user's own past before the query is answered. recall_history finds past
+    queries and the user's own responses by search words; recall_profile shows what is true of the user overall."""
+
+    query: str = dspy.InputField(desc="what has to be answered next; do not answer it here")
+    actions: Annotated[list[Action], Field(min_length=1, max_length=2)] = dspy.OutputField(desc="one or two look-ups")
+
+
+class Act(dspy.Module):
+    """Chooses and runs actions for one query; ``Prediction(episodes, steps, observations)``.
+
+    ``fixed``: recall by the query itself, no LM call. ``plan``: one LM call picks tools and words; whatever it picks,
+    recall by the query itself fills up to k, so that a poor choice costs nothing. ``none``: no memory.
+    """
+
+    def __init__(self, *, policy: Policy = "fixed", recall: Recall | None = None) -> None:
+        super().__init__()
+        self.policy: Policy = policy
+        self.recall = recall or Recall()
+        if policy == "plan":
+            self.choose = dspy.Predict(ChooseActions)
+
+    def forward(self, query: str) -> dspy.Prediction:
+        chosen: list[Action] = []
+        if self.policy == "plan":
+            with role("act"):
+                chosen = self.choose(query=query).actions
+        return self._run(query, chosen)
+
+    async def aforward(self, query: str) -> dspy.Prediction:
+        chosen: list[Action] = []
+        if self.policy == "plan":
+            with role("act"):
+                chosen = (await self.choose.acall(query=query)).actions
+        return self._run(query, chosen)
+
+    def _run(self, query: str, chosen: Sequence[Action]) -> dspy.Prediction:
+        steps: list[Step] = []
+        episodes: dict[str, Episode] = {}
+        observations: list[str] = []
+        if self.policy == "none" or not self.recall.k:
+            return dspy.Prediction(episodes=[], steps=steps, observations="")
+        for action in chosen:
+            if action.action == "recall_history":
+                found = self.recall(query=action.words).episodes
+                steps.append(recall_step(action.words, found))
+                episodes |= {e.id: e for e in found[: max(1, self.recall.k // 2)]}
+            else:
+                said = dspy.settings.get("persona_prompt") or "nothing is known of this user yet"
+                steps.append(Step(action="recall_profile", query="", observation=said))
+        found = [e for e in self.recall(query=query).episodes if e.id not in episodes]
+        found = found[: max(0, self.recall.k - len(episodes))]
+        if found:
+            steps.append(recall_step(query, found))
+        nearest_first = [*found, *episodes.values()]
+        return dspy.Prediction(episodes=nearest_first, steps=steps, observations="\n".join(observations))
+
+
+def recall_step(query: str, episodes: Sequence[Episode]) -> Step:
+    """The trace of a recall."""
+    recalled = tuple(Recalled(id=e.id, score=round(e.score, 4)) for e in episodes)
+    return Step(action="recall_history", query=one_line(query), recalled=recalled)
+
+
+def past_block(episodes: Sequence[Episode], *, tokens: int = 60) -> str:
+    """Episodes as one fenced list, nearest last; each clipped to ``tokens`` estimated tokens."""
+    lines = [
+        f"- {clip_tokens(one_line(e.interaction.query), tokens)} -> {clip_tokens(one_line(e.interaction.response), tokens)}"
+        for e in reversed(episodes)
+    ]
+    return fenced("\n".join(lines), "this user's past queries and own responses")

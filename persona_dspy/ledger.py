@@ -1,0 +1,199 @@
+"""Counts every LM call and stops the work where a budget ends. Owns: Budget, Ledger, roles.
+
+Not here: MLflow (tracking.py). A Ledger hooks into DSPy at its two per-call points, both scoped by ``dspy.context``
+and so safe under threads: the usage tracker (tokens; not called for cache hits) and the callbacks (time, failures).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import dspy
+from dspy.utils.callback import BaseCallback
+from dspy.utils.callback_context import ACTIVE_CALL_ID
+
+from persona_dspy.errors import BudgetExceeded, InputError
+from persona_dspy.records import Usage
+
+__all__ = ["Budget", "Ledger", "Role", "current_ledger", "role"]
+
+Role = Literal["respond", "act", "loss", "update", "summarise"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """Upper bounds; None = no bound. ``calls`` LM calls, ``tokens`` input plus output, ``usd``, wall ``seconds``.
+
+    Example:
+        >>> Budget(calls=100).calls
+        100
+    """
+
+    calls: int | None = None
+    tokens: int | None = None
+    usd: float | None = None
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("calls", "tokens", "usd", "seconds"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise InputError(f"Budget.{name} {value!r}: expected 0 or more, or None for no bound")
+
+
+class Ledger(BaseCallback):
+    """What LM calls cost, by role, for one user (or, as ``parent``, for a whole fleet).
+
+    A call is counted when its engine answered or failed, never for DSPy cache hits. ``check`` is called by the
+    persona adapters before each call and raises once a bound is reached, so that work stops between calls.
+    """
+
+    def __init__(
+        self, *, user_id: str | None = None, budget: Budget | None = None, parent: Ledger | None = None
+    ) -> None:
+        self.user_id, self.budget, self.parent = user_id, budget or Budget(), parent
+        self._lock = threading.Lock()
+        self._by_role: dict[str, Usage] = {}
+        self._open: dict[str, tuple[float, str, list[dict[str, Any]], Any]] = {}
+        self._reserved = 0
+        self._began = time.monotonic()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Ledger:
+        return self  # an account, not a value: a copy would split the count
+
+    @contextmanager
+    def recording(self) -> Generator[Ledger]:
+        """Count every LM call made inside, in this thread and in those that copy its context."""
+        callbacks = [c for c in dspy.settings.get("callbacks", []) if not isinstance(c, Ledger)]
+        with dspy.context(usage_tracker=self, callbacks=[*callbacks, self], persona_ledger=self):
+            yield self
+
+    @property
+    def usage(self) -> Usage:
+        """All roles together."""
+        with self._lock:
+            return sum(self._by_role.values(), Usage())
+
+    @property
+    def by_role(self) -> dict[str, Usage]:
+        """A copy of the totals per role."""
+        with self._lock:
+            return dict(self._by_role)
+
+    def check(self, calls: int = 1) -> None:
+        """Reserve ``calls`` further LM calls.
+
+        Raises:
+            BudgetExceeded: a bound would be passed; nothing is reserved then.
+        """
+        with self._lock:
+            spent, budget = sum(self._by_role.values(), Usage()), self.budget
+            bounds = (
+                ("calls", spent.calls + self._reserved + calls - 1, budget.calls),
+                ("tokens", spent.tokens, budget.tokens),
+                ("usd", spent.usd or 0.0, budget.usd),
+                ("seconds", time.monotonic() - self._began, budget.seconds),
+            )
+            for name, used, bound in bounds:
+                if bound is not None and used >= bound:
+                    who = f" of user {self.user_id!r}" if self.user_id else ""
+                    raise BudgetExceeded(
+                        f"budget{who}: {name} {round(used, 4)} of {bound} are spent; "
+                        f"raise Budget({name}=...) or --budget-calls to go on"
+                    )
+            self._reserved += calls
+        if self.parent is not None:
+            try:
+                self.parent.check(calls)
+            except BudgetExceeded:
+                self._release(calls)
+                raise
+
+    def _release(self, calls: int = 1) -> None:
+        with self._lock:
+            self._reserved = max(0, self._reserved - calls)
+
+    def settle(self) -> None:
+        """Give back one reservation: the call it was for has ended (and was counted) or was not made."""
+        self._release()
+        if self.parent is not None:
+            self.parent.settle()
+
+    # --- DSPy's hooks -------------------------------------------------------------------------------------------
+
+    def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        with self._lock:
+            self._open[call_id] = (time.monotonic(), dspy.settings.get("persona_role", "respond"), [], instance)
+
+    def add_usage(self, lm: str, usage_entry: dict[str, Any]) -> None:
+        """One entry per answer that an engine gave (DSPy's usage-tracker protocol)."""
+        with self._lock:
+            opened = self._open.get(ACTIVE_CALL_ID.get() or "")
+            if opened is not None:
+                opened[2].append(dict(usage_entry))
+                return
+        self._add(dspy.settings.get("persona_role", "respond"), _usage([dict(usage_entry)], 0.0, None))
+
+    def on_lm_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
+        with self._lock:
+            opened = self._open.pop(call_id, None)
+        if opened is None:
+            return
+        began, named, entries, lm = opened
+        if exception is not None and not entries:
+            self._add(named, Usage(calls=1, failures=1, seconds=time.monotonic() - began))
+        elif not entries:
+            self._add(named, Usage(cache_hits=1))
+        else:
+            self._add(named, _usage(entries, time.monotonic() - began, _cost(lm, outputs)))
+
+    def get_total_tokens(self) -> dict[str, dict[str, Any]]:
+        """DSPy's usage-tracker protocol; totals of this ledger under one name."""
+        total = self.usage
+        return {"all": {"prompt_tokens": total.input_tokens, "completion_tokens": total.output_tokens}}
+
+    def _add(self, named: str, usage: Usage) -> None:
+        with self._lock:
+            self._by_role[named] = self._by_role.get(named, Usage()) + usage
+        if self.parent is not None:
+            self.parent._add(named, usage)
+
+
+def _usage(entries: list[dict[str, Any]], seconds: float, usd: float | None) -> Usage:
+    total = Usage(seconds=seconds, usd=usd)
+    for entry in entries:
+        details = entry.get("prompt_tokens_details") or {}
+        cached = details.get("cached_tokens") if isinstance(details, dict) else getattr(details, "cached_tokens", 0)
+        total += Usage(
+            calls=1,
+            input_tokens=entry.get("prompt_tokens") or 0,
+            output_tokens=entry.get("completion_tokens") or 0,
+            cached_tokens=cached or 0,
+        )
+    return total
+
+
+def _cost(lm: Any, outputs: Any) -> float | None:
+    """DSPy's price of the call that returned ``outputs``: found in the LM's history by identity, not by position,
+    since other threads append to it meanwhile. None where history is off or the model has no known price."""
+    for entry in reversed(list(getattr(lm, "history", []) or [])[-64:]):
+        if entry.get("outputs") is outputs:
+            return entry.get("cost")
+    return None
+
+
+def current_ledger() -> Ledger | None:
+    """The ledger whose ``recording()`` block this call is in."""
+    return dspy.settings.get("persona_ledger")
+
+
+@contextmanager
+def role(name: Role) -> Generator[None]:
+    """LM calls inside count under ``name``."""
+    with dspy.context(persona_role=name):
+        yield
