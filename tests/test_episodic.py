@@ -10,11 +10,12 @@ from datetime import UTC, datetime, timedelta
 import dspy
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from persona_dspy.errors import InputError
 from persona_dspy.memory.episodic import EpisodicMemory, MemoryCut, Recall, episode_text
+from persona_dspy.memory.retrieval import BM25, Dense, Hybrid, Recency
 from persona_dspy.records import Interaction, in_time_order
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -56,28 +57,65 @@ def test_order_is_that_of_records_however_they_arrive(history, cut):
     assert memory.position("absent") is None
 
 
-@given(histories(), QUERY, st.data())
-def test_recall_as_of_then_equals_a_memory_of_only_that(history, query, data):
+def letters(texts):
+    return np.array([[t.count(c) for c in "caz"] for t in texts], dtype=np.float32)
+
+
+DENSE = Dense(encoder=letters, name="letters")
+RETRIEVERS = [BM25(), DENSE, Hybrid(parts=(BM25(), DENSE))]
+RECENCIES = [None, Recency(half_life=2), Recency(half_life=1, unit="days")]
+
+
+@given(histories(), QUERY, st.sampled_from(RETRIEVERS), st.sampled_from(RECENCIES), st.data())
+def test_recall_as_of_then_equals_a_memory_of_only_that(history, query, retriever, recency, data):
     """No leakage: neither candidates, nor ranks, nor scores depend on what may not be seen."""
-    memory = EpisodicMemory(history)
+    memory = EpisodicMemory(history, retriever=retriever, recency=recency)
     before = data.draw(st.one_of(st.none(), st.integers(0, 10), st.integers(0, 6).map(lambda d: START + timedelta(d))))
     exclude = data.draw(st.frozensets(st.sampled_from([i.id for i in history] or ["x"])))
     seen = memory.before(before, exclude)
+    assume(list(seen) == in_time_order(seen))  # where some lack a time, the order as given holds for the whole
     whole = memory.recall(query, 5, before=before, exclude=exclude)
-    alone = EpisodicMemory(seen, user_id="u1").recall(query, 5)
+    as_of = before if isinstance(before, datetime) else None  # age in days counts from the cut
+    alone = EpisodicMemory(seen, user_id="u1", retriever=retriever, recency=recency).recall(query, 5, before=as_of)
     assert ids(whole) == ids(alone)
     np.testing.assert_allclose([e.score for e in whole], [e.score for e in alone], rtol=1e-5)
     assert len(whole) == min(5, len(seen))
     assert all(memory.position(e.id) == e.position for e in whole)
 
 
-@given(histories(), QUERY, st.integers(0, 9))
-def test_appending_equals_building(history, query, cut):
-    grown = EpisodicMemory(history[:cut])
+@given(histories(), QUERY, st.integers(0, 9), st.sampled_from(RETRIEVERS), st.sampled_from(RECENCIES))
+def test_appending_equals_building(history, query, cut, retriever, recency):
+    grown = EpisodicMemory(history[:cut], retriever=retriever, recency=recency)
     grown.recall(query, 3)
     for item in history[cut:]:
         grown.append(item)
-    assert grown.recall(query, 4) == EpisodicMemory(history).recall(query, 4)
+    assert grown.recall(query, 4) == EpisodicMemory(history, retriever=retriever, recency=recency).recall(query, 4)
+
+
+def test_recency_outweighs_likeness_with_age():
+    history = [one(0, "cat cat", day=0), one(1, "cat sea", day=50), one(2, "dog", day=51)]
+
+    def best(recency):
+        return EpisodicMemory(history, recency=recency).recall("cat", 3)
+
+    assert ids(best(None)) == ["i0", "i1", "i2"]
+    assert ids(best(Recency(half_life=10, unit="days"))) == ["i1", "i0", "i2"]
+    plain, aged = best(None)[0], best(Recency(half_life=10, unit="days"))[1]
+    assert aged.score == pytest.approx(plain.score * 0.5 ** (51 / 10), rel=1e-5)
+    assert best(Recency(half_life=2))[0].score == pytest.approx(plain.score * 0.5 ** (2 / 2), rel=1e-5)
+
+
+def test_known_vectors_are_not_embedded_again():
+    asked = []
+
+    def encoder(texts):
+        asked.extend(texts)
+        return letters(texts)
+
+    vectors = {"i0": np.array([1, 0, 0], dtype=np.float32)}
+    memory = EpisodicMemory([one(0, "x"), one(1, "az")], retriever=Dense(encoder=encoder, name="l"), vectors=vectors)
+    assert ids(memory.recall("c", 1)) == ["i0"]
+    assert asked == ["az\nr1", "c"]
 
 
 def test_before_is_strict():

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from persona_dspy.errors import InputError
-from persona_dspy.memory.retrieval import BM25, Retriever, top
+from persona_dspy.memory.retrieval import BM25, Recency, Retriever, top
 from persona_dspy.records import Episode, Interaction
 
 __all__ = ["EpisodicMemory", "MemoryCut", "Recall", "episode_text"]
@@ -71,6 +71,7 @@ class EpisodicMemory:
         retriever: how nearness is measured; ``BM25()`` by default.
         text: interaction -> the text it is found by.
         vectors: embeddings already known, by interaction id, for a retriever that uses them.
+        recency: how age counts in a recall's scores; None = only among equals.
 
     Raises:
         InputError: interactions of another user, or an id given twice.
@@ -91,11 +92,13 @@ class EpisodicMemory:
         retriever: Retriever | None = None,
         text: Callable[[Interaction], str] = episode_text,
         vectors: Mapping[str, NDArray[np.float32]] | None = None,
+        recency: Recency | None = None,
     ) -> None:
         self._user_id = user_id
         self._retriever: Retriever = retriever if retriever is not None else BM25()
         self._text = text
         self._vectors = dict(vectors or {})
+        self._recency = recency
         self._lock = threading.Lock()  # guards everything below; never held while an encoder runs
         self._building = threading.Lock()  # one thread at a time encodes what is new
         self._arrived: list[Interaction] = []  # slot i of the index is the i-th that came
@@ -194,6 +197,8 @@ class EpisodicMemory:
                 live = np.zeros(self._indexed, dtype=np.bool_)
                 live[slots] = True
             scores = self._index.scores(encoded, live)[slots]
+            if self._recency is not None:
+                scores = np.maximum(scores, 0) * self._recency.weights(self._ages(slots, before))
             return [
                 Episode(interaction=self._arrived[slots[i]], position=int(places[i]), score=float(scores[i]))
                 for i in top(scores, k).tolist()
@@ -216,6 +221,17 @@ class EpisodicMemory:
         if hidden:
             keep &= ~np.isin(slots, hidden)
         return (places, slots) if keep.all() else (places[keep], slots[keep])
+
+    def _ages(self, slots: NDArray[np.intp], cut: int | datetime | None) -> NDArray[Any]:
+        """Age of each slot, given oldest first, in the unit of ``recency``."""
+        if self._recency is None or self._recency.unit == "episodes":
+            return np.arange(len(slots))[::-1]
+        times = np.array(self._times)[slots]
+        dated = times[~np.isnan(times)]
+        if not len(dated):
+            return np.zeros(len(slots))
+        now = _seconds(cut) if isinstance(cut, datetime) else dated.max()
+        return (now - np.where(np.isnan(times), dated.min(), times)) / 86_400
 
     def _slots(self) -> NDArray[np.intp]:
         return np.arange(len(self._arrived)) if self._order is None else self._order
@@ -250,6 +266,8 @@ class EpisodicMemory:
             with self._lock:
                 self._index.add(items)
                 self._indexed += len(items)
+                for interaction in fresh:
+                    self._vectors.pop(interaction.id, None)  # the index has its own copy
 
 
 def _seconds(time: datetime) -> float:
