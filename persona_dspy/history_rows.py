@@ -15,12 +15,11 @@ from typing import Any, TypeVar
 
 from persona_dspy.errors import DataError
 from persona_dspy.records import Interaction
-from persona_dspy.task import Place, Task, read_time
+from persona_dspy.task import Place, Task, checked_text, read_time
 
 __all__ = ["BadRow", "Question", "Rules", "UniqueIds", "UserHistory", "array_user", "line_interaction", "text_id"]
 
 _T = TypeVar("_T")
-_NONE: Mapping[str, Any] = MappingProxyType({})
 _FIELDS = ("user_id", "query", "response", "time", "id", "metadata")
 _ROW = '{"id": "10", "input": "...", "profile": [...]} or {"user_id": "u1", "profile": [...], "query": [...]}'
 
@@ -36,7 +35,17 @@ class Question:
     query: str
     gold: str | None = None
     time: datetime | None = None
-    metadata: Mapping[str, Any] = field(default_factory=lambda: _NONE)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "metadata", MappingProxyType(dict(self.metadata)))
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a mappingproxy does not copy or cross processes; a dict does
+        return _question_again, (self.id, self.query, self.gold, self.time, dict(self.metadata))
+
+
+def _question_again(*values: Any) -> Question:
+    return Question(**dict(zip(("id", "query", "gold", "time", "metadata"), values, strict=True)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,10 +87,15 @@ class Rules:
 
 
 def text_id(row: Mapping[str, Any], key: str, at: Place) -> str:
+    """The id under ``key``, as text.
+
+    Raises:
+        DataError: missing, blank, or neither text nor a whole number.
+    """
     value = row.get(key)
-    if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
-        raise at.error(key, value, "a text or a whole number that is not empty")
-    return str(value)
+    if isinstance(value, float):
+        raise at.error(key, value, "a text or a whole number")
+    return checked_text(value, at, key, "a text or a whole number that is not empty")
 
 
 class UniqueIds:
@@ -102,25 +116,30 @@ class UniqueIds:
 
 
 def line_interaction(row: dict[str, Any], task: Task | None, at: Place) -> Interaction:
+    """The interaction on one JSON line; with a ``task``, its response is checked against it.
+
+    Raises:
+        DataError: a field is missing, blank, of the wrong type or unknown.
+    """
     unknown = next((key for key in row if key not in _FIELDS), None)
     if unknown is not None:
         near = difflib.get_close_matches(unknown, _FIELDS, n=1)
         hint = f"Did you mean {near[0]!r}?" if near else f'Put extras under "metadata": {{{unknown!r}: ...}}'
         raise at.error(unknown, row[unknown], f"only the fields {', '.join(_FIELDS)}", hint)
-    query, metadata = row.get("query"), row.get("metadata") or {}
-    if not isinstance(query, str) or not query.strip():
-        raise at.error("query", query, "what the user was asked, as text")
+    query = checked_text(row.get("query"), at, "query", "what the user was asked, as text")
+    metadata = row.get("metadata") or {}
     if not isinstance(metadata, dict):
         raise at.error("metadata", metadata, "an object such as {}")
+    for key, value in metadata.items():
+        if isinstance(value, str) and value.strip():
+            checked_text(value, at, f"metadata.{key}")
+    wanted = "the user's own response, as text"
     response = row.get("response")
-    if task:
-        response = task.parse_response(response, at)
-    elif isinstance(response, bool) or not isinstance(response, str | int | float) or not str(response).strip():
-        raise at.error("response", response, "the user's own response, as text")
+    text = task.parse_response(response, at) if task else checked_text(response, at, "response", wanted)
     return Interaction(
         user_id=text_id(row, "user_id", at),
         query=query,
-        response=str(response),
+        response=text,
         time=read_time(row.get("time"), at, "time"),
         id=text_id(row, "id", at) if "id" in row else "",
         metadata=metadata,
@@ -130,6 +149,16 @@ def line_interaction(row: dict[str, Any], task: Task | None, at: Place) -> Inter
 def array_user(
     row: Any, task: Task, golds: dict[str, Any] | None, wanted: frozenset[str] | None, at: Place, rules: Rules
 ) -> UserHistory | None:
+    """The user on one row of a LaMP official (``input``) or OPPU-style (``query``) array.
+
+    Args:
+        golds: by question id, for official rows. An OPPU-style row holds its own.
+        wanted: user ids; None is returned for a user not among them.
+        rules: for single profile items and questions.
+
+    Raises:
+        DataError: the row itself cannot be used.
+    """
     if not isinstance(row, dict):
         raise at.error(None, row, _ROW)
     user_id = text_id(row, "user_id" if "user_id" in row else "id", at)
@@ -179,7 +208,7 @@ def _question(row: Any, task: Task, golds: Mapping[str, Any] | None, at: Place) 
         query=query,
         gold=None if gold is None else task.parse_response(gold, at, "gold" if golds is None else "output"),
         time=read_time(row.get("date"), at, "date"),
-        metadata=MappingProxyType({"input": row["input"]}),
+        metadata={"input": row["input"]},
     )
 
 

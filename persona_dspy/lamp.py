@@ -1,6 +1,6 @@
-"""The LaMP tasks as one table. Owns: their labels, field names, metrics, the pattern of the official input and which
-keys of a profile item are the query and the response. Not here: what a task can do (``task.py``), LaMP-1's pairs
-(``citation.py``), files (``histories.py``).
+"""Which task: LaMP's tasks as one table, and the task of a plain history. Owns: LaMP's labels, field names, metrics,
+pattern of the official input, and which keys of a profile item are the query and the response; ``infer_task``. Not
+here: what a task can do (``task.py``), LaMP-1's pairs (``citation.py``), files (``histories.py``).
 
 LaMP: arXiv 2304.11406. Its "LaMP_2" is two tasks under one name: movie tags (2M, the newer) and news (2N, the older).
 """
@@ -13,9 +13,11 @@ from collections.abc import Mapping, Sequence
 from persona_dspy import citation
 from persona_dspy.errors import InputError
 from persona_dspy.records import Interaction
-from persona_dspy.task import Place, Task, infer_task
+from persona_dspy.task import Task
 
-__all__ = ["Place", "Task", "get_task", "infer_task", "task_names"]
+__all__ = ["Task", "get_task", "infer_task", "task_names"]
+
+_MANY_LABELS, _LONG_LABEL = 20, 60
 
 _REMAINS = re.compile(r"https?://\S+|www\.\S+|[^\w\s@'’]|_")
 _STRETCHED = re.compile(r"(\w)\1{2,}")
@@ -162,3 +164,73 @@ def get_task(name: str) -> Task:
         if task.name.replace("-", "") == short:
             return task
     raise InputError(f"task {name!r}: expected one of {', '.join(_BY_NAME)}")
+
+
+def infer_task(interactions: Sequence[Interaction], signature: str | None = None) -> Task:
+    """The task of one user's plain history, from that user's own responses only.
+
+    Whole numbers on a common scale (1-5, 1-10, 0-10, or their own range when that is narrow) are a rating. Otherwise
+    2 to 20 distinct short responses, at most half as many as interactions, are labels, and the closed set is this
+    user's own. Otherwise free text.
+
+    Args:
+        interactions: of one user, at least one.
+        signature: names for the two fields, such as ``"description -> tag"``; default ``"query -> response"``.
+
+    Raises:
+        InputError: no interactions, several users (labels of one must not reach another's prompt), a bad signature.
+
+    Example:
+        >>> past = [Interaction(user_id="u1", query=f"mail {i}", response="yes" if i % 2 else "no") for i in range(6)]
+        >>> infer_task(past).labels
+        ('no', 'yes')
+    """
+    users = {i.user_id for i in interactions}
+    if len(users) != 1:
+        shown = sorted(users)[:3]
+        raise InputError(f"interactions of {len(users)} users {shown!r}: expected one user's, at least one interaction")
+    query_field, response_field = _field_names(signature or "query -> response")
+    responses = [i.response.strip() for i in interactions]
+    rating = _common_scale(responses)
+    labels = None if rating else _own_labels(responses)
+    kinds = {"rating": ("mae", "rmse"), "labels": ("accuracy", "macro_f1"), "text": ("rouge1", "rougeL")}
+    return Task(
+        name="custom",
+        title="custom",
+        query_field=query_field,
+        response_field=response_field,
+        instructions=f"Given the {query_field}, give the {response_field} that this user would give.",
+        labels=labels,
+        rating=rating,
+        metrics=kinds["rating" if rating else "labels" if labels else "text"],
+    )
+
+
+def _field_names(signature: str) -> tuple[str, str]:
+    found = re.fullmatch(r"\s*([A-Za-z]\w*)\s*(?::\s*str\s*)?->\s*([A-Za-z]\w*)\s*(?::\s*str\s*)?", signature)
+    if found is None or found[1] == found[2]:
+        raise InputError(
+            f"signature {signature!r}: expected one input and one output name, such as 'description -> tag'"
+            " (give richer signatures to PersonaAgent in Python)"
+        )
+    return found[1], found[2]
+
+
+def _common_scale(responses: Sequence[str]) -> tuple[int, int] | None:
+    if not all(re.fullmatch(r"-?\d{1,3}", r) for r in responses):
+        return None
+    numbers = {int(r) for r in responses}
+    low, high = min(numbers), max(numbers)
+    if numbers <= {0, 1}:  # yes and no, not a scale
+        return None
+    for scale in ((1, 5), (1, 10), (0, 10)):
+        if scale[0] <= low and high <= scale[1]:
+            return scale
+    return (low, high) if low < high and high - low <= 10 else None
+
+
+def _own_labels(responses: Sequence[str]) -> tuple[str, ...] | None:
+    distinct = sorted(set(responses))
+    short = all(len(r) <= _LONG_LABEL and "\n" not in r for r in distinct)
+    few = 2 <= len(distinct) <= _MANY_LABELS and 2 * len(distinct) <= len(responses)
+    return tuple(distinct) if short and few else None

@@ -112,7 +112,7 @@ def json_line(line: bytes | None, at: Place) -> dict[str, Any]:
     if line is None:
         raise at.error(None, f"a line over {MAX_LINE} bytes", _JSONL)
     try:
-        row = json.loads(line.decode("utf-8"))
+        row = json.loads(line.decode("utf-8"), parse_constant=_no_constant)
     except UnicodeDecodeError as error:
         raise at.error(None, line[error.start : error.start + 8], "UTF-8 text", "Save the file as UTF-8") from None
     except (ValueError, RecursionError) as error:
@@ -120,6 +120,10 @@ def json_line(line: bytes | None, at: Place) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise at.error(None, row, _JSONL)
     return row
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON value")
 
 
 def read_golds(path: Path) -> tuple[str, dict[str, Any]]:

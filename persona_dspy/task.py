@@ -1,5 +1,5 @@
 """What is asked of a user's program. Owns: ``Task`` (field names, labels, metrics, how an input or a profile item is
-read), ``Place`` (where a value was read), the task of a plain history. Not here: LaMP's own table (``lamp.py``), files
+read), ``Place`` (where a value was read), ``checked_text``. Not here: which tasks there are (``lamp.py``), files
 (``histories.py``), formulas (``metrics.py``).
 """
 
@@ -15,9 +15,7 @@ from persona_dspy import metrics
 from persona_dspy.errors import DataError, InputError
 from persona_dspy.records import Interaction, parse_time
 
-__all__ = ["Place", "Task", "infer_task", "read_time"]
-
-_MANY_LABELS, _LONG_LABEL = 20, 60
+__all__ = ["Place", "Task", "checked_text", "read_time"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,9 +102,8 @@ class Task:
             'It rained.'
         """
         at = at or Place(file="<input>")
-        if not isinstance(text, str) or not text.strip():
-            raise at.error("input", text, f"the official input of {self.name}, not an empty one")
-        found = re.search(self.input_pattern, text)
+        given = checked_text(text, at, "input", f"the official input of {self.name}, not an empty one")
+        found = re.search(self.input_pattern, given)
         if found is None:
             raise at.error("input", text, f"an official input of {self.name} ({self.title})", "Check --task")
         groups = [g.strip() for g in found.groups()]
@@ -126,9 +123,7 @@ class Task:
             'comedy'
         """
         at = at or Place()
-        if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
-            raise at.error(field, value, "the user's own response, as text")
-        text = str(value).strip()
+        text = checked_text(value, at, field, "the user's own response, as text")
         if self.rating:
             number = metrics.parse_rating(text, *self.rating)
             if number is None or number != int(number):
@@ -172,7 +167,7 @@ class Task:
             if not query:
                 raise at.error(self.item_query[0], item.get(self.item_query[0]), "text that is not empty")
             response = self.parse_response(item.get(self.item_response), at, self.item_response)
-        item_id = item.get("id", "")
+        item_id = "" if item.get("id") is None else item["id"]
         if isinstance(item_id, bool) or not isinstance(item_id, str | int):
             raise at.error("id", item_id, "a text or a whole number, unique within the user")
         return Interaction(
@@ -194,7 +189,7 @@ class Task:
             return ""
         if not isinstance(value, str):
             raise at.error(key, value, "a text")
-        return value.strip()
+        return checked_text(value, at, key) if value.strip() else ""
 
     def signature(self, instructions: str | None = None) -> Any:
         """The typed ``dspy.Signature`` class: one input (``query_field``), one output (``response_field``), whose type
@@ -245,6 +240,21 @@ class Task:
         return values
 
 
+def checked_text(value: object, at: Place, field: str, expected: str = "text that is not empty") -> str:
+    """``value`` as text without surrounding space; numbers become text.
+
+    Raises:
+        DataError: blank, of another type, or holding what no database and no UTF-8 file can (NUL, half a surrogate
+            pair).
+    """
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
+        raise at.error(field, value, expected)
+    text = str(value).strip()
+    if "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
+        raise at.error(field, value, "text without NUL characters and half surrogate pairs", "Clean the text")
+    return text
+
+
 def read_time(value: object, at: Place, field: str) -> Any:
     """``records.parse_time`` whose error says where. Returns an aware datetime or None."""
     try:
@@ -265,73 +275,3 @@ def _signature(task: Task, instructions: str) -> Any:
     }
     name = "".join(part.capitalize() for part in re.split(r"\W+", task.title)) or "Task"
     return dspy.make_signature(fields, instructions, name)
-
-
-def infer_task(interactions: Sequence[Interaction], signature: str | None = None) -> Task:
-    """The task of one user's plain history, from that user's own responses only.
-
-    Whole numbers on a common scale (1-5, 1-10, 0-10, or their own range when that is narrow) are a rating. Otherwise
-    2 to 20 distinct short responses, at most half as many as interactions, are labels, and the closed set is this
-    user's own. Otherwise free text.
-
-    Args:
-        interactions: of one user, at least one.
-        signature: names for the two fields, such as ``"description -> tag"``; default ``"query -> response"``.
-
-    Raises:
-        InputError: no interactions, several users (labels of one must not reach another's prompt), a bad signature.
-
-    Example:
-        >>> past = [Interaction(user_id="u1", query=f"mail {i}", response="yes" if i % 2 else "no") for i in range(6)]
-        >>> infer_task(past).labels
-        ('no', 'yes')
-    """
-    users = {i.user_id for i in interactions}
-    if len(users) != 1:
-        shown = sorted(users)[:3]
-        raise InputError(f"interactions of {len(users)} users {shown!r}: expected one user's, at least one interaction")
-    query_field, response_field = _field_names(signature or "query -> response")
-    responses = [i.response.strip() for i in interactions]
-    rating = _common_scale(responses)
-    labels = None if rating else _own_labels(responses)
-    kinds = {"rating": ("mae", "rmse"), "labels": ("accuracy", "macro_f1"), "text": ("rouge1", "rougeL")}
-    return Task(
-        name="custom",
-        title="custom",
-        query_field=query_field,
-        response_field=response_field,
-        instructions=f"Given the {query_field}, give the {response_field} that this user would give.",
-        labels=labels,
-        rating=rating,
-        metrics=kinds["rating" if rating else "labels" if labels else "text"],
-    )
-
-
-def _field_names(signature: str) -> tuple[str, str]:
-    found = re.fullmatch(r"\s*([A-Za-z]\w*)\s*(?::\s*str\s*)?->\s*([A-Za-z]\w*)\s*(?::\s*str\s*)?", signature)
-    if found is None or found[1] == found[2]:
-        raise InputError(
-            f"signature {signature!r}: expected one input and one output name, such as 'description -> tag'"
-            " (give richer signatures to PersonaAgent in Python)"
-        )
-    return found[1], found[2]
-
-
-def _common_scale(responses: Sequence[str]) -> tuple[int, int] | None:
-    if not all(re.fullmatch(r"-?\d{1,3}", r) for r in responses):
-        return None
-    numbers = {int(r) for r in responses}
-    low, high = min(numbers), max(numbers)
-    if numbers <= {0, 1}:  # yes and no, not a scale
-        return None
-    for scale in ((1, 5), (1, 10), (0, 10)):
-        if scale[0] <= low and high <= scale[1]:
-            return scale
-    return (low, high) if low < high and high - low <= 10 else None
-
-
-def _own_labels(responses: Sequence[str]) -> tuple[str, ...] | None:
-    distinct = sorted(set(responses))
-    short = all(len(r) <= _LONG_LABEL and "\n" not in r for r in distinct)
-    few = 2 <= len(distinct) <= _MANY_LABELS and 2 * len(distinct) <= len(responses)
-    return tuple(distinct) if short and few else None
