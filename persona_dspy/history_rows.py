@@ -217,24 +217,23 @@ def _dated(value: object, at: Place) -> tuple[datetime | None]:
 
 
 def _profile(items: list[Any], user_id: str, task: Task, at: Place, rules: Rules) -> tuple[Interaction, ...]:
-    dated: list[tuple[datetime | None, int, Any]] = []
+    dated: list[tuple[datetime | None, Place, Any]] = []
     for number, item in enumerate(items):
         inner = at.inside(f"profile[{number}].")
         value = item.get("date") if isinstance(item, dict) else None
         time = rules.attempt(partial(_dated, value, inner))
         if time:
-            dated.append((time[0], number, item))
+            dated.append((time[0], inner, item))
     if all(time is not None for time, _, _ in dated):
         dated.sort(key=lambda entry: entry[0])  # type: ignore[arg-type,return-value]  # stable: file order on a draw
     ids, kept = UniqueIds(), list[Interaction]()
-    for _, number, item in dated:
-        inner = at.inside(f"profile[{number}].")
 
-        def build(item: Any = item, inner: Place = inner) -> Interaction:
-            made = task.interaction(item, user_id, earlier=kept, at=inner)
-            return ids.admit(made, bool(item.get("id")), inner)
+    def build(item: Any, inner: Place) -> Interaction:
+        made = task.interaction(item, user_id, earlier=kept, at=inner)
+        return ids.admit(made, item.get("id") not in (None, ""), inner)
 
-        new = rules.attempt(build)
+    for _, inner, item in dated:
+        new = rules.attempt(partial(build, item, inner))
         if new:
             kept.append(new)
     return tuple(kept)

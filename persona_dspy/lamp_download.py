@@ -157,7 +157,7 @@ def _append(
     answer: Any, part: Path, done: int, total: int | None, report: Callable[[str, int, int | None], None]
 ) -> None:
     with part.open("ab" if done else "wb") as file:
-        for block in answer.iter_raw(1 << 20):
+        for block in answer.iter_raw():
             # A wrong address on this server answers 200 with a page, not 404.
             if not done and block.lstrip()[:1] not in (b"[", b"{"):
                 raise RunError(f"{answer.url}: got {block[:40]!r}, expected JSON: the address holds no LaMP file")

@@ -240,6 +240,9 @@ class Task:
         return values
 
 
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+
+
 def checked_text(value: object, at: Place, field: str, expected: str = "text that is not empty") -> str:
     """``value`` as text without surrounding space; numbers become text.
 
@@ -250,7 +253,7 @@ def checked_text(value: object, at: Place, field: str, expected: str = "text tha
     if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
         raise at.error(field, value, expected)
     text = str(value).strip()
-    if "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
+    if _UNSTORABLE.search(text):
         raise at.error(field, value, "text without NUL characters and half surrogate pairs", "Clean the text")
     return text
 

@@ -1,0 +1,105 @@
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, f1_score
+
+from persona_dspy import metrics
+from persona_dspy.errors import InputError
+
+LABELS = ("red", "green", "blue")
+pairs = st.lists(st.tuples(st.sampled_from(LABELS), st.sampled_from((*LABELS, "other", ""))), min_size=1, max_size=30)
+ratings = st.lists(st.tuples(st.integers(1, 5), st.one_of(st.integers(-3, 9), st.text(max_size=4))), min_size=1)
+prose = st.text(alphabet="ab c.", max_size=20)
+
+
+@settings(deadline=None)
+@given(pairs)
+def test_labels_as_sklearn_has_them(items):
+    golds, answers = [g for g, _ in items], [a for _, a in items]
+    assert metrics.accuracy(golds, answers) == pytest.approx(accuracy_score(golds, answers))
+    expected = f1_score(golds, answers, labels=list(LABELS), average="macro", zero_division=0)
+    assert metrics.macro_f1(golds, answers, LABELS) == pytest.approx(expected)
+
+
+@settings(deadline=None)
+@given(pairs, st.randoms(use_true_random=False))
+def test_order_of_items_does_not_matter(items, random):
+    shuffled = random.sample(items, len(items))
+    for function in (metrics.accuracy, lambda g, a: metrics.macro_f1(g, a, LABELS), metrics.rouge1, metrics.rougeL):
+        first = function([g for g, _ in items], [a for _, a in items])
+        second = function([g for g, _ in shuffled], [a for _, a in shuffled])
+        assert first == pytest.approx(second)
+
+
+@settings(deadline=None)
+@given(pairs)
+def test_accuracy_is_the_mean_of_exact_match(items):
+    golds, answers = [g for g, _ in items], [a for _, a in items]
+    each = [metrics.exact_match(g, a) for g, a in items]
+    assert metrics.accuracy(golds, answers) == pytest.approx(sum(each) / len(each))
+
+
+@settings(deadline=None)
+@given(ratings)
+def test_ratings_are_bounded_and_ordered(items):
+    golds, answers = [str(g) for g, _ in items], [str(a) for _, a in items]
+    mae, rmse = metrics.mae(golds, answers), metrics.rmse(golds, answers)
+    assert 0 <= mae <= rmse + 1e-12 <= 4 + 1e-9
+    near = [metrics.closeness(g, a, 1, 5) for g, a in zip(golds, answers, strict=True)]
+    assert all(0 <= n <= 1 for n in near)
+    if all(metrics.parse_rating(a, 1, 5) is not None for a in answers):
+        assert sum(near) / len(near) == pytest.approx(1 - mae / 4)
+
+
+@pytest.mark.parametrize(("gold", "error"), [("1", 4), ("2", 3), ("3", 2), ("4", 3), ("5", 4)])
+@pytest.mark.parametrize("answer", ["", "five", "nan", "inf", "-1", "6"])
+def test_what_is_no_rating_counts_as_the_far_end(gold, error, answer):
+    assert metrics.mae([gold], [answer]) == metrics.rmse([gold], [answer]) == error
+    assert metrics.closeness(gold, answer, 1, 5) == 0
+
+
+def test_rmse_by_hand():
+    assert metrics.rmse(["1", "5"], ["2", "2"]) == pytest.approx(math.sqrt((1 + 9) / 2))
+
+
+def test_a_label_nobody_used_pulls_macro_f1_down_as_in_lamp():
+    assert metrics.macro_f1(["red"], ["red"], LABELS) == pytest.approx(1 / 3)
+
+
+@settings(deadline=None)
+@given(prose, prose)
+def test_text_overlap_is_symmetric_bounded_and_full_on_itself(a, b):
+    assert 0 <= metrics.text_overlap(a, b) <= 1
+    assert metrics.text_overlap(a, b) == pytest.approx(metrics.text_overlap(b, a))
+    assert metrics.rougeL([a], [b]) <= metrics.rouge1([a], [b]) + 1e-12
+    if any(c in "ab" for c in a):
+        assert metrics.text_overlap(a, a) == 1
+
+
+def test_rouge_does_not_stem():
+    assert metrics.rouge1(["tests"], ["testing"]) == 0
+
+
+@pytest.mark.parametrize("function", [metrics.accuracy, metrics.mae, metrics.rmse, metrics.rouge1, metrics.rougeL])
+def test_empty_and_uneven_lists_are_refused(function):
+    with pytest.raises(InputError, match="at least one"):
+        function([], [])
+    with pytest.raises(InputError, match="2 golds and 1 answers"):
+        function(["1", "2"], ["1"])
+
+
+def test_bad_golds_labels_and_ranges_are_refused():
+    with pytest.raises(InputError, match="gold 'x': expected one of red"):
+        metrics.macro_f1(["x"], ["red"], LABELS)
+    with pytest.raises(InputError, match="each once"):
+        metrics.macro_f1(["red"], ["red"], ["red", "red"])
+    with pytest.raises(InputError, match="gold '9': expected a number from 1 to 5"):
+        metrics.mae(["9"], ["1"])
+    with pytest.raises(InputError, match="low < high"):
+        metrics.closeness("1", "1", 5, 5)
+
+
+def test_every_corpus_metric_has_a_direction():
+    assert set(metrics.HIGHER_IS_BETTER) <= set(metrics.__all__)
