@@ -48,7 +48,10 @@ _TASKS = (
         instructions="This user is an author. Say which of the two references, [1] or [2], goes with the user's work.",
         labels=("[1]", "[2]"),
         metrics=("accuracy", "macro_f1"),
-        input_pattern=r'(?s)title\s+"(.*)"\s*,\s*which reference is related\?.*?\[1\]:\s*"(.*)"\s*\[2\]:\s*"(.*)"\s*$',
+        input_pattern=(  # bounded, so that no input makes it backtrack for long
+            r'(?s)title\s{1,9}"(.{0,2000})"\s{0,9},\s{0,9}which reference is related\?.{0,99}?'
+            r'\[1\]:\s{0,9}"(.{0,2000})"\s{0,9}\[2\]:\s{0,9}"(.{0,2000})"\s{0,9}$'
+        ),
         item_query=("title",),
         item_response="",
         item_extras=("title", "abstract", "venue"),
@@ -133,7 +136,7 @@ _TASKS = (
         response_field="tweet",
         instructions="Say the plain text as this user would write it in a tweet.",
         metrics=("rouge1", "rougeL"),
-        input_pattern=r"(?s)^[^:]*\btweet\b[^:]*:(.*)$",
+        input_pattern=r"(?s)\btweet\b[^:]{0,99}:(.*)$",
         item_query=("text",),
         item_response="",
         make_pair=_flattened_tweet,

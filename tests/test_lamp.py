@@ -1,4 +1,6 @@
+import contextlib
 import re
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -177,3 +179,13 @@ def test_a_signature_names_the_fields():
     for bad in ("tag", "a, b -> c", "a -> a", "a -> b: int", "-> b", "1a -> b"):
         with pytest.raises(InputError, match=re.escape(repr(bad))):
             infer_task(past(["a"]), bad)
+
+
+@pytest.mark.parametrize("name", task_names())
+def test_no_input_takes_long(name):
+    asked = 'title "x", which reference is related? '
+    for text in ("tweet " * 20_000, 'title "' * 9_000, asked + '[1]: "a" [2]: ' * 9_000):
+        started = time.perf_counter()
+        with contextlib.suppress(DataError):
+            get_task(name).parse_input(text)
+        assert time.perf_counter() - started < 2
