@@ -106,7 +106,7 @@ def _written(incumbent: Persona, evidence: Evidence, most: int) -> list[Edit]:
     mistakes = "\n\n".join(f"{wrong[f.interaction_id].contrast(40)}\nwhat it shows: {f.text}" for f in told)
     item = _rule_type(evidence.kind)
     signature = ProposeEdits.append("edits", dspy.OutputField(desc=f"at most {most} rules"), item)
-    answer = dspy.Predict(signature, max_tokens=400)(
+    answer = dspy.Predict(signature, max_tokens=200)(
         notes=fenced(incumbent.render() or "nothing yet", "notes"),
         mistakes=fenced(mistakes, "mistakes"),
         failed_before=fenced("\n".join(sorted(evidence.rejected)[-8:]) or "none", "failed before"),
@@ -125,8 +125,8 @@ def _rule_type(kind: ResponseKind) -> Any:
     else:
         line = create_model("Line", section=(Literal[SECTIONS], ...), text=(Annotated[str, Field(max_length=140)], ...))  # type: ignore[valid-type]
         return Annotated[list[line], Field(max_length=3)]
-    rule = create_model("Rule", when_the_query=(Annotated[str, Field(max_length=90)], ...), answer=(then, ...))
-    return Annotated[list[rule], Field(max_length=3)]
+    rule = create_model("Rule", when_the_query=(Annotated[str, Field(max_length=60)], ...), answer=(then, ...))
+    return Annotated[list[rule], Field(max_length=2)]
 
 
 def _bullet(said: BaseModel, evidence: tuple[str, ...]) -> Bullet | None:

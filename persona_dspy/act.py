@@ -14,6 +14,8 @@ from pydantic import BaseModel, Field
 
 from persona_dspy.ledger import role
 from persona_dspy.memory.episodic import Recall
+from persona_dspy.memory.semantic import content_words
+from persona_dspy.persona import Persona
 from persona_dspy.records import Episode
 from persona_dspy.trace import Recalled, Step
 from persona_dspy.untrusted import clip_tokens, fenced, one_line
@@ -77,15 +79,28 @@ class Act(dspy.Module):
                 found = self.recall(query=action.words).episodes
                 steps.append(recall_step(action.words, found))
                 episodes |= {e.id: e for e in found[: max(1, self.recall.k // 2)]}
-            else:
-                said = dspy.settings.get("persona_prompt") or "nothing is known of this user yet"
-                steps.append(Step(action="recall_profile", query="", observation=said))
-        found = [e for e in self.recall(query=query).episodes if e.id not in episodes]
+        words = search_words(query)
+        found = [e for e in self.recall(query=words).episodes if e.id not in episodes]
         found = found[: max(0, self.recall.k - len(episodes))]
         if found:
-            steps.append(recall_step(query, found))
+            steps.append(recall_step(words, found))
         nearest_first = [*found, *episodes.values()]
         return dspy.Prediction(episodes=nearest_first, steps=steps, observations="\n".join(observations))
+
+
+def search_words(query: str) -> str:
+    """What to recall by: the query, and what the current user's persona adds to it.
+
+    A decision rule that fits the query adds its own words and its response; where none fits, the rule for "nothing
+    else fits" adds its response. So the persona decides which episodes are shown, which every model heeds: a 135M
+    model follows the turns it sees and hardly its system message (docs/LOG.md).
+    """
+    persona: Persona | None = dspy.settings.get("user_persona")
+    rules = [b for b in persona.section("decision rules") if b.when] if persona else []
+    words = content_words(query)
+    fitting = [rule for rule in rules if rule.fits(words)] or [rule for rule in rules if rule.is_default]
+    hints = [f"{' '.join(rule.quoted)} {rule.then}" for rule in fitting[:2]]
+    return " ".join([query, *hints])
 
 
 def recall_step(query: str, episodes: Sequence[Episode]) -> Step:

@@ -137,6 +137,10 @@ class PersonalProgram(dspy.Module):
     def _input_names(self) -> list[str]:
         raise NotImplementedError
 
+    def lm_name(self) -> str | None:
+        """The model that answers, as DSPy names it; None where none is configured."""
+        return getattr(self._lm(), "model", None)
+
     def _lm(self) -> Any:
         return dspy.settings.get("lm") or next((p.lm for p in self.predictors() if p.lm), None)
 
@@ -151,7 +155,7 @@ class PersonalProgram(dspy.Module):
     def _speaking_for(self) -> Generator[str]:
         """The context in which every predictor, tool and retriever inside works for this user; yields the prompt."""
         prompt = self.persona.value.render()
-        with dspy.context(user_memory=self.memory, user_id=self._user_id):
+        with dspy.context(user_memory=self.memory, user_persona=self.persona.value, user_id=self._user_id):
             yield prompt
 
     def _traced(self, prediction: dspy.Prediction, prompt: str, query: str, steps: Sequence[Step]) -> PersonaPrediction:

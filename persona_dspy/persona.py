@@ -6,7 +6,9 @@ how it is learned (optimizers), its files (export.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import os
+import re
+from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any, Literal, get_args
@@ -26,6 +28,7 @@ Source = Literal["fact", "summary", "learned", "given"]
 SECTION_TOKENS = 240  # per section; five full sections stay under what a 2k-context model can spare
 BULLET_TOKENS = 60
 
+NOTHING_ELSE = "nothing else fits"
 _OPENING = "You answer for one particular user. Answer as this user would."
 _TITLES: dict[Section, str] = {
     "who": "Who this user is",
@@ -77,6 +80,20 @@ class Bullet(BaseModel):
             digest = sha256(f"{self.section}\0{self.sentence}".encode()).hexdigest()
             object.__setattr__(self, "id", digest[:8])
         return self
+
+    @property
+    def quoted(self) -> tuple[str, ...]:
+        """The words that the condition names in quotation marks, in lower case."""
+        return tuple(re.findall(r'"([^"]+)"', self.when.lower()))
+
+    @property
+    def is_default(self) -> bool:
+        """A decision rule for what no other rule covers."""
+        return self.when == NOTHING_ELSE
+
+    def fits(self, words: Collection[str]) -> bool:
+        """Whether a decision rule's condition names one of ``words`` (lower case) in quotation marks."""
+        return any(word in words for word in self.quoted)
 
     @property
     def sentence(self) -> str:
@@ -180,6 +197,14 @@ class Persona(BaseModel):
             if bullets := self.section(name):
                 parts.append(f"{_TITLES[name]}:\n" + "\n".join(f"- {b.sentence}" for b in bullets))
         return "\n\n".join(parts)
+
+    def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
+        """The persona JSON (see export.py), also written to ``path`` where one is given, whole or not at all."""
+        from persona_dspy.export import PersonaDocument, save_persona  # export builds on this module
+
+        if path is not None:
+            save_persona(self, path)
+        return PersonaDocument.of(self).to_json()
 
     @property
     def fingerprint(self) -> str:

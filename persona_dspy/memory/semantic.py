@@ -17,7 +17,7 @@ import dspy
 from pydantic import BaseModel, Field
 
 from persona_dspy.ledger import role
-from persona_dspy.persona import Bullet
+from persona_dspy.persona import NOTHING_ELSE, Bullet
 from persona_dspy.records import Interaction
 from persona_dspy.responses import ResponseKind
 from persona_dspy.untrusted import clip_tokens, fenced, one_line
@@ -50,7 +50,7 @@ def _label_facts(past: Sequence[Interaction], kind: ResponseKind) -> list[Bullet
     (top, most) = ranked[0]
     found = [_fact("who", f"Answered {len(past)} times so far: {said}.", past, ranked[0][1])]
     if most / len(past) >= 0.4:
-        found.append(_rule_fact("nothing else fits", top, [i for i in past if i.response == top]))
+        found.append(_rule_fact(NOTHING_ELSE, top, [i for i in past if i.response == top]))
     never = [label for label in kind.labels if label not in counts]
     if never and len(past) >= 10 and len(never) <= 12:
         found.append(_fact("preferences", "Has never answered " + ", ".join(f'"{x}"' for x in never) + ".", past, 0))
@@ -140,8 +140,10 @@ def mined_rules(interactions: Sequence[Interaction], kind: ResponseKind, *, most
             marks[label].append((n * (n / len(items) - usual), word, [i for i in items if i.response == label]))
     rules: list[Bullet] = []
     for label, found in marks.items():
+        if share[label] / len(interactions) >= 0.5:
+            continue  # "if nothing else fits" says it already, and its words are those of everything
         found.sort(key=lambda mark: (-mark[0], mark[1]))
-        best = found[:4]
+        best = found[:6]
         ids = {i.id: i for _, _, items in best for i in items}
         words = [f'"{word}"' for _, word, _ in best]
         listed = words[0] if len(words) == 1 else ", ".join(words[:-1]) + " or " + words[-1]

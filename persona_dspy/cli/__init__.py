@@ -1,0 +1,58 @@
+"""The command line. Owns: the app, the outer frame that turns errors into messages and exit codes.
+
+Exit codes: 0 done, 1 the run failed (for one user or all), 2 the input was wrong, 130 interrupted.
+Not here: any work. Each command's file imports what it needs when it runs, so that ``--help`` stays fast.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+import typer
+
+from persona_dspy.cli import compile as _compile
+from persona_dspy.cli import models as _models
+from persona_dspy.cli import personas as _personas
+from persona_dspy.errors import PersonaError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="persona-dspy",
+    help="A persona per user for any DSPy program: compile, ask, ship as JSON.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+_compile.register(app)
+_personas.register(app)
+_models.register(app)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of ``persona-dspy``; never prints a traceback unless ``PERSONA_DSPY_DEBUG`` is set."""
+    try:
+        code = app(args=list(argv) if argv is not None else None, standalone_mode=False)
+    except PersonaError as error:
+        _fail(str(error), error.exit_code)
+    except click.exceptions.Abort:
+        _fail("interrupted", 130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted; what was finished is kept", 130)
+    except Exception as error:  # noqa: BLE001 - the outermost frame: one line instead of a traceback
+        _fail(f"{type(error).__name__}: {error}", 1)
+    else:
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> None:
+    if os.environ.get("PERSONA_DSPY_DEBUG"):
+        raise  # noqa: PLE0704 - called from except blocks only
+    typer.echo(f"persona-dspy: {message}", err=True)
+    sys.exit(code)

@@ -1,0 +1,45 @@
+"""``persona-dspy models``: the small local models that can be fetched."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command group."""
+    models = typer.Typer(help="Small local models: list and fetch.", no_args_is_help=True)
+    models.command("list")(list_command)
+    models.command("pull")(pull)
+    app.add_typer(models, name="models")
+
+
+def list_command() -> None:
+    """List the models that --lm local:NAME knows, and whether they are here.
+
+    Example: persona-dspy models list
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from persona_dspy.models import list_models, models_dir
+
+    table = Table(title=f"Models in {models_dir()}")
+    for column in ("name", "file", "MB", "here"):
+        table.add_column(column)
+    for row in list_models():
+        table.add_row(row.name, row.file, f"{row.size / 1e6:.0f}", "yes" if row.present else "no")
+    Console().print(table)
+
+
+def pull(name: Annotated[str, typer.Argument(help="smol, half or 1.5b.")] = "smol") -> None:
+    """Fetch a model, checked by sha256; does nothing where it is here already.
+
+    Example: persona-dspy models pull smol
+    """
+    from persona_dspy.models import fetch_model
+
+    typer.echo(str(fetch_model(name)))

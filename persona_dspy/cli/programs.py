@@ -1,0 +1,57 @@
+"""Which program the command line runs for a task. Owns: task <-> the text kept in a persona JSON, its agent."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from persona_dspy.errors import InputError
+from persona_dspy.lamp import get_task, infer_task
+from persona_dspy.records import Interaction
+from persona_dspy.task import Task
+
+__all__ = ["agent_for", "task_from_text", "task_text", "users_task"]
+
+_TYPED = re.compile(r"^\s*(\w+)\s*->\s*(\w+)\s*:\s*(Literal\[.*\]|rating\[.*\])\s*$", re.DOTALL)
+
+
+def task_text(task: Task) -> str:
+    """A task as one line: a LaMP task's name, else ``query -> tag: Literal['a', 'b']``."""
+    if task.name != "custom":
+        return task.name
+    fields = f"{task.query_field} -> {task.response_field}"
+    if task.rating:
+        return f"{fields}: rating{list(task.rating)}"
+    return f"{fields}: Literal{list(task.labels)}" if task.labels else fields
+
+
+def task_from_text(text: str, interactions: Sequence[Interaction] = ()) -> Task:
+    """Inverse of ``task_text``; a signature without types takes them from the user's interactions."""
+    typed = _TYPED.match(text)
+    if not typed:
+        return infer_task(interactions, text) if "->" in text else get_task(text)
+    query, response, kind = typed.groups()
+    try:
+        values = ast.literal_eval(kind[kind.index("[") :])
+    except (ValueError, SyntaxError):
+        raise InputError(f"task {text!r}: expected a LaMP task or fields such as 'film -> tag'") from None
+    plain = infer_task((), f"{query} -> {response}")
+    from dataclasses import replace
+
+    if kind.startswith("rating"):
+        return replace(plain, rating=(int(values[0]), int(values[1])), metrics=("mae", "rmse"))
+    return replace(plain, labels=tuple(str(v) for v in values), metrics=("accuracy", "macro_f1"))
+
+
+def users_task(known: Task | None, text: str | None, interactions: Sequence[Interaction]) -> Task:
+    """The task for one user: the file's, else by this user's own responses (never by another user's)."""
+    return known or (task_from_text(text, interactions) if text else infer_task(interactions))
+
+
+def agent_for(task: Task, **options: Any) -> Any:
+    """A PersonaAgent on the task's signature."""
+    from persona_dspy.agent import PersonaAgent
+
+    return PersonaAgent(task.signature(), **options)
