@@ -107,9 +107,7 @@ class EpisodicMemory:
         self._order: NDArray[np.intp] | None = None  # slots, oldest first; None = as they came
         self._index = self._retriever.index()
         self._indexed = 0
-        for interaction in interactions:
-            self._admit(interaction)
-        self._sort()
+        self.extend(interactions)
 
     @property
     def user_id(self) -> str | None:
@@ -134,19 +132,41 @@ class EpisodicMemory:
         return self
 
     def append(self, interaction: Interaction) -> None:
-        """Add one interaction at its place in time.
+        """Add one interaction at its place in time; ``extend`` of one."""
+        self.extend((interaction,))
+
+    def extend(self, interactions: Iterable[Interaction]) -> None:
+        """Add interactions at their places in time: all of them or, where one is refused, none.
 
         Raises:
-            InputError: it is another user's, or its id is taken.
+            InputError: one is another user's, or its id is taken.
         """
+        new = list(interactions)
         with self._lock:
-            last = self._times[int(self._slots()[-1])] if self._arrived else -math.inf
-            self._admit(interaction)
-            if self._times[-1] >= last or math.isnan(last):
+            owner, arrived = self._user_id, len(self._arrived)
+            last = self._times[int(self._slots()[-1])] if arrived else -math.inf
+            try:
+                for interaction in new:
+                    self._admit(interaction)
+            except InputError:
+                self._user_id = owner
+                for interaction in self._arrived[arrived:]:
+                    del self._slot[interaction.id]
+                del self._arrived[arrived:], self._times[arrived:]
+                raise
+            come = np.array([last, *self._times[arrived:]])
+            if math.isnan(last) or (come[1:] >= come[:-1]).all():  # they belong at the end
                 if self._order is not None:
-                    self._order = np.append(self._order, len(self._arrived) - 1)
+                    self._order = np.append(self._order, np.arange(arrived, len(self._arrived)))
             else:
                 self._sort()
+
+    def clear(self) -> None:
+        """Forget every interaction, what was indexed of them included; the handle stays usable."""
+        with self._building, self._lock:
+            self._arrived, self._slot, self._times = [], {}, array("d")
+            self._order, self._vectors = None, {}
+            self._index, self._indexed = self._retriever.index(), 0
 
     def position(self, interaction_id: str) -> int | None:
         """Place in time order, 0 = oldest, or None where no interaction has that id."""
