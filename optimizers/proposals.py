@@ -12,6 +12,7 @@ from functools import cache
 from typing import Annotated, Any, Literal, Protocol
 
 import dspy
+from dspy.utils.exceptions import AdapterParseError
 from pydantic import BaseModel, Field, create_model
 
 from persona_dspy.errors import InputError
@@ -106,11 +107,14 @@ def _written(incumbent: Persona, evidence: Evidence, most: int) -> list[Edit]:
     mistakes = "\n\n".join(f"{wrong[f.interaction_id].contrast(40)}\nwhat it shows: {f.text}" for f in told)
     item = _rule_type(evidence.kind)
     signature = ProposeEdits.append("edits", dspy.OutputField(desc=f"at most {most} rules"), item)
-    answer = dspy.Predict(signature, max_tokens=200)(
-        notes=fenced(incumbent.render() or "nothing yet", "notes"),
-        mistakes=fenced(mistakes, "mistakes"),
-        failed_before=fenced("\n".join(sorted(evidence.rejected)[-8:]) or "none", "failed before"),
-    )
+    try:
+        answer = dspy.Predict(signature, max_tokens=200)(
+            notes=fenced(incumbent.render() or "nothing yet", "notes"),
+            mistakes=fenced(mistakes, "mistakes"),
+            failed_before=fenced("\n".join(sorted(evidence.rejected)[-8:]) or "none", "failed before"),
+        )
+    except AdapterParseError:
+        return []  # an answer that is no list of rules proposes nothing
     ids = tuple(wrong)
     return [Edit(op="add", bullet=bullet) for said in answer.edits or [] if (bullet := _bullet(said, ids))]
 
@@ -123,10 +127,16 @@ def _rule_type(kind: ResponseKind) -> Any:
     elif kind.name == "rating":
         then = Annotated[float, Field(ge=kind.low, le=kind.high)]
     else:
-        line = create_model("Line", section=(Literal[SECTIONS], ...), text=(Annotated[str, Field(max_length=140)], ...))  # type: ignore[valid-type]
-        return Annotated[list[line], Field(max_length=3)]
-    rule = create_model("Rule", when_the_query=(Annotated[str, Field(max_length=60)], ...), answer=(then, ...))
-    return Annotated[list[rule], Field(max_length=2)]
+        line = create_model(
+            "Line",
+            section=(Literal[SECTIONS], ...),
+            text=(Annotated[str, Field(json_schema_extra={"maxLength": 140})], ...),
+        )  # type: ignore[valid-type]
+        return Annotated[list[line], Field(json_schema_extra={"maxItems": 3})]
+    rule = create_model(
+        "Rule", when_the_query=(Annotated[str, Field(json_schema_extra={"maxLength": 60})], ...), answer=(then, ...)
+    )
+    return Annotated[list[rule], Field(json_schema_extra={"maxItems": 2})]
 
 
 def _bullet(said: BaseModel, evidence: tuple[str, ...]) -> Bullet | None:
@@ -180,9 +190,12 @@ class RewriteProposer:
         if not told:
             return []
         with role("update"):
-            answer = dspy.Predict(RewritePersona, max_tokens=600)(
-                notes=fenced(incumbent.render() or "nothing yet", "notes"), feedback=fenced(told, "feedback")
-            )
+            try:
+                answer = dspy.Predict(RewritePersona, max_tokens=600)(
+                    notes=fenced(incumbent.render() or "nothing yet", "notes"), feedback=fenced(told, "feedback")
+                )
+            except AdapterParseError:
+                return []
         text = clip_tokens(answer.new_notes or "", 400)
         try:
             persona = Persona.from_text(text, user_id=incumbent.user_id, source="learned", like=incumbent)

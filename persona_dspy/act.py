@@ -29,7 +29,7 @@ class Action(BaseModel):
     """A tool and the words to call it with."""
 
     action: Literal["recall_history", "recall_profile"]
-    words: Annotated[str, Field(max_length=80)]
+    words: Annotated[str, Field(json_schema_extra={"maxLength": 80})]
 
 
 class ChooseActions(dspy.Signature):
@@ -37,7 +37,9 @@ class ChooseActions(dspy.Signature):
     queries and the user's own responses by search words; recall_profile shows what is true of the user overall."""
 
     query: str = dspy.InputField(desc="what has to be answered next; do not answer it here")
-    actions: Annotated[list[Action], Field(min_length=1, max_length=2)] = dspy.OutputField(desc="one or two look-ups")
+    actions: Annotated[list[Action], Field(json_schema_extra={"minItems": 1, "maxItems": 2})] = dspy.OutputField(
+        desc="one or two look-ups"
+    )
 
 
 class Act(dspy.Module):

@@ -1,14 +1,15 @@
 """llama.cpp inside this process, behind ``dspy.LM``. Owns: the engine, its request and answer translation.
-Not here: which file is meant (models), what a name means (settings), DSPy's cache and retries.
+Not here: which file is meant (models), what a name means (settings), schemas (local_schema), DSPy's cache and retries.
 
-``LlamaEngine`` follows ``dspy.clients.engines.base``: one attempt per call, canonical lm15 values in and out,
-lm15 errors. One engine per model file per process; its slots batch whoever calls at the same time, and a prompt that
-starts like an earlier one is not computed again.
+``LlamaEngine`` follows ``dspy.clients.engines.base``: one attempt per call, canonical lm15 values in and out, lm15
+errors. One engine per model file per process; its slots batch whoever calls at the same time, and a prompt that starts
+like an earlier one in the same slot is not computed again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import importlib.util
 import os
 import queue
@@ -16,7 +17,8 @@ import secrets
 import shutil
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping
+import time
+from collections.abc import AsyncIterator, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,10 +32,12 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncLlamaEngine", "LlamaEngine", "local_lm", "shared_engine", "to_server"]
 
+DEFAULT_MAX_TOKENS = 1024
 _PROVIDER = "local"
 _ENGINES: dict[str, LlamaEngine] = {}
 _ENGINES_LOCK = threading.Lock()
-DEFAULT_MAX_TOKENS = 512
+_STREAMS: set[tuple[threading.Thread, threading.Event]] = set()
+_OTHER_PROCESS: list[Any] = []
 
 
 # --- request -> server JSON ---------------------------------------------------------------------------------------
@@ -65,7 +69,7 @@ def to_server(request: Request) -> dict[str, Any]:
     if request.tools:
         raise _unsupported("tools (give the model a response schema instead)")
     if config.response_format is not None:
-        body.update(constraint(config.response_format, body["max_tokens"]))
+        body.update(constraint(config.response_format, max_tokens=body["max_tokens"]))
     return body
 
 
@@ -90,34 +94,34 @@ def _text(parts: Any) -> str:
 # --- server JSON -> answer ----------------------------------------------------------------------------------------
 
 
-def _response(request: Request, reply: Mapping[str, Any]) -> Response:
-    from dspy.lm15 import Message, Response, TextPart, ThinkingPart
-
-    choice = reply["choices"][0]
-    message = choice["message"]
-    parts: list[Any] = []
-    if message.get("reasoning_content"):
-        parts.append(ThinkingPart(message["reasoning_content"]))
-    parts.append(TextPart(message.get("content") or ""))
-    return Response(
-        id=reply.get("id"),
-        model=request.model,
-        message=Message.assistant(parts),
-        finish_reason="length" if choice.get("finish_reason") == "length" else "stop",
-        usage=_usage(reply),
-        provider_data={"timings": reply.get("timings") or {}},
-    )
+def _pieces(chunks: Iterator[Mapping[str, Any]], last: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """``("text" | "thinking", piece)`` as they come; ``last`` ends up with finish, usage, timings and id."""
+    for chunk in chunks:
+        if "error" in chunk:
+            raise _failure(chunk["error"])
+        last.update({key: chunk[key] for key in ("id", "usage", "timings") if chunk.get(key)})
+        for choice in chunk.get("choices", ()):
+            last["finish"] = choice.get("finish_reason") or last.get("finish")
+            delta = choice.get("delta") or {}
+            if delta.get("reasoning_content"):
+                yield "thinking", delta["reasoning_content"]
+            if delta.get("content"):
+                yield "text", delta["content"]
 
 
-def _usage(reply: Mapping[str, Any]) -> Any:
+def _ending(last: Mapping[str, Any]) -> dict[str, Any]:
     from dspy.lm15 import Usage
 
-    usage = reply.get("usage") or {}
-    return Usage(
-        input_tokens=usage.get("prompt_tokens"),
-        output_tokens=usage.get("completion_tokens"),
-        cache_read_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens"),
-    )
+    usage = last.get("usage") or {}
+    return {
+        "finish_reason": "length" if last.get("finish") == "length" else "stop",
+        "usage": Usage(
+            input_tokens=usage.get("prompt_tokens"),
+            output_tokens=usage.get("completion_tokens"),
+            cache_read_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens"),
+        ),
+        "provider_data": {"timings": last.get("timings") or {}},
+    }
 
 
 def _failure(error: Mapping[str, Any]) -> Exception:
@@ -145,11 +149,14 @@ class LlamaEngine:
 
     Args:
         path: the ``.gguf`` file.
-        slots: requests computed together; more are queued. At least 1.
-        context: tokens of prompt plus answer a request may have, at most what the model was trained for.
-        threads: CPU threads; None = all cores.
+        slots: requests computed together, at least 1; more are queued.
+        context: tokens of prompt plus answer one request may have, at most what the model was trained for; memory is
+            taken for ``slots * context``.
+        threads: CPU threads; None = all this process may use.
 
-    Thread-safe. ``calls`` counts the requests seen, failed ones too. Copies are the engine itself.
+    Thread-safe. ``calls`` counts the requests seen, failed ones too. Copies are the engine itself. The same request at
+    temperature 0 gets the same answer, whatever ran before or beside it, for weights whose arithmetic does not depend
+    on the batch (Q4_1: measured; Q5_0 and Q8_0 tensors can flip a near-tie when requests overlap).
 
     Raises:
         ModelError: a missing or non-GGUF file, xllamacpp not installed.
@@ -160,16 +167,8 @@ class LlamaEngine:
     supports_function_calling = False
     supports_reasoning = False
     supported_params = frozenset(
-        {
-            "response_format",
-            "temperature",
-            "max_tokens",
-            "top_p",
-            "stop",
-            "seed",
-            "frequency_penalty",
-            "presence_penalty",
-        }
+        {"response_format", "temperature", "max_tokens", "top_p", "top_k", "stop", "seed"}
+        | {"frequency_penalty", "presence_penalty"}
     )
 
     def __init__(
@@ -180,90 +179,67 @@ class LlamaEngine:
         if importlib.util.find_spec("xllamacpp") is None:
             raise ModelError("module 'xllamacpp': expected it installed; type: pip install 'persona-dspy[local]'")
         self.path = check_gguf(path).resolve()
-        self.slots, self.context, self.threads = slots, context, threads or os.cpu_count() or 1
+        self.slots, self.context, self.threads = slots, context, threads or _cores()
         self.calls = 0
         self._lock = threading.Lock()
         self._load_lock = threading.Lock()
         self._server: Any = None
+        self._pid = 0
 
     def complete(self, request: Request) -> Response:
-        """One answer; blocks until it is there. Raises lm15 errors."""
-        body = self._begin(request)
-        try:
-            reply = self._loaded().handle_chat_completions(body)
-        except (ValueError, RuntimeError) as error:
-            raise _failure({"message": str(error)}) from error
-        if "error" in reply:
-            raise _failure(reply["error"])
-        return _response(request, reply)
+        """One answer; waits until it is there, Ctrl-C stops it. Raises lm15 errors."""
+        from dspy.lm15 import Message, Response, TextPart, ThinkingPart
+
+        last: dict[str, Any] = {}
+        found: dict[str, list[str]] = {"thinking": [], "text": []}
+        for kind, piece in _pieces(self._chunks(request), last):
+            found[kind].append(piece)
+        parts: list[Any] = [ThinkingPart("".join(found["thinking"]))] if found["thinking"] else []
+        parts.append(TextPart("".join(found["text"])))
+        return Response(id=last.get("id"), model=request.model, message=Message.assistant(parts), **_ending(last))
 
     def stream(self, request: Request) -> Iterator[Any]:
         """The same answer as lm15 events, as it is written. Closing the iterator stops the generation."""
         from dspy.lm15 import StreamDeltaEvent, StreamEndEvent, StreamStartEvent, TextDelta, ThinkingDelta
 
-        body = {**self._begin(request), "stream": True, "stream_options": {"include_usage": True}}
-        chunks: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        stopped = threading.Event()
-        server = self._loaded()
-
-        def work() -> None:
-            def take(chunk: Any) -> bool:  # must not raise: the binding would print and go on
-                chunks.put(chunk)
-                return stopped.is_set()
-
-            try:
-                server.handle_chat_completions(body, take)
-            except (ValueError, RuntimeError) as error:
-                chunks.put({"error": {"message": str(error)}})
-            chunks.put(None)
-
-        threading.Thread(target=work, daemon=True, name="persona-dspy-stream").start()
         last: dict[str, Any] = {}
-        finish = "stop"
-        try:
-            yield StreamStartEvent(model=request.model)
-            while (chunk := chunks.get()) is not None:
-                if "error" in chunk:
-                    raise _failure(chunk["error"])
-                last = chunk if chunk.get("usage") else last
-                for choice in chunk.get("choices", ()):
-                    finish = choice.get("finish_reason") or finish
-                    delta = choice.get("delta") or {}
-                    if delta.get("reasoning_content"):
-                        yield StreamDeltaEvent(ThinkingDelta(delta["reasoning_content"], part_index=1))
-                    if delta.get("content"):
-                        yield StreamDeltaEvent(TextDelta(delta["content"]))
-            yield StreamEndEvent(
-                finish_reason="length" if finish == "length" else "stop",
-                usage=_usage(last),
-                provider_data={"timings": last.get("timings") or {}},
-            )
-        finally:
-            stopped.set()
+        thought = 0
+        yield StreamStartEvent(model=request.model)
+        for kind, piece in _pieces(self._chunks(request), last):
+            if kind == "thinking":
+                thought = 1
+                yield StreamDeltaEvent(ThinkingDelta(piece, part_index=0))
+            else:
+                yield StreamDeltaEvent(TextDelta(piece, part_index=thought))
+        yield StreamEndEvent(**_ending(last))
 
     def close(self) -> None:
-        """Forget the model and free its memory; the next call would load it again."""
+        """Free the model's memory once the requests in flight are done; the next call loads it again."""
         with self._load_lock:
             self._server = None
-        with _ENGINES_LOCK:
-            if _ENGINES.get(str(self.path)) is self:
-                del _ENGINES[str(self.path)]
 
     def dump_state(self) -> dict[str, Any]:
         """What ``load_state`` needs, JSON-safe."""
-        return {
-            "file": self.path.name,
-            "path": str(self.path),
-            "sha256": weights_hash(self.path),
-            "slots": self.slots,
-            "context": self.context,
-        }
+        options = {"slots": self.slots, "context": self.context}
+        return {"file": self.path.name, "path": str(self.path), "sha256": weights_hash(self.path), **options}
 
     @classmethod
     def load_state(cls, state: Mapping[str, Any]) -> LlamaEngine:
-        """The engine of the same weights: at the saved path, or by file name in ``models_dir()``."""
+        """This process's engine of the same weights: at the saved path, else by file name in ``models_dir()``.
+
+        Raises:
+            ModelError: other weights are there now.
+        """
         path = Path(str(state["path"]))
-        return shared_engine(path if path.is_file() else find_model(str(state["file"])))
+        path = path if path.is_file() else find_model(str(state["file"]))
+        if weights_hash(path) != state["sha256"]:
+            raise ModelError(
+                f"model file {str(path)!r}: sha256 {weights_hash(path)[:12]!r}, expected "
+                f"{str(state['sha256'])[:12]!r} as saved; bring back that file or set the LM anew with local_lm(...)"
+            )
+        with _ENGINES_LOCK:
+            running = _ENGINES.get(str(path.resolve()))
+        return running or shared_engine(path, slots=int(state["slots"]), context=int(state["context"]))
 
     def __copy__(self) -> LlamaEngine:
         return self
@@ -272,20 +248,51 @@ class LlamaEngine:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return shared_engine, (str(self.path),)
+        return LlamaEngine.load_state, (self.dump_state(),)
 
-    def _begin(self, request: Request) -> dict[str, Any]:
+    def _chunks(self, request: Request) -> Generator[Mapping[str, Any]]:
+        """llama.cpp's streamed chunks. The work runs in a thread of its own so that the waiting caller can be
+        interrupted; leaving this generator ends the work at the next token."""
         from dspy.clients.engines.base import validate_request
 
         with self._lock:
             self.calls += 1
         validate_request(request)
-        return to_server(request)
+        body = {**to_server(request), "stream": True, "stream_options": {"include_usage": True}}
+        server = self._loaded()
+        chunks: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        stopped = threading.Event()
+
+        def take(chunk: Any) -> bool:  # must not raise: the binding prints the error and goes on
+            chunks.put(chunk)
+            return stopped.is_set()
+
+        def work() -> None:
+            try:
+                server.handle_chat_completions(body, take)
+            except (ValueError, RuntimeError) as error:
+                chunks.put({"error": {"message": str(error)}})
+            finally:
+                chunks.put(None)
+                _STREAMS.discard(entry)
+
+        thread = threading.Thread(target=work, daemon=True, name="persona-dspy-llama")
+        entry = (thread, stopped)
+        _STREAMS.add(entry)
+        thread.start()
+        try:
+            while (chunk := chunks.get()) is not None:
+                yield chunk
+        finally:
+            stopped.set()
 
     def _loaded(self) -> Any:
         with self._load_lock:
+            if self._server is not None and self._pid != os.getpid():
+                _OTHER_PROCESS.append(self._server)  # after a fork its threads are gone: destroying it would hang
+                self._server = None
             if self._server is None:
-                self._server = _start(self)
+                self._server, self._pid = _start(self), os.getpid()
             return self._server
 
 
@@ -323,31 +330,50 @@ class AsyncLlamaEngine:
         return self
 
 
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _start(engine: LlamaEngine) -> Any:
     import xllamacpp
 
     params = xllamacpp.CommonParams()
     params.model.path = str(engine.path)
-    params.n_parallel, params.kv_unified, params.cont_batching = engine.slots, True, True
-    params.n_ctx = engine.context
+    # Not unified, no flash attention, no repacking: sums are then in the same order whatever else is in flight or
+    # cached, for about a tenth of the prompt speed.
+    params.n_parallel, params.kv_unified, params.no_extra_bufts = engine.slots, False, True
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    params.n_ctx = engine.slots * engine.context
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = engine.threads
-    params.cache_prompt, params.cache_ram_mib = True, 512
+    params.cache_prompt, params.cache_ram_mib, params.prefill_assistant = True, 512, False
     params.verbosity, params.warmup, params.ui, params.endpoint_slots = -1, False, False, False
-    params.prefill_assistant = False
-    # The binding always listens. A socket file nobody can reach, removed at once, plus a key nobody knows: no other
-    # process on the machine gets at a user's prompts.
+    # The binding always listens. A socket file nobody else can reach, removed at once, and a key nobody knows: no
+    # other process gets at a user's prompts.
     params.api_keys = [secrets.token_hex(32)]
     folder = tempfile.mkdtemp(prefix="persona-dspy-")
     if os.name == "posix":
         params.hostnames = [os.path.join(folder, "s.sock")]
     try:
-        return xllamacpp.Server(params)
+        server = xllamacpp.Server(params)
     except (RuntimeError, ValueError) as error:
         raise ModelError(
             f"model file {str(engine.path)!r}: llama.cpp could not load it ({error}); expected a complete chat model"
         ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    atexit.unregister(_shut_down)
+    atexit.register(_shut_down)
+    return server
+
+
+def _shut_down() -> None:
+    """At exit: end what is being generated, then the models, while Python can still wait for their threads."""
+    deadline = time.monotonic() + 5
+    for thread, stopped in list(_STREAMS):
+        stopped.set()
+        thread.join(max(0.0, deadline - time.monotonic()))
+    for engine in list(_ENGINES.values()):
+        engine.close()
 
 
 def shared_engine(path: str | os.PathLike[str], **options: Any) -> LlamaEngine:
@@ -365,8 +391,8 @@ def shared_engine(path: str | os.PathLike[str], **options: Any) -> LlamaEngine:
     different = {name: value for name, value in options.items() if getattr(engine, name) != value}
     if different:
         raise InputError(
-            f"shared_engine({key!r}): asked for {different!r}, but it runs with slots={engine.slots}, "
-            f"context={engine.context}, threads={engine.threads}; close it first: shared_engine(path).close()"
+            f"shared_engine({key!r}): asked for {different!r}, but this process has it with slots={engine.slots}, "
+            f"context={engine.context}, threads={engine.threads}; give these, or ask for yours first"
         )
     return engine
 
@@ -384,7 +410,8 @@ def local_lm(
 
     Args:
         path: a ``.gguf`` file or a name of the catalogue; None = ``"smol"``. Downloads nothing.
-        temperature, max_tokens, cache: as ``dspy.LM``.
+        temperature, max_tokens, cache: as ``dspy.LM``. Constrained free text ends before ``max_tokens``: it gets as
+            many characters as that is tokens (``local_schema``).
         engine_options: slots, context, threads; see ``LlamaEngine``.
         kwargs: further ``dspy.LM`` arguments, e.g. ``seed``.
 
@@ -393,8 +420,7 @@ def local_lm(
     """
     import dspy
 
-    file = find_model("smol" if path is None else path)
-    engine = shared_engine(file, **dict(engine_options or {}))
+    engine = shared_engine(find_model("smol" if path is None else path), **dict(engine_options or {}))
     return dspy.LM(
         model_name(engine.path),
         temperature=temperature,

@@ -1,5 +1,5 @@
 """JSON Schemas for constrained decoding: bounds that stop a small model from running away, and the grammar they become.
-Owns: schema rewriting. Not here: the engine (local_lm), what DSPy asks for.
+Owns: schema rewriting. Not here: the engine (local_lm), what DSPy asks for, checking an answer (DSPy's adapters do).
 """
 
 from __future__ import annotations
@@ -10,95 +10,180 @@ from typing import Any
 
 __all__ = ["bounded_schema", "constraint"]
 
-_ANNOTATIONS = {"title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment"}
-_COMPACT = {
-    *("type", "properties", "required", "additionalProperties", "items", "prefixItems", "minItems", "maxItems"),
-    *("enum", "const", "anyOf", "$defs", "$ref", "minLength", "maxLength", "minimum", "maximum"),
+_DROPPED = {
+    *("title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment", "$schema"),
+    *("uniqueItems", "propertyNames", "discriminator", "contentMediaType"),  # no grammar has them; pydantic checks
 }
-_MAX_ITEMS = 8
+_COMPACT = {
+    *("type", "properties", "required", "additionalProperties", "patternProperties", "minProperties", "maxProperties"),
+    *("items", "prefixItems", "minItems", "maxItems", "enum", "const", "anyOf", "oneOf", "allOf", "$defs", "$ref"),
+    *("minLength", "maxLength", "pattern", "format"),
+    *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
+}
+_FORMATS = {"date": 10, "time": 18, "date-time": 32, "uuid": 36}
+_NAMED = ("properties", "patternProperties", "$defs")
+_UNIONS = ("anyOf", "oneOf", "allOf")
+_SPACES = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_CHARS_PER_TOKEN = 1  # the worst a looping small model does; English is about 4
+_SHORTEST = 16
+_KEY = r'^[^"\\\x00-\x1f]{1,40}$'
 _MAX_INT = 10**15 - 1
 
 
-def constraint(response_format: Mapping[str, Any], max_tokens: int) -> dict[str, Any]:
+def constraint(response_format: Mapping[str, Any], *, max_tokens: int) -> dict[str, Any]:
+    """The part of llama.cpp's chat request that makes the answer follow lm15's ``response_format``.
+
+    Compact JSON on one line wherever llguidance knows every keyword: about half the tokens of llama.cpp's freely
+    spaced JSON. Anything else goes to llama.cpp's own converter, which refuses what it does not know.
+
+    Raises nothing; a schema nobody can compile makes the engine raise.
+    """
     if response_format["type"] == "json_object":
-        return {"response_format": {"type": "json_object"}}
-    schema = bounded_schema(response_format["schema"], max_tokens=max_tokens)
-    if _keywords(schema) <= _COMPACT:
-        # One line of JSON: half the tokens of llama.cpp's own, freely spaced one.
-        compact = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-        text = json.dumps({**schema, "x-guidance": compact}, ensure_ascii=False)
+        schema = _map(_value(_CHARS_PER_TOKEN * max_tokens, depth=2), most=16)
+    else:
+        schema = bounded_schema(response_format["schema"], max_tokens=max_tokens)
+    # NOTE footgun: a grammar llguidance cannot compile is silently ignored, and the output is free text.
+    if _keywords(schema) <= _COMPACT and _refs(schema) <= {f"#/$defs/{name}" for name in schema.get("$defs", {})}:
+        text = json.dumps({**schema, "x-guidance": _SPACES}, ensure_ascii=False)
         return {"grammar": "%llguidance {}\nstart: %json " + text}
-    # NOTE footgun: llguidance ignores a grammar it cannot compile and the output is then free; llama.cpp's own
-    # converter refuses, so whatever is outside the known keywords goes there.
     return {"response_format": {"type": "json_schema", "json_schema": {"schema": schema}}}
 
 
 def bounded_schema(schema: Mapping[str, Any], *, max_tokens: int) -> dict[str, Any]:
-    """A copy of a JSON Schema in which a small model cannot run away: free strings, lists and integers get an end.
+    """A copy of a JSON Schema in which a small model cannot run away: strings, lists, maps and numbers get an end.
 
-    Bounds already there are kept, annotations dropped, property order kept. ``max_tokens`` is shared out among the
-    free strings, at two characters a token, so that the closing brace comes before the limit.
+    Bounds already there are kept, annotations dropped, property order kept, undeclared properties shut out.
+    ``max_tokens``, at one character a token, is shared out from the root down: equally among the free fields of an
+    object, then among the items of a list; no string gets less than 16 characters. Recursive schemas stay endless.
 
     Example:
         >>> bounded_schema({"type": "object", "properties": {"a": {"type": "string"}}}, max_tokens=100)["properties"]
-        {'a': {'type': 'string', 'maxLength': 168}}
+        {'a': {'type': 'string', 'maxLength': 90}}
     """
-    free = max(1, _free_strings(schema, schema, frozenset()))
-    length = max(16, (2 * max_tokens - 32) // free)
-    return _bound(schema, min(length, 4000))
+    shares: dict[str, int] = {}
+    out = _bound(schema, _CHARS_PER_TOKEN * max_tokens, shares)
+    defs: dict[str, Any] = {}
+    done: dict[str, int] = {}
+    while shares != done:  # a definition's own references may lower other shares
+        for name, share in list(shares.items()):
+            if done.get(name) != share:
+                done[name] = share
+                defs[name] = _bound(schema.get("$defs", {}).get(name, {}), share, shares)
+    return {"$defs": defs, **out} if defs else out
 
 
-def _free_strings(node: Any, root: Mapping[str, Any], seen: frozenset[str]) -> int:
-    if not isinstance(node, Mapping):
-        return 0
-    ref = node.get("$ref")
-    if isinstance(ref, str):
-        name = ref.rsplit("/", 1)[-1]
-        return 0 if ref in seen else _free_strings(root.get("$defs", {}).get(name), root, seen | {ref})
-    if node.get("type") == "string":
-        return 0 if {"enum", "const", "maxLength", "format", "pattern"} & set(node) else 1
-    count = sum(_free_strings(child, root, seen) for child in node.get("properties", {}).values())
-    count += sum(_free_strings(child, root, seen) for child in node.get("prefixItems", ()))
-    count += max((_free_strings(child, root, seen) for child in node.get("anyOf", ())), default=0)
-    count += int(node.get("maxItems", _MAX_ITEMS)) * _free_strings(node.get("items"), root, seen)
-    return count + _MAX_ITEMS * _free_strings(node.get("additionalProperties"), root, seen)
-
-
-def _bound(node: Any, length: int) -> Any:
-    if isinstance(node, list):
-        return [_bound(child, length) for child in node]
-    if not isinstance(node, Mapping):
-        return node
-    out: dict[str, Any] = {}
-    for key, value in node.items():
-        if key in ("properties", "$defs"):
-            out[key] = {name: _bound(child, length) for name, child in value.items()}
-        elif key in ("enum", "const", "required"):
-            out[key] = value
-        elif key not in _ANNOTATIONS:
-            out[key] = _bound(value, length)
-    kind = out.get("type")
+def _bound(node: Mapping[str, Any], chars: int, shares: dict[str, int]) -> dict[str, Any]:
+    out = {key: value for key, value in node.items() if key not in _DROPPED and key != "$defs"}
+    if out.get("format") not in _FORMATS:
+        out.pop("format", None)
+    if "(?" in str(out.get("pattern", "")):
+        del out["pattern"]
     if "enum" in out or "const" in out:
         return out
-    if kind == "string" and not {"maxLength", "format", "pattern"} & set(out):
-        out["maxLength"] = length
-    elif kind == "array":
-        out.setdefault("maxItems", max(_MAX_ITEMS, int(out.get("minItems", 0))))
-    elif kind == "integer":
-        out.setdefault("minimum", -_MAX_INT)
-        out.setdefault("maximum", _MAX_INT)
+    if "$ref" in out:
+        name = str(out["$ref"]).rsplit("/", 1)[-1]
+        shares[name] = max(_SHORTEST, min(chars, shares.get(name, chars)))
+        return out
+    for union in _UNIONS:
+        if union in out:
+            out[union] = [_bound(branch, chars, shares) for branch in out[union]]
+            return out
+    kinds = out.get("type", "any")
+    for kind in [kinds] if isinstance(kinds, str) else kinds:
+        out = _BOUNDS[kind](out, chars, shares) if kind in _BOUNDS else out
     return out
 
 
-def _keywords(node: Any) -> set[str]:
-    if isinstance(node, list):
-        return set().union(*(_keywords(child) for child in node)) if node else set()
-    if not isinstance(node, Mapping):
-        return set()
-    found = set(node)
-    for key, value in node.items():
-        if key in ("properties", "$defs"):
-            found |= set().union(*(_keywords(child) for child in value.values())) if value else set()
-        elif key not in ("enum", "const", "required"):
-            found |= _keywords(value)
+def _string(out: dict[str, Any], chars: int, shares: dict[str, int]) -> dict[str, Any]:
+    return out if {"maxLength", "format", "pattern"} & set(out) else {**out, "maxLength": max(_SHORTEST, chars)}
+
+
+def _integer(out: dict[str, Any], chars: int, shares: dict[str, int]) -> dict[str, Any]:
+    low = {} if "exclusiveMinimum" in out else {"minimum": out.get("minimum", -_MAX_INT)}
+    high = {} if "exclusiveMaximum" in out else {"maximum": out.get("maximum", _MAX_INT)}
+    return {**out, **low, **high}
+
+
+def _number(out: dict[str, Any], chars: int, shares: dict[str, int]) -> dict[str, Any]:
+    return {**_integer(out, chars, shares), "multipleOf": out.get("multipleOf", 0.0001)}
+
+
+def _array(out: dict[str, Any], chars: int, shares: dict[str, int]) -> dict[str, Any]:
+    if "prefixItems" in out:
+        share = chars // max(1, len(out["prefixItems"]))
+        out["prefixItems"] = [_bound(item, share, shares) for item in out["prefixItems"]]
+        if "items" not in out:
+            return {**out, "maxItems": out.get("maxItems", len(out["prefixItems"]))}
+    most = int(out.get("maxItems", max(int(out.get("minItems", 0)), 4, min(16, chars // 60))))
+    items = out.get("items")
+    bounded = _bound(items if isinstance(items, Mapping) else {}, chars // max(1, most), shares)
+    return {**out, "maxItems": most, "items": items if isinstance(items, bool) else bounded}
+
+
+def _object(out: dict[str, Any], chars: int, shares: dict[str, int]) -> dict[str, Any]:
+    fields = out.get("properties", {})
+    fixed = {name: _fixed(child) for name, child in fields.items()}
+    spent = sum(len(name) + 6 + (fixed[name] or 0) for name in fields) + 3
+    free = sum(size is None for size in fixed.values())
+    extra = out.get("additionalProperties")
+    if fields and not isinstance(extra, Mapping):
+        extra = out["additionalProperties"] = False  # an answer has the fields that were asked for
+    share = max(0, chars - spent) // max(1, free + (extra is not False))
+    if fields:
+        out["properties"] = {name: _bound(child, share, shares) for name, child in fields.items()}
+    if extra is False:
+        return out
+    most = int(out.get("maxProperties", max(int(out.get("minProperties", 0)), 8)))
+    value = _bound(extra if isinstance(extra, Mapping) else {}, share // most, shares)
+    return {**out, **_map(value, most=most)}
+
+
+def _anything(out: dict[str, Any], chars: int, shares: dict[str, int]) -> dict[str, Any]:
+    return out or _value(chars, depth=2)
+
+
+def _value(chars: int, *, depth: int) -> dict[str, Any]:
+    kinds: list[dict[str, Any]] = [{"type": "string", "maxLength": max(_SHORTEST, chars // 2)}]
+    kinds += [_number({"type": "number"}, 0, {}), {"type": "boolean"}, {"type": "null"}]
+    if depth:
+        inner = _value(chars // 4, depth=depth - 1)
+        kinds += [{"type": "array", "items": inner, "maxItems": 8}, _map(inner, most=8)]
+    return {"anyOf": kinds}
+
+
+def _map(value: dict[str, Any], *, most: int) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "patternProperties": {_KEY: value},
+        "maxProperties": most,
+    }
+
+
+_BOUNDS = {"string": _string, "integer": _integer, "number": _number, "array": _array, "object": _object}
+_BOUNDS["any"] = _anything
+
+
+def _fixed(node: Mapping[str, Any]) -> int | None:
+    """Characters of a value that has its own end; None where it takes a share."""
+    if "enum" in node or "const" in node:
+        return max(len(json.dumps(value)) for value in node.get("enum", [node.get("const")]))
+    if node.get("type") == "string" and ("maxLength" in node or node.get("format") in _FORMATS):
+        return int(node.get("maxLength", _FORMATS.get(str(node.get("format")), 0))) + 2
+    return {"integer": 16, "number": 22, "boolean": 5, "null": 4}.get(str(node.get("type")))
+
+
+def _children(node: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    found = [child for key in _NAMED for child in node.get(key, {}).values()]
+    found += [child for key in (*_UNIONS, "prefixItems") for child in node.get(key, ())]
+    found += [node[key] for key in ("items", "additionalProperties") if isinstance(node.get(key), Mapping)]
     return found
+
+
+def _keywords(node: Mapping[str, Any]) -> set[str]:
+    return set(node).union(*(_keywords(child) for child in _children(node)))
+
+
+def _refs(node: Mapping[str, Any]) -> set[str]:
+    own = {str(node["$ref"])} if "$ref" in node else set[str]()
+    return own.union(*(_refs(child) for child in _children(node)))
