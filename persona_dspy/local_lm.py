@@ -1,5 +1,5 @@
-"""llama.cpp inside this process, behind ``dspy.LM``. Owns: the engine, its request and answer translation.
-Not here: which file is meant (models), what a name means (settings), schemas (local_schema), DSPy's cache and retries.
+"""llama.cpp inside this process, behind ``dspy.LM``. Owns: the engine.
+Not here: which file is meant (models), what a name means (settings), the wire format (local_wire), cache and retries.
 
 ``LlamaEngine`` follows ``dspy.clients.engines.base``: one attempt per call, canonical lm15 values in and out, lm15
 errors. One engine per model file per process; its slots batch whoever calls at the same time, and a prompt that starts
@@ -23,125 +23,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona_dspy.errors import InputError, ModelError
-from persona_dspy.local_schema import constraint
+from persona_dspy.local_wire import DEFAULT_MAX_TOKENS, ending, pieces, to_server
 from persona_dspy.models import check_gguf, find_model, model_name, weights_hash
 
 if TYPE_CHECKING:
     import dspy
     from dspy.lm15 import Request, Response
 
-__all__ = ["AsyncLlamaEngine", "LlamaEngine", "local_lm", "shared_engine", "to_server"]
+__all__ = ["AsyncLlamaEngine", "LlamaEngine", "local_lm", "shared_engine"]
 
-DEFAULT_MAX_TOKENS = 1024
-_PROVIDER = "local"
 _ENGINES: dict[str, LlamaEngine] = {}
 _ENGINES_LOCK = threading.Lock()
 _STREAMS: set[tuple[threading.Thread, threading.Event]] = set()
 _OTHER_PROCESS: list[Any] = []
-
-
-# --- request -> server JSON ---------------------------------------------------------------------------------------
-
-
-def to_server(request: Request) -> dict[str, Any]:
-    """A canonical request as the JSON llama.cpp's chat endpoint takes.
-
-    Temperature 0 and ``DEFAULT_MAX_TOKENS`` where the request is silent: answers repeat and cannot run away.
-
-    Raises:
-        UnsupportedFeatureError: images, tools, log-probabilities or other knobs this engine cannot honour.
-    """
-    config = request.config
-    body: dict[str, Any] = {
-        "messages": _messages(request),
-        "temperature": 0.0 if config.temperature is None else config.temperature,
-        "max_tokens": config.max_tokens or DEFAULT_MAX_TOKENS,
-        "cache_prompt": True,
-    }
-    for key in ("top_p", "top_k", "seed", "frequency_penalty", "presence_penalty"):
-        if getattr(config, key) is not None:
-            body[key] = getattr(config, key)
-    if config.stop:
-        body["stop"] = list(config.stop)
-    for knob in ("logprobs", "reasoning", "service_tier", "store", "probabilities", "extensions"):
-        if getattr(config, knob):
-            raise _unsupported(f"config.{knob}={getattr(config, knob)!r}")
-    if request.tools:
-        raise _unsupported("tools (give the model a response schema instead)")
-    if config.response_format is not None:
-        body.update(constraint(config.response_format, max_tokens=body["max_tokens"]))
-    return body
-
-
-def _messages(request: Request) -> list[dict[str, str]]:
-    system = request.system if isinstance(request.system, str) else _text(request.system or ())
-    turns = [{"role": "system", "content": system}] if system else []
-    for message in request.messages:
-        role = "system" if message.role == "developer" else message.role
-        if role == "tool":
-            raise _unsupported("tool messages")
-        turns.append({"role": role, "content": _text(message.parts)})
-    return turns
-
-
-def _text(parts: Any) -> str:
-    for part in parts:
-        if part.type not in ("text", "thinking"):
-            raise _unsupported(f"{part.type} parts")
-    return "".join(part.text for part in parts if part.type == "text")
-
-
-# --- server JSON -> answer ----------------------------------------------------------------------------------------
-
-
-def _pieces(chunks: Iterator[Mapping[str, Any]], last: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """``("text" | "thinking", piece)`` as they come; ``last`` ends up with finish, usage, timings and id."""
-    for chunk in chunks:
-        if "error" in chunk:
-            raise _failure(chunk["error"])
-        last.update({key: chunk[key] for key in ("id", "usage", "timings") if chunk.get(key)})
-        for choice in chunk.get("choices", ()):
-            last["finish"] = choice.get("finish_reason") or last.get("finish")
-            delta = choice.get("delta") or {}
-            if delta.get("reasoning_content"):
-                yield "thinking", delta["reasoning_content"]
-            if delta.get("content"):
-                yield "text", delta["content"]
-
-
-def _ending(last: Mapping[str, Any]) -> dict[str, Any]:
-    from dspy.lm15 import Usage
-
-    usage = last.get("usage") or {}
-    return {
-        "finish_reason": "length" if last.get("finish") == "length" else "stop",
-        "usage": Usage(
-            input_tokens=usage.get("prompt_tokens"),
-            output_tokens=usage.get("completion_tokens"),
-            cache_read_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens"),
-        ),
-        "provider_data": {"timings": last.get("timings") or {}},
-    }
-
-
-def _failure(error: Mapping[str, Any]) -> Exception:
-    from dspy.lm15 import ContextLengthError, InvalidRequestError, ServerError
-
-    message = str(error.get("message") or error)
-    if error.get("type") == "exceed_context_size_error" or "context size" in message.lower():
-        return ContextLengthError(message, provider=_PROVIDER)
-    if error.get("type") == "invalid_request_error":
-        return InvalidRequestError(message, provider=_PROVIDER)
-    return ServerError(message, provider=_PROVIDER)
-
-
-def _unsupported(what: str) -> Exception:
-    from dspy.lm15 import UnsupportedFeatureError
-
-    return UnsupportedFeatureError(f"the local engine takes text and a response schema, not {what}", provider=_PROVIDER)
-
-
-# --- engine -------------------------------------------------------------------------------------------------------
 
 
 class LlamaEngine:
@@ -192,11 +86,11 @@ class LlamaEngine:
 
         last: dict[str, Any] = {}
         found: dict[str, list[str]] = {"thinking": [], "text": []}
-        for kind, piece in _pieces(self._chunks(request), last):
+        for kind, piece in pieces(self._chunks(request), last):
             found[kind].append(piece)
         parts: list[Any] = [ThinkingPart("".join(found["thinking"]))] if found["thinking"] else []
         parts.append(TextPart("".join(found["text"])))
-        return Response(id=last.get("id"), model=request.model, message=Message.assistant(parts), **_ending(last))
+        return Response(id=last.get("id"), model=request.model, message=Message.assistant(parts), **ending(last))
 
     def stream(self, request: Request) -> Iterator[Any]:
         """The same answer as lm15 events, as it is written. Closing the iterator stops the generation."""
@@ -205,13 +99,13 @@ class LlamaEngine:
         last: dict[str, Any] = {}
         thought = 0
         yield StreamStartEvent(model=request.model)
-        for kind, piece in _pieces(self._chunks(request), last):
+        for kind, piece in pieces(self._chunks(request), last):
             if kind == "thinking":
                 thought = 1
                 yield StreamDeltaEvent(ThinkingDelta(piece, part_index=0))
             else:
                 yield StreamDeltaEvent(TextDelta(piece, part_index=thought))
-        yield StreamEndEvent(**_ending(last))
+        yield StreamEndEvent(**ending(last))
 
     def close(self) -> None:
         """Free the model's memory once the requests in flight are done; the next call loads it again."""
@@ -335,7 +229,9 @@ def _cores() -> int:
 
 
 def _start(engine: LlamaEngine) -> Any:
-    import xllamacpp
+    import xllamacpp as binding
+
+    xllamacpp: Any = binding  # a compiled module without type information
 
     params = xllamacpp.CommonParams()
     params.model.path = str(engine.path)
