@@ -6,7 +6,8 @@ gates - each its own file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from typing import Any, Self
 
 import dspy
@@ -26,6 +27,7 @@ from persona_dspy.memory.episodic import EpisodicMemory
 from persona_dspy.memory.semantic import SemanticMemory, facts
 from persona_dspy.persona import Edit, Persona
 from persona_dspy.records import Feedback, Interaction, Usage
+from persona_dspy.system_prompt import as_persona
 
 __all__ = ["Observer", "PersonaAlignment"]
 
@@ -225,7 +227,7 @@ class _Run:
             return
         before = self.ledger.usage
         try:
-            with dspy.context(lm=self.options.reflection_lm or dspy.settings.get("lm")):
+            with self._reflecting():
                 bullets = self.options.summary(interactions=self.past).bullets
         except AdapterParseError:
             return
@@ -238,6 +240,13 @@ class _Run:
             return
         trial = self._try(challenger, tuple(e.sentence for e in edits))
         self.steps.append(AlignmentStep(epoch=0, trials=(trial,), usage=self._spent(before)))
+
+    @contextmanager
+    def _reflecting(self) -> Generator[None]:
+        """Loss, update and summary calls: by the reflection LM, under no persona, counted and bounded like any other."""
+        lm = self.options.reflection_lm or dspy.settings.get("lm")
+        with dspy.context(lm=lm), as_persona("", lm=lm):
+            yield
 
     def _batch(self) -> list[dspy.Example]:
         """The latest interactions not yet seen right, oldest first; without a gate, always the latest."""
@@ -263,7 +272,7 @@ class _Run:
                 rejected=frozenset(self.rejected),
                 secrets=self.secrets,
             )
-            with dspy.context(lm=self.options.reflection_lm or dspy.settings.get("lm")):
+            with self._reflecting():
                 challengers = self.options.proposer(self.incumbent, evidence)
             trials = [self._try(c.persona, c.edits) for c in challengers if c.persona.parent == self.incumbent.version]
         # What stayed wrong now is not asked again: the next step looks at older interactions instead.
@@ -282,7 +291,7 @@ class _Run:
 
     def _feedback(self, simulated: Sequence[Simulated]) -> list[Feedback]:
         try:
-            with dspy.context(lm=self.options.reflection_lm or dspy.settings.get("lm")):
+            with self._reflecting():
                 return self.options.loss(simulated=simulated).feedback
         except AdapterParseError:
             return [Feedback(interaction_id=s.interaction_id, score=s.score) for s in simulated]

@@ -1,0 +1,46 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Each makes its own .venv and installs everything.
+SHELL := /bin/bash
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell command -v $(p))))
+UV_VERSION := 0.13.9
+BIN := .venv/bin
+export PYTHONDONTWRITEBYTECODE := 1
+
+.PHONY: help demo test check lock schema clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo   learn personas for six users with the embedded model (98 MB), in minutes"
+	@echo "make test   install everything and run the unit tests"
+	@echo "make check  lint, types, layers, and every slow test that this machine can run"
+
+.venv/ready: requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "no python3 found: install Python 3.11 or newer (Debian: apt-get install python3 python3-venv)"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(not ((3, 11) <= sys.version_info < (3, 14)))' || { echo "$(PYTHON) is $$($(PYTHON) -V): expected Python 3.11 to 3.13; name one: make PYTHON=python3.12 ..."; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { echo "no venv: install it first (Debian: apt-get install python3-venv)"; rm -rf .venv; exit 2; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip -q
+	@$(BIN)/python -m pip install -q --disable-pip-version-check uv==$(UV_VERSION)
+	@echo "installing (pinned in requirements.lock)"
+	@VIRTUAL_ENV=.venv $(BIN)/uv pip sync -q requirements.lock
+	@VIRTUAL_ENV=.venv $(BIN)/uv pip install -q --no-deps -e .
+	@touch $@
+
+demo: .venv/ready
+	@$(BIN)/persona-dspy models pull smol
+	@$(BIN)/persona-dspy compile examples/movie_tags.jsonl --lm local --out personas/
+
+test: .venv/ready
+	@$(BIN)/python -m pytest -n 2 -m "not model and not postgres and not ray and not notebook and not browser and not loopback and not slow"
+
+check: .venv/ready
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright && $(BIN)/lint-imports
+	@$(BIN)/python -m pytest -m "model or postgres or ray or notebook or browser or loopback or slow"
+
+lock:  ## after a change of pyproject.toml
+	@VIRTUAL_ENV=.venv uv pip compile pyproject.toml --universal --python-version 3.11 --extra local --extra ray --extra postgres --extra dense --extra dev --generate-hashes \
+	  --no-annotate --no-header --no-emit-index-url --no-emit-find-links -q -o requirements.lock
+
+clean:
+	@rm -rf .venv personas mlflow.db mlartifacts build dist *.egg-info
+
+schema:  ## after a change of the persona JSON
+	@$(BIN)/python -c "import json; from persona_dspy.export import json_schema; print(json.dumps(json_schema(), indent=2))" > persona_dspy/schemas/persona-1.schema.json

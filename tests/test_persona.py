@@ -1,0 +1,134 @@
+"""Personas: bullets, edits, caps, locks, rendering, diff, and the DSPy parameter."""
+
+import copy
+
+import dspy
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from persona_dspy.errors import InputError
+from persona_dspy.persona import SECTIONS, Bullet, Edit, Persona, PersonaParameter
+
+
+def rule(when="it is late", then="yes", **more):
+    return Bullet(section="decision rules", when=when, then=then, **more)
+
+
+def test_render_orders_sections_and_is_empty_without_bullets():
+    persona = Persona(user_id="u").apply(
+        [Edit(op="add", bullet=Bullet(section="style", text="Short.")), Edit(op="add", bullet=rule())]
+    )
+    assert Persona(user_id="u").render() == ""
+    assert persona.render().index("How this user decides") < persona.render().index("How this user writes")
+    assert '- If it is late, answer "yes".' in persona.render()
+
+
+def test_apply_makes_the_next_version_and_leaves_the_old_one():
+    old = Persona.from_text("Likes tea.", user_id="u")
+    new = old.apply([Edit(op="add", bullet=rule())])
+    assert (new.version, new.parent) == (1, 0)
+    assert len(old.bullets) == 1
+    assert str(old.diff(new)) == '+ [decision rules] If it is late, answer "yes".'
+    assert not old.diff(old)
+
+
+def test_revise_keeps_the_id_and_drop_removes():
+    old = Persona.from_text("Likes tea.", user_id="u")
+    bullet = old.bullets[0]
+    new = old.apply([Edit(op="revise", id=bullet.id, bullet=Bullet(section="preferences", text="Likes coffee."))])
+    assert new.bullets[0].id == bullet.id
+    assert str(old.diff(new)) == "~ [preferences] Likes tea. -> Likes coffee."
+    assert new.apply([Edit(op="drop", id=bullet.id)]).bullets == ()
+
+
+@pytest.mark.parametrize("op", ["revise", "drop"])
+def test_a_locked_bullet_cannot_be_touched(op):
+    old = Persona.from_text("Likes tea.", user_id="u")
+    locked = old.lock(old.bullets[0].id)
+    with pytest.raises(InputError, match="locked"):
+        locked.apply([Edit(op=op, id=locked.bullets[0].id, bullet=Bullet(section="style", text="x y"))])
+
+
+def test_a_rewrite_keeps_locked_bullets():
+    old = Persona.from_text("Likes tea.\nHates rain.", user_id="u")
+    old = old.lock(old.bullets[0].id)
+    new = Persona.from_text("Decision rules:\n- Says no.", user_id="u", like=old)
+    assert [b.sentence for b in new.bullets] == ["Likes tea.", "Says no."]
+    assert (new.version, new.parent) == (old.version + 1, old.version)
+
+
+def test_a_section_over_its_cap_is_refused():
+    persona = Persona(user_id="u")
+    long = " ".join(["word"] * 40)
+    with pytest.raises(InputError, match="section 'who' would hold"):
+        persona.apply([Edit(op="add", bullet=Bullet(section="who", text=f"{n} {long}")) for n in range(20)])
+
+
+def test_duplicates_and_unknown_ids_are_refused():
+    persona = Persona.from_text("Likes tea.", user_id="u")
+    with pytest.raises(InputError, match="has it already"):
+        persona.apply([Edit(op="add", bullet=Bullet(section="preferences", text="Likes tea."))])
+    with pytest.raises(InputError, match="'nope'"):
+        persona.apply([Edit(op="drop", id="nope")])
+
+
+def test_facts_are_replaced_without_a_new_version():
+    facts = [Bullet(section="who", text="Old fact.", source="fact")]
+    persona = Persona.from_text("Likes tea.", user_id="u").with_facts(facts)
+    again = persona.with_facts([Bullet(section="who", text="New fact.", source="fact")])
+    assert again.version == persona.version
+    assert [b.sentence for b in again.bullets] == ["New fact.", "Likes tea."]
+
+
+@given(st.text(max_size=300))
+def test_no_text_can_break_out_of_its_line(text):
+    try:
+        bullet = Bullet(section="who", text=text)
+    except ValueError:
+        return  # nothing was left of it
+    assert "\n" not in bullet.sentence
+    assert "[[ ##" not in bullet.sentence
+    body = Persona(user_id="u", bullets=(bullet,)).render().split("\n- ")
+    assert len(body) == 2
+
+
+def test_a_rule_needs_both_halves():
+    with pytest.raises(ValueError, match="both when and then"):
+        Bullet(section="decision rules", when="it rains")
+
+
+def test_sections_are_the_five_of_the_design():
+    assert SECTIONS == ("who", "preferences", "decision rules", "style", "search hints")
+
+
+class Program(dspy.Module):
+    def __init__(self, persona):
+        super().__init__()
+        self.persona = PersonaParameter(persona)
+        self.answer = dspy.Predict("question -> answer")
+
+
+def test_the_parameter_is_listed_copied_saved_loaded_and_reset(tmp_path):
+    first = Persona.from_text("Likes tea.", user_id="u")
+    program = Program(first)
+    assert [name for name, _ in program.named_parameters()] == ["persona", "answer"]
+    program.persona.value = first.apply([Edit(op="add", bullet=rule())])
+    twin = program.deepcopy()
+    twin.persona.reset()
+    assert twin.persona.value == first
+    assert program.persona.value.version == 1
+    program.save(tmp_path / "p.json")
+    loaded = Program(Persona.from_text("Somebody else.", user_id="x"))
+    loaded.load(tmp_path / "p.json")
+    assert loaded.persona.value == program.persona.value
+    assert loaded.persona.initial == first
+    assert copy.deepcopy(program.persona).value == program.persona.value
+
+
+def test_a_broken_state_changes_nothing(tmp_path):
+    program = Program(Persona.from_text("Likes tea.", user_id="u"))
+    before = program.persona.value
+    with pytest.raises(ValueError, match="user_id"):
+        program.persona.load_state({"value": before.model_dump(mode="json"), "initial": {"bullets": []}})
+    assert program.persona.value is before
