@@ -5,7 +5,7 @@ UV_VERSION := 0.13.9
 BIN := .venv/bin
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help demo test check lock schema clean
+.PHONY: help demo test check lock schema tree clean
 .DEFAULT_GOAL := help
 
 help:
@@ -44,3 +44,6 @@ clean:
 
 schema:  ## after a change of the persona JSON
 	@$(BIN)/python -c "import json; from persona_dspy.export import json_schema; print(json.dumps(json_schema(), indent=2))" > persona_dspy/schemas/persona-1.schema.json
+
+tree:  ## after adding or renaming a source file
+	@$(BIN)/python tests/tree.py --write

@@ -114,7 +114,7 @@ def persona_file_name(user_id: str) -> str:
 
     Example:
         >>> persona_file_name("u1")
-        'u1-b3b9f2e3.json'
+        'u1-bb82030d.json'
     """
     readable = re.sub(r"[^a-z0-9_-]+", "-", user_id.lower()).strip("-")[:40]
     digest = sha256(user_id.encode("utf-8", "surrogatepass")).hexdigest()[:8]
