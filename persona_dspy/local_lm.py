@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 from persona_dspy.errors import InputError, ModelError
 from persona_dspy.local_wire import DEFAULT_MAX_TOKENS, ending, pieces, to_server
-from persona_dspy.models import check_gguf, find_model, model_name, weights_hash
+from persona_dspy.model_files import check_gguf, model_name, weights_hash
+from persona_dspy.models import find_model
 
 if TYPE_CHECKING:
     import dspy
@@ -106,6 +107,14 @@ class LlamaEngine:
             else:
                 yield StreamDeltaEvent(TextDelta(piece, part_index=thought))
         yield StreamEndEvent(**ending(last))
+
+    def load(self) -> None:
+        """Load the model now rather than at the first call; no request is made.
+
+        Raises:
+            ModelError: llama.cpp cannot load the file.
+        """
+        self._loaded()
 
     def close(self) -> None:
         """Free the model's memory once the requests in flight are done; the next call loads it again."""

@@ -82,8 +82,15 @@ def pieces(chunks: Iterator[Mapping[str, Any]], last: dict[str, Any]) -> Iterato
 
 
 def ending(last: Mapping[str, Any]) -> dict[str, Any]:
+    """The last fields of an answer, from what ``pieces`` left in ``last``.
+
+    Raises:
+        ServerError: the generation was stopped before its end; half an answer is none.
+    """
     from dspy.lm15 import Usage
 
+    if not last.get("finish"):
+        raise failure({"message": "the generation was stopped before its end"})
     usage = last.get("usage") or {}
     return {
         "finish_reason": "length" if last.get("finish") == "length" else "stop",

