@@ -6,6 +6,7 @@ Not here: the response itself (agent.py), the tools' insides (memory, tools.py).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -14,6 +15,7 @@ from pydantic import BaseModel, Field
 
 from persona_dspy.ledger import role
 from persona_dspy.memory.episodic import Recall
+from persona_dspy.memory.ranking import favoured, ranked
 from persona_dspy.memory.semantic import content_words
 from persona_dspy.persona import Persona
 from persona_dspy.records import Episode
@@ -23,6 +25,8 @@ from persona_dspy.untrusted import clip_tokens, fenced, one_line
 __all__ = ["Act", "Policy", "past_block", "recall_step"]
 
 Policy = Literal["fixed", "plan", "none"]
+
+_CANDIDATES = 128  # near episodes among which recency and the persona decide
 
 
 class Action(BaseModel):
@@ -82,8 +86,8 @@ class Act(dspy.Module):
                 steps.append(recall_step(action.words, found))
                 episodes |= {e.id: e for e in found[: max(1, self.recall.k // 2)]}
         words = search_words(query)
-        found = [e for e in self.recall(query=words).episodes if e.id not in episodes]
-        found = found[: max(0, self.recall.k - len(episodes))]
+        near = [e for e in self.recall(query=words, k=max(_CANDIDATES, self.recall.k)).episodes if e.id not in episodes]
+        found = ranked(near, _favours(query), max(0, self.recall.k - len(episodes)))
         if found:
             steps.append(recall_step(words, found))
         nearest_first = [*found, *episodes.values()]
@@ -93,16 +97,21 @@ class Act(dspy.Module):
 def search_words(query: str) -> str:
     """What to recall by: the query, and what the current user's persona adds to it.
 
-    A decision rule that fits the query adds its own words and its response; where none fits, the rule for "nothing
-    else fits" adds its response. So the persona decides which episodes are shown, which every model heeds: a 135M
-    model follows the turns it sees and hardly its system message (docs/LOG.md).
+    The query's content words (the query itself where it has hardly any), and the words and the response of a decision
+    rule that fits. So the persona decides which episodes are shown, which every model heeds: a 135M model follows the
+    turns it sees and hardly its system message (docs/LOG.md).
     """
     persona: Persona | None = dspy.settings.get("user_persona")
     rules = [b for b in persona.section("decision rules") if b.when] if persona else []
     words = content_words(query)
-    fitting = [rule for rule in rules if rule.fits(words)] or [rule for rule in rules if rule.is_default]
-    hints = [f"{' '.join(rule.quoted)} {rule.then}" for rule in fitting[:2]]
-    return " ".join([query, *hints])
+    told = [w for w in dict.fromkeys(re.findall(r"[^\W\d_]+", query.lower())) if w in words]
+    hints = [f"{' '.join(rule.quoted)} {rule.then}" for rule in rules if rule.fits(words)]
+    return " ".join([" ".join(told) if len(told) > 2 else query, *hints[:2]])
+
+
+def _favours(query: str) -> dict[str, float]:
+    persona: Persona | None = dspy.settings.get("user_persona")
+    return favoured(persona, content_words(query)) if persona else {}
 
 
 def recall_step(query: str, episodes: Sequence[Episode]) -> Step:

@@ -17,6 +17,7 @@ import dspy
 from pydantic import BaseModel, Field
 
 from persona_dspy.ledger import role
+from persona_dspy.memory.ranking import counts_sentence
 from persona_dspy.persona import NOTHING_ELSE, Bullet
 from persona_dspy.records import Interaction
 from persona_dspy.responses import ResponseKind
@@ -46,9 +47,8 @@ def facts(interactions: Sequence[Interaction], kind: ResponseKind) -> list[Bulle
 def _label_facts(past: Sequence[Interaction], kind: ResponseKind) -> list[Bullet]:
     counts = Counter(i.response for i in past)
     ranked = [(label, n) for label, n in counts.most_common() if n > 0][:4]
-    said = ", ".join(f'"{label}" {n} time{"s" * (n != 1)}' for label, n in ranked)
     (top, most) = ranked[0]
-    found = [_fact("who", f"Answered {len(past)} times so far: {said}.", past, ranked[0][1])]
+    found = [_fact("who", counts_sentence(len(past), ranked), past, most)]
     if most / len(past) >= 0.4:
         found.append(_rule_fact(NOTHING_ELSE, top, [i for i in past if i.response == top]))
     never = [label for label in kind.labels if label not in counts]
@@ -74,9 +74,11 @@ def _rating_facts(past: Sequence[Interaction], kind: ResponseKind) -> list[Bulle
     common, n = Counter(i.response for i in past).most_common(1)[0]
     middle = (kind.low + kind.high) / 2
     level = "low" if mean < middle - 0.5 else "high" if mean > middle + 0.5 else "near the middle"
-    text = f"Rates {level}: {mean:.1f} on average on a scale from {kind.low:g} to {kind.high:g}, "
-    text += f"most often {common} ({n} of {len(values)} times)."
-    found = [_fact("who", text, past, n)]
+    text = f"Rates {level}: {mean:.1f} on average on a scale from {kind.low:g} to {kind.high:g}."
+    counts = Counter(i.response for i in past)
+    found = [_fact("who", text, past, n), _fact("who", counts_sentence(len(past), counts.most_common(4)), past, n)]
+    if n / len(past) >= 0.4:
+        found.append(_rule_fact(NOTHING_ELSE, common, [i for i in past if i.response == common]))
     if spread < 0.6:
         found.append(_fact("preferences", "Rates almost everything alike.", past, len(values)))
     elif spread > 1.3:
