@@ -154,7 +154,7 @@ class _View:
 
         table = Table(title="Held-out score, in [0, 1], higher is better")
         for name in ("user", "without persona", "with persona", "accepted edits", "LM calls", "tokens", "seconds"):
-            table.add_column(name, justify="left" if name == "user" else "right")
+            table.add_column(name, justify="left" if name == "user" else "right", no_wrap=name == "user", max_width=32)
         for result in results:
             if (a := result.alignment) is None:
                 continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from persona_dspy.errors import InputError
@@ -29,17 +30,16 @@ def task_text(task: Task) -> str:
 
 def task_from_text(text: str, interactions: Sequence[Interaction] = ()) -> Task:
     """Inverse of ``task_text``; a signature without types takes them from the user's interactions."""
+    anything = Interaction(user_id="anybody", query="anything", response="anything")
     typed = _TYPED.match(text)
     if not typed:
-        return infer_task(interactions, text) if "->" in text else get_task(text)
+        return infer_task(interactions or [anything], text) if "->" in text else get_task(text)
     query, response, kind = typed.groups()
     try:
         values = ast.literal_eval(kind[kind.index("[") :])
     except (ValueError, SyntaxError):
         raise InputError(f"task {text!r}: expected a LaMP task or fields such as 'film -> tag'") from None
-    plain = infer_task((), f"{query} -> {response}")
-    from dataclasses import replace
-
+    plain = infer_task([anything], f"{query} -> {response}")
     if kind.startswith("rating"):
         return replace(plain, rating=(int(values[0]), int(values[1])), metrics=("mae", "rmse"))
     return replace(plain, labels=tuple(str(v) for v in values), metrics=("accuracy", "macro_f1"))
