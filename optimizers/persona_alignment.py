@@ -25,8 +25,9 @@ from persona_dspy.feedback import Metric, Simulated, TextualLoss
 from persona_dspy.ledger import Budget, Ledger, current_ledger
 from persona_dspy.memory.episodic import EpisodicMemory
 from persona_dspy.memory.semantic import SemanticMemory, facts
-from persona_dspy.persona import Edit, Persona
+from persona_dspy.persona import Bullet, Edit, Persona
 from persona_dspy.records import Feedback, Interaction, Usage
+from persona_dspy.responses import ResponseKind
 from persona_dspy.system_prompt import as_persona
 
 __all__ = ["Observer", "PersonaAlignment"]
@@ -177,6 +178,7 @@ class _Run:
         self.secrets = frozenset(
             str(e.get(program.response_field, "")).strip().lower() for e in held if program.kind.name == "text"
         ) - {""}
+        self.facts = facts
         self.rejected: set[str] = set()
         self.steps: list[AlignmentStep] = []
         self.solved: set[str] = set()
@@ -186,7 +188,7 @@ class _Run:
 
     def as_of(self, persona: Persona, past: Sequence[Interaction]) -> Persona:
         """The persona as it would have been then: its facts counted over ``past`` only."""
-        return persona.with_facts(facts(past, self.program.kind)) if self.follows_memory else persona
+        return persona.with_facts(self.facts(past, self.program.kind)) if self.follows_memory else persona
 
     def loop(self) -> None:
         self.tell("start", fit=len(self.fit), held=len(self.election.held))
@@ -216,10 +218,13 @@ class _Run:
         initial = self.election.install(self.incumbent)
         self.scores = self.scores.model_copy(update={"initial": initial, "final": initial})
         if initial < without and self.follows_memory and not isinstance(self.options.gate, AlwaysAccept):
-            self.follows_memory = False
-            self.incumbent = self.incumbent.with_facts([])
-            kept = self.election.install(self.incumbent)
-            self.scores = self.scores.model_copy(update={"final": kept})
+            for kept_facts in (_without_rules, _none):
+                self.facts = kept_facts
+                self.incumbent = self.as_of(self.incumbent, self.past)
+                kept = self.election.install(self.incumbent)
+                self.scores = self.scores.model_copy(update={"final": kept})
+                if kept >= without:
+                    break
         self.tell("scored", **self.scores.model_dump())
 
     def _summarise(self) -> None:
@@ -243,7 +248,7 @@ class _Run:
 
     @contextmanager
     def _reflecting(self) -> Generator[None]:
-        """Loss, update and summary calls: by the reflection LM, under no persona, counted and bounded like any other."""
+        """Loss, update and summary calls: by the reflection LM, under no persona, counted and bounded like others."""
         lm = self.options.reflection_lm or dspy.settings.get("lm")
         with dspy.context(lm=lm), as_persona("", lm=lm):
             yield
@@ -337,6 +342,14 @@ class _Run:
         }
         for observer in self.options.observers:
             observer(message)
+
+
+def _without_rules(past: Sequence[Interaction], kind: ResponseKind) -> list[Bullet]:
+    return [bullet for bullet in facts(past, kind) if not bullet.when]
+
+
+def _none(past: Sequence[Interaction], kind: ResponseKind) -> list[Bullet]:
+    return []
 
 
 def _remember(program: PersonalProgram, examples: Sequence[dspy.Example]) -> list[dspy.Example]:
