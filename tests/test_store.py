@@ -743,3 +743,13 @@ def test_power_safe_is_a_setting_of_the_file(tmp_path):
             assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
             assert connection.exec_driver_sql("PRAGMA secure_delete").scalar() == 1
     assert Path(tmp_path / "p.db").exists()
+
+
+def test_a_real_persona_comes_back_as_it_was(store):
+    from persona_dspy.export import parse_document
+    from persona_dspy.persona import Persona
+
+    text = Persona.from_text("Prefers short answers. Mag Tee & 東京.", user_id="u1").to_json()
+    stored = store.put_persona("u1", text)
+    assert stored.text == text
+    assert parse_document(store.current("u1").document) == parse_document(json.loads(text))
