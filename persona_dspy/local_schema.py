@@ -58,7 +58,7 @@ def bounded_schema(schema: Mapping[str, Any], *, max_tokens: int) -> dict[str, A
 
     Example:
         >>> bounded_schema({"type": "object", "properties": {"a": {"type": "string"}}}, max_tokens=100)["properties"]
-        {'a': {'type': 'string', 'maxLength': 90}}
+        {'a': {'type': 'string', 'maxLength': 88}}
     """
     shares: dict[str, int] = {}
     out = _bound(schema, _CHARS_PER_TOKEN * max_tokens, shares)
@@ -68,7 +68,8 @@ def bounded_schema(schema: Mapping[str, Any], *, max_tokens: int) -> dict[str, A
         for name, share in list(shares.items()):
             if done.get(name) != share:
                 done[name] = share
-                defs[name] = _bound(schema.get("$defs", {}).get(name, {}), share, shares)
+                if name in schema.get("$defs", {}):  # else the converter refuses the schema
+                    defs[name] = _bound(schema["$defs"][name], share, shares)
     return {"$defs": defs, **out} if defs else out
 
 
@@ -95,7 +96,7 @@ def _bound(node: Mapping[str, Any], chars: int, shares: dict[str, int]) -> dict[
 
 
 def _string(out: dict[str, Any], chars: int, shares: dict[str, int]) -> dict[str, Any]:
-    return out if {"maxLength", "format", "pattern"} & set(out) else {**out, "maxLength": max(_SHORTEST, chars)}
+    return out if {"maxLength", "format", "pattern"} & set(out) else {**out, "maxLength": max(_SHORTEST, chars - 2)}
 
 
 def _integer(out: dict[str, Any], chars: int, shares: dict[str, int]) -> dict[str, Any]:
@@ -110,13 +111,13 @@ def _number(out: dict[str, Any], chars: int, shares: dict[str, int]) -> dict[str
 
 def _array(out: dict[str, Any], chars: int, shares: dict[str, int]) -> dict[str, Any]:
     if "prefixItems" in out:
-        share = chars // max(1, len(out["prefixItems"]))
+        share = chars // max(1, len(out["prefixItems"])) - 2
         out["prefixItems"] = [_bound(item, share, shares) for item in out["prefixItems"]]
         if "items" not in out:
             return {**out, "maxItems": out.get("maxItems", len(out["prefixItems"]))}
     most = int(out.get("maxItems", max(int(out.get("minItems", 0)), 4, min(16, chars // 60))))
     items = out.get("items")
-    bounded = _bound(items if isinstance(items, Mapping) else {}, chars // max(1, most), shares)
+    bounded = _bound(items if isinstance(items, Mapping) else {}, (chars - 2) // max(1, most) - 2, shares)
     return {**out, "maxItems": most, "items": items if isinstance(items, bool) else bounded}
 
 

