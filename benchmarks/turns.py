@@ -71,13 +71,9 @@ def main():
             n = len(questions(options.data, task, options.questions))
             interval = binomtest(right, n).proportion_ci(method="wilson")
             table[arm] = (right / n, interval.low, interval.high, n, seconds / n)
-            print(
-                f"| {arm} | {right / n:.2f} | {interval.low:.2f}-{interval.high:.2f} | {n} | {seconds / n:.1f} |",
-                flush=True,
-            )
-    print(
-        f"\nmodel {lm.model}, task {task.name}\n\n| memory shown as | accuracy | 95% | questions | s each |\n|---|---|---|---|---|"
-    )
+            print(f"{arm}: {right} of {n} right", flush=True)
+    print(f"\nmodel {lm.model}, task {task.name}\n")
+    print("| memory shown as | accuracy | 95% | questions | s each |\n|---|---|---|---|---|")
     for arm, (score, low, high, n, each) in table.items():
         print(f"| {arm} | {score:.2f} | {low:.2f}-{high:.2f} | {n} | {each:.1f} |")
 
