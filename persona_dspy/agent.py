@@ -23,6 +23,7 @@ from persona_dspy.records import Episode, Interaction
 from persona_dspy.responses import ResponseKind
 from persona_dspy.system_prompt import Turn, as_persona
 from persona_dspy.trace import Step, Trace
+from persona_dspy.untrusted import clip_tokens
 
 __all__ = ["PersonaAgent", "PersonaPrediction", "PersonalProgram", "Personalized", "personalize"]
 
@@ -56,6 +57,7 @@ class PersonalProgram(dspy.Module):
     response_field: str
     kind: ResponseKind
     alignment: Alignment | None = None  # set on what PersonaAlignment returns
+    turn_tokens: int = 192  # estimated tokens of a past query that is shown as a turn; more is cut
 
     def __init__(self, *, memory: EpisodicMemory, persona: Persona | None, user_id: str | None, recall_k: int) -> None:
         super().__init__()
@@ -147,7 +149,10 @@ class PersonalProgram(dspy.Module):
     def _turns(self, episodes: Sequence[Episode]) -> list[Turn]:
         """Episodes as past turns, nearest last: the position an LM heeds most."""
         return [
-            {self.query_field: e.interaction.query, self.response_field: e.interaction.response}
+            {
+                self.query_field: clip_tokens(e.interaction.query, self.turn_tokens),
+                self.response_field: e.interaction.response,
+            }
             for e in reversed(episodes)
         ]
 

@@ -14,6 +14,7 @@ import click
 import typer
 
 from persona_dspy.cli import compile as _compile
+from persona_dspy.cli import judge as _judge
 from persona_dspy.cli import models as _models
 from persona_dspy.cli import personas as _personas
 from persona_dspy.errors import PersonaError
@@ -30,6 +31,7 @@ app = typer.Typer(
 _compile.register(app)
 _personas.register(app)
 _models.register(app)
+_judge.register(app)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

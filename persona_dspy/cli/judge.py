@@ -1,0 +1,155 @@
+"""``persona-dspy evaluate`` and ``data pull``: systems against each other, and the benchmark's files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("evaluate")(evaluate_command)
+    data = typer.Typer(help="The benchmark's data files.", no_args_is_help=True)
+    data.command("pull")(pull_command)
+    data.command("tasks")(tasks_command)
+    app.add_typer(data, name="data")
+
+
+def evaluate_command(  # noqa: PLR0913 - a command's options
+    source: Annotated[
+        Path, typer.Argument(metavar="INPUT", help="JSONL, LaMP questions.json or OPPU-style users.json.")
+    ],
+    task: Annotated[str | None, typer.Option(help="lamp-1 ... lamp-7; by default the file's own, or inferred.")] = None,
+    systems: Annotated[
+        str, typer.Option(help="Separated by commas; variants as in rag@k=8.")
+    ] = "persona,direct,icl,rag,pag,react,membank",
+    users: Annotated[str | None, typer.Option(help="How many users at most, or ids separated by commas.")] = None,
+    queries: Annotated[int | None, typer.Option(min=1, help="Held-out queries a user at most.")] = None,
+    lm: Annotated[str, typer.Option(help="local, local:1.5b, local:/path/model.gguf, or any name dspy.LM takes.")] = (
+        "local"
+    ),
+    out: Annotated[Path, typer.Option(help="Folder for answers and tables; a rerun goes on there.")] = Path(
+        "evaluation"
+    ),
+    ablations: Annotated[str, typer.Option(help="Of the persona system: all, or names separated by commas.")] = "",
+    scale: Annotated[
+        list[str] | None, typer.Option(help="A curve of the persona system: recent=1,3,5 / epochs=... / k=...")
+    ] = None,
+    cold: Annotated[str, typer.Option(help="Cut every history to these lengths too, such as 0,1,3,10.")] = "",
+    references: Annotated[bool, typer.Option(help="Rows without an LM: majority and nearest-neighbour vote.")] = True,
+    k: Annotated[int, typer.Option(min=0, help="Episodes shown.")] = 4,
+    turn_tokens: Annotated[int, typer.Option(min=8, help="Estimated tokens of an episode's query, at most.")] = 96,
+    recent: Annotated[int, typer.Option(min=1, help="Interactions simulated in a step of alignment.")] = 3,
+    epochs: Annotated[int, typer.Option(min=1, help="Steps of alignment at most.")] = 3,
+    gate: Annotated[int | None, typer.Option(min=1, help="Interactions held out by alignment's gate.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Calls in flight.")] = 2,
+    seconds: Annotated[float | None, typer.Option(help="End after so long; the same command goes on.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of sampling in the LM and of the bootstrap.")] = 0,
+    tracking_uri: Annotated[str | None, typer.Option(help="MLflow URI, or 'off'. Default: sqlite:///mlflow.db")] = None,
+    skip_bad_rows: Annotated[bool, typer.Option(help="Skip rows that cannot be used, and count them.")] = False,
+) -> int:
+    """Compare systems on users' held-out queries: scores with intervals over users, and what they cost.
+
+    Example: persona-dspy evaluate examples/movie_tags.jsonl --systems persona,direct,rag --users 4 --lm local
+    """
+    from persona_dspy.cli.judging import Order, judge
+    from persona_dspy.variants import ABLATIONS, variants
+
+    names = list(ABLATIONS) if ablations == "all" else _split(ablations)
+    chosen = variants(
+        _split(systems),
+        references=references,
+        ablations=names,
+        scale=scale or (),
+        cold=[_whole(n) for n in _split(cold)],
+    )
+    order = Order(
+        source=source,
+        task=task,
+        users=users,
+        queries=queries,
+        lm=lm,
+        out=out,
+        k=k,
+        turn_tokens=turn_tokens,
+        recent=recent,
+        epochs=epochs,
+        gate=gate,
+        seed=seed,
+        skip_bad_rows=skip_bad_rows,
+    )
+    return judge(order, chosen, workers=workers, seconds=seconds, tracking_uri=tracking_uri)
+
+
+def pull_command(
+    task: Annotated[str, typer.Argument(help="lamp-1, lamp-2m, lamp-2n, lamp-3, lamp-4, lamp-5 or lamp-7.")],
+    out: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("lamp"),
+    split: Annotated[str, typer.Option(help="train or dev.")] = "dev",
+    by: Annotated[str, typer.Option(help="time (as in the paper) or user.")] = "time",
+    base_url: Annotated[str | None, typer.Option(help="Another address of the same files.")] = None,
+) -> None:
+    """Download a LaMP task's official files; a cut download goes on where it was.
+
+    Example: persona-dspy data pull lamp-2m
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    from persona_dspy.lamp_download import BASE_URL, pull
+
+    bars: dict[str, Any] = {}
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+
+        def report(name: str, done: int, total: int | None) -> None:
+            if name not in bars:
+                bars[name] = progress.add_task(name, total=total)
+            progress.update(bars[name], completed=done, total=total)
+
+        options: dict[str, Any] = {"split": split, "by": by, "base_url": base_url or BASE_URL}
+        path = pull(task, out, on_progress=report, **options)
+    typer.echo(str(path))
+
+
+def tasks_command() -> None:
+    """List the tasks: what is asked, and how it is scored.
+
+    Example: persona-dspy data tasks
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from persona_dspy.lamp import get_task, task_names
+
+    table = Table(title="LaMP tasks")
+    for column in ("name", "what", "signature", "responses", "metrics"):
+        table.add_column(column)
+    for name in task_names():
+        task = get_task(name)
+        choices = f"{len(task.choices)} choices" if task.choices else "text"
+        fields = f"{task.query_field} -> {task.response_field}"
+        table.add_row(name, task.title, fields, choices, ", ".join(task.metrics))
+    Console().print(table)
+
+
+def _split(text: str) -> list[str]:
+    """Names separated by commas; a variant's own options come after ``@`` and may hold commas too."""
+    found: list[str] = []
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        if "=" in part and "@" not in part and found and "@" in found[-1]:
+            found[-1] += f",{part}"
+        else:
+            found.append(part)
+    return found
+
+
+def _whole(text: str) -> int:
+    from persona_dspy.errors import InputError
+
+    if not text.isdigit():
+        raise InputError(f"--cold {text!r}: expected whole numbers separated by commas, such as 0,1,3,10")
+    return int(text)

@@ -1,0 +1,197 @@
+"""The work behind ``persona-dspy evaluate``: files and names to a run, a run to tables. Owns: ``judge``.
+
+Not here: the command's options (judge.py), the run itself (evaluate.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from persona_dspy.evaluate import Case
+    from persona_dspy.judged import Judged, Results
+    from persona_dspy.standings import Standing
+    from persona_dspy.task import Task
+    from persona_dspy.variants import Variant
+
+__all__ = ["Order", "judge"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What was asked for: all that decides answers. The same order gives the same answers."""
+
+    source: Path
+    task: str | None
+    users: str | None
+    queries: int | None
+    lm: str
+    out: Path
+    k: int
+    turn_tokens: int
+    recent: int
+    epochs: int
+    gate: int | None
+    seed: int
+    skip_bad_rows: bool
+
+
+def judge(
+    order: Order, chosen: Sequence[Variant], *, workers: int, seconds: float | None, tracking_uri: str | None
+) -> int:
+    """Run, or go on with, an evaluation and write its tables; 0 when all is answered, else 1."""
+    import dspy
+
+    from persona_dspy.evaluate import evaluate
+    from persona_dspy.judged import Results, commit, data_hash
+    from persona_dspy.settings import check_lm, resolve_lm
+    from persona_dspy.systems import Setting
+    from persona_dspy.tracking import tracker_for
+
+    task, people, names = _people(order)
+    model: Any = None
+    if any(v.system in names for v in chosen):
+        model = resolve_lm(order.lm, seed=order.seed) if order.lm.startswith("local") else resolve_lm(order.lm)
+        check_lm(model)
+    same = ("k", "turn_tokens", "recent", "epochs", "gate", "seed", "queries")
+    protocol = {
+        "task": task.name,
+        "data": data_hash(order.source),
+        "model": getattr(model, "model", None) or order.lm,
+        **{name: getattr(order, name) for name in same},
+    }
+    run = {"commit": commit(), "systems": [v.name for v in chosen], "users": order.users, "workers": workers}
+    results = Results(order.out, protocol, run)
+    setting = Setting(align=_maker(order), k=order.k, turn_tokens=order.turn_tokens)
+    _own_cache(order.out)
+    tracker = tracker_for(tracking_uri)
+    tracker.begin({**protocol, "users": len(people), "systems": run["systems"], "commit": run["commit"]})
+    view = _View(people, chosen, results)
+    try:
+        with dspy.context(lm=model), view:
+            whole = evaluate(people, chosen, setting, results, workers=workers, seconds=seconds, on_row=view.row)
+    finally:
+        found = _written(order, task, people, chosen, results)
+        tracker.end(_metrics(found, task))
+    view.close(found, task, order.out, whole, tracker.where)
+    return 0 if whole else 1
+
+
+def _people(order: Order) -> tuple[Task, list[Case], tuple[str, ...]]:
+    import typer
+
+    from persona_dspy.cli.compile import _which  # pyright: ignore[reportPrivateUsage]
+    from persona_dspy.errors import DataError
+    from persona_dspy.evaluate import cases, scored_as
+    from persona_dspy.histories import BadRow, detect_task, read_users
+    from persona_dspy.variants import SYSTEMS
+
+    bad: list[BadRow] = []
+    limit, wanted = _which(order.users)
+    known = detect_task(order.source, order.task)
+    found = read_users(
+        order.source, task=known, limit=limit, users=wanted, skip_bad_rows=order.skip_bad_rows, bad_rows=bad
+    )
+    people = cases(found, known, queries=order.queries)
+    for row in bad:
+        typer.echo(f"skipped: {row.reason}", err=True)
+    if bad:
+        typer.echo(f"{len(bad)} bad rows were skipped", err=True)
+    if not people:
+        raise DataError(str(order.source), expected="users with held-out queries or 2 interactions", value="none")
+    return scored_as(people), people, SYSTEMS
+
+
+def _maker(order: Order) -> Any:
+    from optimizers import PersonaAlignment
+    from optimizers.acceptance import HeldOutGate
+
+    def make(*, recent: int | None, epochs: int | None) -> Any:
+        return PersonaAlignment(
+            recent=order.recent if recent is None else recent,
+            epochs=order.epochs if epochs is None else epochs,
+            gate=HeldOutGate(order.gate),
+        )
+
+    return make
+
+
+def _own_cache(out: Path) -> None:
+    """LM answers are cached in the evaluation's own folder, so that an interrupted alignment is not paid twice and
+    that removing the folder removes every user's text."""
+    import dspy
+
+    dspy.configure_cache(disk_cache_dir=str(out / "lm-cache"), enable_memory_cache=False)
+
+
+def _written(
+    order: Order, task: Task, people: Sequence[Case], chosen: Sequence[Variant], results: Results
+) -> list[Standing]:
+    from persona_dspy.export import write_text
+    from persona_dspy.standings import as_csv, as_markdown, standings
+
+    ids = {(p.user_id, q.id) for p in people for q in p.queries}
+    rows = [r for r in results.rows if r.kind != "answer" or (r.user_id, r.query_id) in ids]
+    found = standings(rows, task, [v.name for v in chosen], expected=len(ids), seed=order.seed)
+    write_text(order.out / "table.csv", as_csv(found, task))
+    write_text(order.out / "table.md", as_markdown(found, task))
+    return found
+
+
+def _metrics(found: Sequence[Standing], task: Task) -> dict[str, float]:
+    from persona_dspy.standings import columns
+
+    return {
+        f"{s.system.replace('@', '.').replace(',', '.').replace('=', '-')}.{name}": float(value)
+        for s in found
+        for name, value in columns(s, task).items()
+        if isinstance(value, int | float)
+    }
+
+
+class _View:
+    """One progress bar over all answers; the table at the end."""
+
+    def __init__(self, people: Sequence[Case], chosen: Sequence[Variant], results: Results) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self.console = Console()
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self.progress = Progress(*columns, console=self.console)
+        total = len(chosen) * sum(len(p.queries) for p in people)
+        done = sum(len({q.id for q in p.queries} & results.answered(v.name, p.user_id)) for p in people for v in chosen)
+        self.bar = self.progress.add_task("answers", total=total, completed=done)
+
+    def __enter__(self) -> _View:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def row(self, row: Judged) -> None:
+        self.progress.update(self.bar, advance=row.kind == "answer", description=f"{row.system}, {row.user_id[:20]}")
+
+    def close(self, found: Sequence[Standing], task: Task, out: Path, whole: bool, where: str) -> None:
+        from rich.markup import escape
+        from rich.table import Table
+
+        from persona_dspy.standings import cells
+
+        rows = [cells(s, task) for s in found]
+        table = Table(title=f"{task.title}: held-out queries, intervals over users")
+        titles = list(dict.fromkeys(title for row in rows for title in row))
+        for title in titles:
+            table.add_column(title, justify="left" if title == "system" else "right")
+        for row in rows:
+            table.add_row(*(escape(row.get(title, "-")) for title in titles))
+        self.console.print(table)
+        if not whole:
+            self.console.print("not all is answered; the same command goes on")
+        self.console.print(f"answers and tables are in {out}/", markup=False, highlight=False, soft_wrap=True)
+        if where:
+            self.console.print(f"see the runs: {where}", markup=False, highlight=False, soft_wrap=True)

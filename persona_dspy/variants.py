@@ -1,0 +1,112 @@
+"""Which systems are compared, by name. Owns: ``Variant``: a system, what is taken from it, what is turned up or down.
+
+Not here: how a variant becomes a program (systems.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from persona_dspy.errors import InputError
+
+__all__ = ["ABLATIONS", "REFERENCES", "SYSTEMS", "Variant", "variants"]
+
+SYSTEMS = ("persona", "direct", "icl", "rag", "pag", "react", "membank")
+REFERENCES = ("majority", "nearest")
+"""Rows without an LM: always worth having beside the others, never "the best baseline"."""
+
+ABLATIONS = {
+    "no-alignment": "the initial persona, of counted facts",
+    "no-persona": "memory and actions, no persona and no alignment",
+    "no-memory": "no recalled episodes and no facts; the persona is what alignment writes",
+    "no-action": "the persona does not steer the look-ups: plain recall by the query",
+    "no-knowledge": "without the knowledge tool",
+    "block": "episodes as a block of text instead of turns",
+}
+_NUMBERS = {"k": 0, "recent": 1, "epochs": 1, "history": 0}  # option -> least value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """One row of the table, such as ``persona``, ``persona@no-memory`` or ``rag@history=3,k=8``.
+
+    ``k`` episodes shown; ``recent`` and ``epochs`` of alignment; ``history``: only so many latest interactions
+    (None = all); ``without``: one of ``ABLATIONS``.
+    """
+
+    system: str
+    k: int | None = None
+    recent: int | None = None
+    epochs: int | None = None
+    history: int | None = None
+    without: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Variant:
+        """A variant from its name; ``name`` is the inverse.
+
+        Raises:
+            InputError: an unknown system or option.
+
+        Example:
+            >>> Variant.parse("rag@history=3,k=8").name
+            'rag@history=3,k=8'
+        """
+        system, _, options = text.strip().partition("@")
+        if system not in SYSTEMS + REFERENCES:
+            raise InputError(f"system {system!r}: expected one of {', '.join(SYSTEMS + REFERENCES)}")
+        found: dict[str, Any] = {}
+        for option in filter(None, (o.strip() for o in options.split(","))):
+            key, given, value = option.partition("=")
+            if not given and key in ABLATIONS and system == "persona":
+                found["without"] = key
+            elif given and key in _NUMBERS and value.isdigit() and int(value) >= _NUMBERS[key]:
+                found[key] = int(value)
+            else:
+                known = ", ".join([*ABLATIONS, *(f"{n}=..." for n in _NUMBERS)])
+                raise InputError(f"variant {text!r}, option {option!r}: expected persona@ with one of {known}")
+        return cls(system=system, **found)
+
+    @property
+    def name(self) -> str:
+        options = [self.without] if self.without else []
+        options += [f"{key}={getattr(self, key)}" for key in sorted(_NUMBERS) if getattr(self, key) is not None]
+        return f"{self.system}@{','.join(options)}" if options else self.system
+
+    @property
+    def is_baseline(self) -> bool:
+        """An LM baseline as the paper has it: what PersonaAgent's difference is taken to."""
+        return self.system != "persona" and self.system not in REFERENCES
+
+
+def variants(
+    systems: Sequence[str] = SYSTEMS,
+    *,
+    references: bool = True,
+    ablations: Iterable[str] = (),
+    scale: Iterable[str] = (),
+    cold: Iterable[int] = (),
+) -> list[Variant]:
+    """All rows that are asked for, each once, in the order of the table.
+
+    Args:
+        ablations: names in ``ABLATIONS``, of the persona system.
+        scale: curves such as ``"epochs=1,3,5"`` (``recent``, ``epochs`` or ``k``), of the persona system.
+        cold: lengths that histories are cut to, for every system.
+
+    Raises:
+        InputError: an unknown name.
+
+    Example:
+        >>> [v.name for v in variants(["persona"], references=False, scale=["k=2,4"], cold=[0])]
+        ['persona', 'persona@k=2', 'persona@k=4', 'persona@history=0']
+    """
+    plain = [Variant.parse(name) for name in (*systems, *(REFERENCES if references else ()))]
+    found = [*plain, *(Variant.parse(f"persona@{name}") for name in ablations)]
+    for curve in scale:
+        key, _, values = curve.partition("=")
+        found += [Variant.parse(f"persona@{key}={value.strip()}") for value in values.split(",")]
+    found += [replace(v, history=n) for n in cold for v in plain]
+    return list(dict.fromkeys(found))
