@@ -49,6 +49,7 @@ def judge(
     from persona_dspy.judged import Results, commit, data_hash
     from persona_dspy.settings import check_lm, resolve_lm
     from persona_dspy.systems import Setting
+    from persona_dspy.terse import TerseJSON
     from persona_dspy.tracking import tracker_for
 
     task, people, names = _people(order)
@@ -65,13 +66,14 @@ def judge(
     }
     run = {"commit": commit(), "systems": [v.name for v in chosen], "users": order.users, "workers": workers}
     results = Results(order.out, protocol, run)
+    terse = bool(getattr(model, "supports_response_schema", False))
     setting = Setting(align=_maker(order), k=order.k, turn_tokens=order.turn_tokens)
     _own_cache(order.out)
     tracker = tracker_for(tracking_uri)
     tracker.begin({**protocol, "users": len(people), "systems": run["systems"], "commit": run["commit"]})
     view = _View(people, chosen, results)
     try:
-        with dspy.context(lm=model), view:
+        with dspy.context(lm=model, adapter=TerseJSON() if terse else dspy.ChatAdapter()), view:
             whole = evaluate(people, chosen, setting, results, workers=workers, seconds=seconds, on_row=view.row)
     finally:
         found = _written(order, task, people, chosen, results)
