@@ -18,7 +18,7 @@ from persona_dspy.metrics import HIGHER_IS_BETTER
 from persona_dspy.task import Task
 from persona_dspy.variants import Variant
 
-__all__ = ["Standing", "as_csv", "as_markdown", "best_baseline", "standings"]
+__all__ = ["Standing", "as_csv", "as_markdown", "best_baseline", "cells", "columns", "standings"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

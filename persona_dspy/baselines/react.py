@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 import dspy
 from pydantic import Field
 
-from persona_dspy.act import past_block
 from persona_dspy.baselines.base import Baseline
 from persona_dspy.ledger import role
 from persona_dspy.system_prompt import as_persona
+from persona_dspy.untrusted import fenced, one_line
 
 __all__ = ["ReAct"]
 
@@ -50,5 +50,9 @@ class ReAct(Baseline):
                     break
                 found = self.memory.recall(step.words or query, self.k)
                 seen.append(f"thought: {step.thought}\nrecalled by {step.words!r}:")
-                seen.append(past_block(found, tokens=self.turn_tokens))
+                lines = [
+                    f"- {one_line(turn[self.query_field])} -> {one_line(turn[self.response_field])}"
+                    for turn in self._turns(found)
+                ]
+                seen.append(fenced("\n".join(lines), "this user's past queries and own responses"))
             return self.answer(**inputs, observations="\n".join(seen) or "none")

@@ -1,0 +1,51 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from persona_dspy import Interaction, Persona
+from persona_dspy.memory.ranking import RECENCY, RULE, counts_sentence, favoured, ranked
+from persona_dspy.memory.semantic import facts
+from persona_dspy.persona import Bullet
+from persona_dspy.records import Episode
+from persona_dspy.responses import ResponseKind
+
+
+def episode(position, response, score):
+    item = Interaction(user_id="u", query=f"q{position}", response=response, id=str(position))
+    return Episode(interaction=item, position=position, score=score)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["a", "b c", "[1]", "5"]), st.integers(1, 99)), unique_by=lambda x: x[0]))
+def test_what_a_persona_says_of_counts_is_read_back(counts):
+    total = sum(n for _, n in counts) + 3
+    persona = Persona(user_id="u", bullets=(Bullet(section="who", text=counts_sentence(total, counts)),))
+    assert favoured(persona, set()) == pytest.approx({label: n / total for label, n in counts})
+
+
+def test_counted_facts_of_labels_and_ratings_favour_the_usual_response():
+    for kind, usual in ((str, None), (int, "4")):
+        past = [Interaction(user_id="u", query=f"q{n}", response="4" if n % 4 else "1", id=str(n)) for n in range(12)]
+        persona = Persona(user_id="u").with_facts(facts(past, ResponseKind.of(kind)))
+        assert max(favoured(persona, set()).items(), key=lambda kv: kv[1], default=(None,))[0] == usual
+
+
+def test_a_rule_that_fits_adds_its_response_and_a_counted_default_is_not_counted_twice():
+    rule = Bullet(section="decision rules", when='it mentions "robot"', then="sci-fi")
+    default = Bullet(section="decision rules", when="nothing else fits", then="drama")
+    counted = default.model_copy(update={"source": "fact"})
+    assert favoured(Persona(user_id="u", bullets=(rule, default)), {"robot"}) == {"sci-fi": RULE}
+    assert favoured(Persona(user_id="u", bullets=(rule, default)), {"horse"}) == {"drama": RULE}
+    assert favoured(Persona(user_id="u", bullets=(rule, counted)), {"horse"}) == {}
+
+
+def test_without_favours_the_order_of_recall_stays():
+    given_ = [episode(3, "a", 2.0), episode(9, "b", 1.0), episode(1, "a", 0.5)]
+    assert ranked(given_, {}, 2) == given_[:2]
+
+
+def test_the_persona_and_recency_move_an_episode_up_and_relevance_still_counts():
+    near, typical, newest = episode(0, "rare", 4.0), episode(1, "usual", 2.0), episode(8, "rare", 0.0)
+    assert [e.position for e in ranked([near, typical, newest], {"usual": 0.9}, 3)] == [1, 0, 8]
+    assert [e.position for e in ranked([near, typical, newest], {"usual": 0.1}, 3)] == [0, 1, 8]
+    scores = {e.position: e.score for e in ranked([near, typical, newest], {"usual": 0.1}, 3)}
+    assert scores[8] == pytest.approx(RECENCY)
