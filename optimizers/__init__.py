@@ -6,19 +6,37 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from optimizers.acceptance import AlwaysAccept, HeldOutGate
+    from optimizers.acceptance import AlwaysAccept, AnchorGate, HeldOutGate, KFoldGate, SignTestGate
+    from optimizers.cohort import Cohort
+    from optimizers.gepa_adapter import PersonaGEPAAdapter
     from optimizers.persona_alignment import PersonaAlignment
     from optimizers.proposals import EditProposer, RewriteProposer
 
 _HOME = {
     "AlwaysAccept": "acceptance",
+    "AnchorGate": "acceptance",
+    "Cohort": "cohort",
     "EditProposer": "proposals",
     "HeldOutGate": "acceptance",
+    "KFoldGate": "acceptance",
     "PersonaAlignment": "persona_alignment",
+    "PersonaGEPAAdapter": "gepa_adapter",
     "RewriteProposer": "proposals",
+    "SignTestGate": "acceptance",
 }
 
-__all__ = ["AlwaysAccept", "EditProposer", "HeldOutGate", "PersonaAlignment", "RewriteProposer"]
+__all__ = [
+    "AlwaysAccept",
+    "AnchorGate",
+    "Cohort",
+    "EditProposer",
+    "HeldOutGate",
+    "KFoldGate",
+    "PersonaAlignment",
+    "PersonaGEPAAdapter",
+    "RewriteProposer",
+    "SignTestGate",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,23 +1,37 @@
-"""Which challenger replaces the incumbent. Owns: gates. Not here: how challengers are made (proposals.py).
+"""Which challenger replaces the incumbent. Owns: gates, one strategy a class. Not here: how challengers are made.
 
 A gate holds interactions out of fitting and compares scores on them, in [0, 1], higher is better, item by item.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import comb
 from statistics import fmean
 from typing import Protocol
 
 import dspy
 
+from persona_dspy.errors import InputError
 from persona_dspy.persona import Persona
 from persona_dspy.untrusted import count_tokens
 
-__all__ = ["AlwaysAccept", "Gate", "HeldOutGate", "Verdict"]
+__all__ = [
+    "AlwaysAccept",
+    "AnchorGate",
+    "Gate",
+    "HeldOutGate",
+    "KFoldGate",
+    "SignTestGate",
+    "Split",
+    "Verdict",
+    "gate_for",
+    "sign_test",
+]
 
 LEAST = 4  # with fewer interactions there is nothing to fit on and hold out at once
+FEW = 12  # below, one held-out share is too small to show each kind of query once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,20 +45,43 @@ class Verdict:
     reason: str
 
 
-class Gate(Protocol):
-    """Strategy: which examples are held out, and who wins on them."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """Examples to fit on and examples held out, each oldest first; disjoint."""
 
-    def split(self, examples: Sequence[dspy.Example]) -> tuple[list[dspy.Example], list[dspy.Example]]:
-        """(to fit on, held out), each oldest first; disjoint."""
+    fit: list[dspy.Example]
+    held: list[dspy.Example]
+
+
+class Gate(Protocol):
+    """Strategy: which examples are held out, and who wins on them.
+
+    ``decides``: False for a gate that lets everything pass and holds out for the record only.
+    """
+
+    decides: bool
+
+    def splits(self, examples: Sequence[dspy.Example]) -> list[Split]:
+        """One split, or several that the steps take in turn; nothing held out where there are too few examples."""
         ...
 
     def judge(self, old: Persona, new: Persona, before: Sequence[float], after: Sequence[float]) -> Verdict:
-        """``before`` and ``after``: scores of incumbent and challenger on the same held-out items, in order."""
+        """``before`` and ``after``: scores of incumbent and challenger on the same held-out items, in their order."""
         ...
 
-    def hopeless(self, old: Persona, new: Persona, before: Sequence[float], after: Sequence[float]) -> bool:
-        """Whether a challenger scored on the first ``len(after)`` items can no longer win: saves the other calls."""
+    def hopeless(self, old: Persona, new: Persona, before: Sequence[float], after: Mapping[int, float]) -> bool:
+        """Whether a challenger with the scores ``after``, by item, can no longer win: saves the other calls."""
         ...
+
+
+def gate_for(examples: int) -> Gate:
+    """The gate that suits so many interactions: folds for a tiny history, else the latest ones held out.
+
+    Example:
+        >>> type(gate_for(6)).__name__, type(gate_for(40)).__name__
+        ('KFoldGate', 'HeldOutGate')
+    """
+    return KFoldGate() if examples < FEW else HeldOutGate()
 
 
 class HeldOutGate:
@@ -55,16 +92,20 @@ class HeldOutGate:
         size: how many to hold out; by default a quarter, from 2 to 8. At least as many are left to fit on.
     """
 
+    decides = True
+
     def __init__(self, size: int | None = None) -> None:
+        if size is not None and size < 1:
+            raise InputError(f"HeldOutGate(size={size!r}): expected how many interactions to hold out, 1 or more")
         self.size = size
 
-    def split(self, examples: Sequence[dspy.Example]) -> tuple[list[dspy.Example], list[dspy.Example]]:
+    def splits(self, examples: Sequence[dspy.Example]) -> list[Split]:
         items = list(examples)
         if len(items) < LEAST:
-            return items, []
+            return [Split(fit=items, held=[])]
         size = self.size or max(2, min(8, round(len(items) / 4)))
         size = min(size, len(items) // 2)
-        return items[:-size], items[-size:]
+        return [Split(fit=items[:-size], held=items[-size:])]
 
     def judge(self, old: Persona, new: Persona, before: Sequence[float], after: Sequence[float]) -> Verdict:
         was, now = fmean(before), fmean(after)
@@ -72,31 +113,138 @@ class HeldOutGate:
         reason = "strict gain" if now > was else "tie, shorter" if accepted else "no gain"
         return Verdict(accepted=accepted, incumbent=was, challenger=now, items=len(before), reason=reason)
 
-    def hopeless(self, old: Persona, new: Persona, before: Sequence[float], after: Sequence[float]) -> bool:
+    def hopeless(self, old: Persona, new: Persona, before: Sequence[float], after: Mapping[int, float]) -> bool:
         if len(after) == len(before):
             return False
-        best = sum(after) + len(before) - len(after)
+        best = sum(after.values()) + len(before) - len(after)
         return best < sum(before) or (best == sum(before) and not _shorter(new, old))
+
+
+class KFoldGate(HeldOutGate):
+    """For tiny histories: every interaction is held out in turn, a fold a step.
+
+    A challenger is made without the fold that judges it and must score strictly higher there. What the incumbent
+    learned in earlier steps may stem from that fold; challenger and incumbent share it, so it favours neither.
+
+    Args:
+        folds: how many at most; a fold has at least two interactions, the latest ones judge first.
+    """
+
+    def __init__(self, folds: int = 4) -> None:
+        super().__init__()
+        if folds < 2:
+            raise InputError(f"KFoldGate(folds={folds!r}): expected 2 or more")
+        self.folds = folds
+
+    def splits(self, examples: Sequence[dspy.Example]) -> list[Split]:
+        items = list(examples)
+        if len(items) < LEAST:
+            return [Split(fit=items, held=[])]
+        folds = min(self.folds, len(items) // 2)
+        turn = [(len(items) - 1 - i) % folds for i in range(len(items))]
+        return [
+            Split(
+                fit=[e for e, t in zip(items, turn, strict=True) if t != fold],
+                held=[e for e, t in zip(items, turn, strict=True) if t == fold],
+            )
+            for fold in range(folds)
+        ]
+
+
+class SignTestGate(HeldOutGate):
+    """A paired sign test: more held-out interactions must get better than worse, beyond chance.
+
+    Args:
+        confidence: 1 - p, the one-sided level, in [0.5, 1): 0.9 needs 4 better and none worse, 0.75 needs 2.
+        size: as in ``HeldOutGate``.
+    """
+
+    def __init__(self, confidence: float = 0.9, size: int | None = None) -> None:
+        super().__init__(size)
+        if not 0.5 <= confidence < 1:
+            raise InputError(f"SignTestGate(confidence={confidence!r}): expected a share from 0.5 to below 1, as 0.9")
+        self.confidence = confidence
+
+    def judge(self, old: Persona, new: Persona, before: Sequence[float], after: Sequence[float]) -> Verdict:
+        better = sum(b > a for a, b in zip(before, after, strict=True))
+        worse = sum(b < a for a, b in zip(before, after, strict=True))
+        p = sign_test(better, worse)
+        was, now = fmean(before), fmean(after)
+        accepted = p <= 1 - self.confidence + 1e-9 and now > was
+        reason = f"{better} better, {worse} worse: p = {p:.3f}"
+        return Verdict(accepted=accepted, incumbent=was, challenger=now, items=len(before), reason=reason)
+
+    def hopeless(self, old: Persona, new: Persona, before: Sequence[float], after: Mapping[int, float]) -> bool:
+        if len(after) == len(before):
+            return False
+        better = sum(score > before[i] for i, score in after.items())
+        worse = sum(score < before[i] for i, score in after.items())
+        could = sum(i not in after and score < 0.999 for i, score in enumerate(before))
+        return sign_test(better + could, worse) > 1 - self.confidence + 1e-9
+
+
+class AnchorGate:
+    """Interactions that must stay right, before any other gate: a challenger that scores lower on one is refused.
+
+    Args:
+        anchors: interaction ids. They are held out of fitting, and judge together with what ``gate`` holds out.
+        gate: decides about what passes; ``HeldOutGate()`` by default.
+    """
+
+    decides = True
+
+    def __init__(self, anchors: Sequence[str], gate: Gate | None = None) -> None:
+        self.anchors, self.gate = frozenset(anchors), gate or HeldOutGate()
+
+    def splits(self, examples: Sequence[dspy.Example]) -> list[Split]:
+        anchors = [e for e in examples if e.get("interaction_id") in self.anchors]
+        if missing := self.anchors - {e.get("interaction_id") for e in anchors}:
+            raise InputError(f"anchors {sorted(missing)!r}: expected ids of the user's own interactions")
+        others = self.gate.splits([e for e in examples if e.get("interaction_id") not in self.anchors])
+        return [Split(fit=s.fit, held=[*s.held, *anchors] if s.held else []) for s in others]
+
+    def judge(self, old: Persona, new: Persona, before: Sequence[float], after: Sequence[float]) -> Verdict:
+        verdict = self.gate.judge(old, new, before, after)
+        lost = sum(b < a for a, b in list(zip(before, after, strict=True))[-len(self.anchors) :])
+        return replace(verdict, accepted=False, reason=f"{lost} anchors lost") if self.anchors and lost else verdict
+
+    def hopeless(self, old: Persona, new: Persona, before: Sequence[float], after: Mapping[int, float]) -> bool:
+        first = len(before) - len(self.anchors)
+        lost = any(i >= first and score < before[i] for i, score in after.items())
+        return (lost and len(after) < len(before)) or self.gate.hopeless(old, new, before, after)
 
 
 class AlwaysAccept:
     """No gate, as in the paper: every rewrite replaces the persona. ``size`` held-out items are still scored, for the
     record only; 0 by default."""
 
+    decides = False
+
     def __init__(self, size: int = 0) -> None:
         self.size = size
 
-    def split(self, examples: Sequence[dspy.Example]) -> tuple[list[dspy.Example], list[dspy.Example]]:
+    def splits(self, examples: Sequence[dspy.Example]) -> list[Split]:
         items = list(examples)
         size = min(self.size, len(items) // 2)
-        return (items[:-size], items[-size:]) if size else (items, [])
+        return [Split(fit=items[:-size], held=items[-size:]) if size else Split(fit=items, held=[])]
 
     def judge(self, old: Persona, new: Persona, before: Sequence[float], after: Sequence[float]) -> Verdict:
         was, now = (fmean(before), fmean(after)) if before else (0.0, 0.0)
         return Verdict(accepted=True, incumbent=was, challenger=now, items=len(before), reason="no gate")
 
-    def hopeless(self, old: Persona, new: Persona, before: Sequence[float], after: Sequence[float]) -> bool:
+    def hopeless(self, old: Persona, new: Persona, before: Sequence[float], after: Mapping[int, float]) -> bool:
         return False
+
+
+def sign_test(better: int, worse: int) -> float:
+    """One-sided p-value that so many of the pairs that differ got better by chance alone; 1 where none differ.
+
+    Example:
+        >>> sign_test(4, 0)
+        0.0625
+    """
+    n = better + worse
+    return sum(comb(n, k) for k in range(better, n + 1)) / 2**n if n else 1.0
 
 
 def _shorter(new: Persona, old: Persona) -> bool:

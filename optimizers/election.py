@@ -20,7 +20,7 @@ __all__ = ["Election"]
 
 
 class Election:
-    """The held-out interactions and the incumbent's scores on them.
+    """The held-out interactions of one split and the incumbent's scores on them.
 
     Args:
         as_then: turns a persona into what it would have been before the held-out interactions (its facts).
@@ -38,53 +38,42 @@ class Election:
         """The incumbent has nothing left to gain."""
         return bool(self.scores) and min(self.scores) >= 0.999
 
-    def install(self, persona: Persona, *, as_is: bool = False) -> float:
-        """Make ``persona`` the one to beat; returns its mean score. Personas that render alike are scored once."""
-        then = persona if as_is else self.as_then(persona)
-        if then.fingerprint not in self._seen:
-            self._seen[then.fingerprint] = [s.score for s in self.simulator.run(then, self.held)]
-        self.scores = self._seen[then.fingerprint]
+    def install(self, persona: Persona) -> float:
+        """Make ``persona`` the one to beat; returns its mean score."""
+        self.scores = self.score(self.as_then(persona))
         return fmean(self.scores)
+
+    def score(self, persona: Persona) -> list[float]:
+        """Scores of a persona just as it is. Personas that render alike are scored once."""
+        if persona.fingerprint not in self._seen:
+            self._seen[persona.fingerprint] = [s.score for s in self.simulator.run(persona, self.held)]
+        return self._seen[persona.fingerprint]
 
     def stand(self, incumbent: Persona, challenger: Persona, edits: tuple[str, ...]) -> Trial:
         """One challenger against the incumbent; an accepted one becomes the one to beat."""
         if not self.held:
             verdict = self.gate.judge(incumbent, challenger, [], [])
-            return Trial(
-                edits=edits,
-                incumbent_score=0.0,
-                challenger_score=None,
-                accepted=verdict.accepted,
-                reason=verdict.reason,
-            )
+            return _trial(edits, 0.0, None, verdict.accepted, verdict.reason)
         # Items the incumbent gets wrong come first: only there can it be beaten, so a challenger that gains nothing
         # is known after them.
         order = sorted(range(len(self.held)), key=lambda i: self.scores[i])
-        before = [self.scores[i] for i in order]
         then = self.as_then(challenger)
-        after = self.simulator.until(
+        scores = self.simulator.until(
             then,
             [self.held[i] for i in order],
-            lambda scores: self.gate.hopeless(incumbent, challenger, before, scores),
+            lambda sofar: self.gate.hopeless(incumbent, challenger, self.scores, dict(zip(order, sofar, strict=False))),
         )
-        was = fmean(before)
-        if len(after) < len(before):
-            return Trial(
-                edits=edits,
-                incumbent_score=was,
-                challenger_score=None,
-                accepted=False,
-                reason=f"given up after {len(after)}",
-            )
-        verdict = self.gate.judge(incumbent, challenger, before, after)
+        was = fmean(self.scores)
+        if len(scores) < len(order):
+            return _trial(edits, was, None, False, f"given up after {len(scores)}")
+        placed = dict(zip(order, scores, strict=True))
+        after = [placed[i] for i in range(len(order))]
+        verdict = self.gate.judge(incumbent, challenger, self.scores, after)
+        self._seen[then.fingerprint] = after
         if verdict.accepted:
-            placed = dict(zip(order, after, strict=True))
-            self.scores = [placed[i] for i in range(len(self.held))]
-            self._seen[then.fingerprint] = self.scores
-        return Trial(
-            edits=edits,
-            incumbent_score=verdict.incumbent,
-            challenger_score=verdict.challenger,
-            accepted=verdict.accepted,
-            reason=verdict.reason,
-        )
+            self.scores = after
+        return _trial(edits, verdict.incumbent, verdict.challenger, verdict.accepted, verdict.reason)
+
+
+def _trial(edits: tuple[str, ...], was: float, now: float | None, accepted: bool, reason: str) -> Trial:
+    return Trial(edits=edits, incumbent_score=was, challenger_score=now, accepted=accepted, reason=reason)

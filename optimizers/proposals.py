@@ -1,54 +1,29 @@
 """How a persona is changed in the light of feedback. Owns: proposers. Not here: which change is kept (acceptance.py).
 
 A proposer returns challengers: next versions of the incumbent. Refused before any score is spent: empty or oversized
-text, edits of locked bullets, a copy of an answer the gate holds, anything rejected before.
+text, edits of locked bullets, a copy of an answer the gate holds, anything rejected before, and rules that the user's
+own past contradicts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import cache
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import dspy
 from dspy.utils.exceptions import AdapterParseError
 from pydantic import BaseModel, Field, create_model
 
+from optimizers.evidence import Challenger, Evidence, support
+from optimizers.mining import fitted, mined
 from persona_dspy.errors import InputError
-from persona_dspy.feedback import Simulated
 from persona_dspy.ledger import role
-from persona_dspy.memory.semantic import mined_rules
-from persona_dspy.persona import SECTIONS, Bullet, Edit, Persona
-from persona_dspy.records import Feedback, Interaction
+from persona_dspy.persona import Bullet, Edit, Persona, Section
 from persona_dspy.responses import ResponseKind
 from persona_dspy.untrusted import clip_tokens, fenced, one_line
 
-__all__ = ["Challenger", "EditProposer", "Evidence", "Proposer", "RewriteProposer"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
-    """All that a proposer may see. Nothing of the gate's interactions is in it.
-
-    ``past``: interactions from before the batch, oldest first. ``rejected``: sentences of edits the gate refused.
-    ``secrets``: the gate's responses longer than a label, which no bullet may copy.
-    """
-
-    kind: ResponseKind
-    simulated: Sequence[Simulated]
-    feedback: Sequence[Feedback]
-    past: Sequence[Interaction]
-    rejected: frozenset[str] = frozenset()
-    secrets: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Challenger:
-    """A persona that stands for election, and the edits that made it (for the record and the list of rejected)."""
-
-    persona: Persona
-    edits: tuple[str, ...] = field(default=())
+__all__ = ["Challenger", "EditProposer", "Evidence", "FromPast", "Proposer", "RewriteProposer", "built"]
 
 
 class Proposer(Protocol):
@@ -56,6 +31,13 @@ class Proposer(Protocol):
     LM answer; never changes the incumbent (a value)."""
 
     def __call__(self, incumbent: Persona, evidence: Evidence) -> list[Challenger]: ...
+
+
+@runtime_checkable
+class FromPast(Protocol):
+    """A proposer that has something to say before anything was simulated; costs no LM call."""
+
+    def from_past(self, incumbent: Persona, evidence: Evidence) -> list[Challenger]: ...
 
 
 class ProposeEdits(dspy.Signature):
@@ -69,49 +51,67 @@ class ProposeEdits(dspy.Signature):
 
 
 class EditProposer:
-    """Edits as deltas. Up to two challengers a step, without and with the LM: rules mined by code from the past that
-    agree with a recent mistake, and rules the LM writes from the feedback, typed by the task's response.
+    """Edits as deltas: rules mined by code from the past (no LM call), and rules the LM writes from the feedback,
+    typed by the task's response.
 
     Args:
-        mine: propose mined rules (no LM call).
+        mine: propose mined rules.
         write: let the LM propose.
         most: at most so many edits a challenger.
+        challengers: how many may stand a step for each of the two; beyond the first, single edits of it.
     """
 
-    def __init__(self, *, mine: bool = True, write: bool = True, most: int = 3) -> None:
-        self.mine, self.write, self.most = mine, write, most
+    def __init__(self, *, mine: bool = True, write: bool = True, most: int = 6, challengers: int = 1) -> None:
+        for name, value in (("most", most), ("challengers", challengers)):
+            if value < 1:
+                raise InputError(f"EditProposer({name}={value!r}): expected 1 or more")
+        self.mine, self.write, self.most, self.challengers = mine, write, most, challengers
 
     def __call__(self, incumbent: Persona, evidence: Evidence) -> list[Challenger]:
         proposals: list[list[Edit]] = []
-        if self.mine:
-            proposals.append(_mined(evidence))
         if self.write and any(f.text for f in evidence.feedback):
             with role("update"):
-                proposals.append(_written(incumbent, evidence, self.most))
-        challengers = [built for edits in proposals if (built := _build(incumbent, edits, evidence, self.most))]
-        unique = {c.persona.fingerprint: c for c in challengers}
-        return list(unique.values())
+                if written := _written(incumbent, evidence):
+                    proposals += [[*written, *evidence.riders], written] if evidence.riders else [written]
+        if self.mine:
+            proposals.append(mined(incumbent, evidence, evidence.past))
+        return self._challengers(incumbent, proposals, evidence)
+
+    def from_past(self, incumbent: Persona, evidence: Evidence) -> list[Challenger]:
+        """Rules counted in all of the past and, for a user who has changed, in its later half alone."""
+        if not self.mine:
+            return []
+        halves = [evidence.past, evidence.past[len(evidence.past) // 2 :]]
+        return self._challengers(incumbent, [mined(incumbent, evidence, past) for past in halves], evidence)
+
+    def _challengers(
+        self, incumbent: Persona, proposals: Sequence[Sequence[Edit]], evidence: Evidence
+    ) -> list[Challenger]:
+        whole = [c for edits in proposals if (c := built(incumbent, edits, evidence, self.most))]
+        found: dict[str, Challenger] = {}
+        for challenger in whole:
+            found.setdefault(challenger.persona.fingerprint, challenger)
+            for edit in challenger.again[: self.challengers - 1]:
+                if alone := built(incumbent, [edit], evidence, 1):
+                    found.setdefault(alone.persona.fingerprint, alone)
+        return list(found.values())
 
 
-def _mined(evidence: Evidence) -> list[Edit]:
-    """Mined rules: first those whose response is one we recently missed, then the best borne out."""
-    missed = {s.gold for s in evidence.simulated if not s.right}
-    rules = mined_rules(evidence.past, evidence.kind)
-    rules.sort(key=lambda rule: (rule.then not in missed, -rule.hits))
-    return [Edit(op="add", bullet=rule) for rule in rules]
-
-
-def _written(incumbent: Persona, evidence: Evidence, most: int) -> list[Edit]:
+def _written(incumbent: Persona, evidence: Evidence) -> list[Edit]:
     wrong = {s.interaction_id: s for s in evidence.simulated if not s.right}
-    told = [f for f in evidence.feedback if f.interaction_id in wrong and f.text]
-    mistakes = "\n\n".join(f"{wrong[f.interaction_id].contrast(40)}\nwhat it shows: {f.text}" for f in told)
-    item = _rule_type(evidence.kind)
-    signature = ProposeEdits.append("edits", dspy.OutputField(desc=f"at most {most} rules"), item)
+    shown: dict[str, list[str]] = {}
+    for feedback in evidence.feedback:
+        if feedback.interaction_id in wrong and feedback.text:
+            shown.setdefault(feedback.text, []).append(wrong[feedback.interaction_id].contrast(40))
+    blocks = ["\n".join([*contrasts, f"what it shows: {text}"]) for text, contrasts in shown.items()]
+    again = [f"came up in {times} steps: {clip_tokens(text, 60)}" for text, times in evidence.recurring[:3]]
+    failed = sorted({sentence for edits in evidence.rejected for sentence in edits})
+    signature = ProposeEdits.append("edits", dspy.OutputField(desc="at most 3 rules"), _rule_type(evidence.kind))
     try:
         answer = dspy.Predict(signature, max_tokens=200)(
             notes=fenced(incumbent.render() or "nothing yet", "notes"),
-            mistakes=fenced(mistakes, "mistakes"),
-            failed_before=fenced("\n".join(sorted(evidence.rejected)[-8:]) or "none", "failed before"),
+            mistakes=fenced("\n\n".join([*again, *blocks]), "mistakes"),
+            failed_before=fenced("\n".join(failed[-8:]) or "none", "failed before"),
         )
     except AdapterParseError:
         return []  # an answer that is no list of rules proposes nothing
@@ -127,16 +127,13 @@ def _rule_type(kind: ResponseKind) -> Any:
     elif kind.name == "rating":
         then = Annotated[float, Field(ge=kind.low, le=kind.high)]
     else:
-        line = create_model(
-            "Line",
-            section=(Literal[SECTIONS], ...),
-            text=(Annotated[str, Field(json_schema_extra={"maxLength": 140})], ...),
-        )  # type: ignore[valid-type]
+        text = Annotated[str, Field(json_schema_extra={"maxLength": 140})]
+        line = create_model("Line", section=(Section, ...), text=(text, ...))
         return Annotated[list[line], Field(json_schema_extra={"maxItems": 3})]
     rule = create_model(
         "Rule", when_the_query=(Annotated[str, Field(json_schema_extra={"maxLength": 60})], ...), answer=(then, ...)
     )
-    return Annotated[list[rule], Field(json_schema_extra={"maxItems": 2})]
+    return Annotated[list[rule], Field(json_schema_extra={"maxItems": 3})]
 
 
 def _bullet(said: BaseModel, evidence: tuple[str, ...]) -> Bullet | None:
@@ -152,20 +149,29 @@ def _bullet(said: BaseModel, evidence: tuple[str, ...]) -> Bullet | None:
     return Bullet(section=values["section"], text=text, evidence=evidence, source="learned") if len(text) > 3 else None
 
 
-def _build(incumbent: Persona, edits: Sequence[Edit], evidence: Evidence, most: int) -> Challenger | None:
-    """The incumbent with the first ``most`` edits that may stand; None where none may."""
-    persona, kept = incumbent, []
+def built(incumbent: Persona, edits: Sequence[Edit], evidence: Evidence, most: int) -> Challenger | None:
+    """The incumbent with the first ``most`` edits that may stand; None where none may. One version later than the
+    incumbent, however many edits."""
+    persona, applied, kept = incumbent, list[Edit](), list[Edit]()
     for edit in edits:
         if len(kept) == most:
             break
-        if edit.sentence in evidence.rejected or _copies(edit, evidence.secrets):
+        if frozenset({edit.sentence}) in evidence.rejected or _copies(edit, evidence.secrets):
             continue
+        if edit.bullet is not None and support(edit.bullet, evidence.past).contradicted:
+            continue  # the user's own past says otherwise
+        steps = fitted(persona, edit.bullet) if edit.op == "add" and edit.bullet else [edit]
         try:
-            persona = incumbent.apply([*kept, edit])
+            persona = incumbent.apply([*applied, *steps])
         except InputError:
             continue  # over the cap, or a repetition: the incumbent cannot hold it
-        kept.append(edit)
-    return Challenger(persona=persona, edits=tuple(e.sentence for e in kept)) if kept else None
+        applied += steps
+        if steps:
+            kept.append(edit)
+    sentences = tuple(e.sentence for e in kept)
+    if not kept or persona.fingerprint == incumbent.fingerprint or frozenset(sentences) in evidence.rejected:
+        return None
+    return Challenger(persona=persona, edits=sentences, again=tuple(kept))
 
 
 def _copies(edit: Edit, secrets: frozenset[str]) -> bool:
@@ -183,16 +189,26 @@ class RewritePersona(dspy.Signature):
 
 
 class RewriteProposer:
-    """The paper's update: one LM call rewrites the whole persona from the aggregated feedback. One challenger."""
+    """The paper's update: one LM call rewrites the whole persona from the aggregated feedback. One challenger.
+
+    Args:
+        blind: rewrite without the feedback: the control that tells what feedback is worth.
+    """
+
+    def __init__(self, *, blind: bool = False) -> None:
+        self.blind = blind
 
     def __call__(self, incumbent: Persona, evidence: Evidence) -> list[Challenger]:
-        told = "\n".join(f"- {f.text}" for f in evidence.feedback if f.text)
-        if not told:
+        recurring = dict(evidence.recurring)
+        texts = list(dict.fromkeys(f.text for f in evidence.feedback if f.text))
+        told = "\n".join(f"- {t}" + (f" (in {recurring[t]} steps)" if t in recurring else "") for t in texts)
+        if not told and not self.blind:
             return []
         with role("update"):
             try:
                 answer = dspy.Predict(RewritePersona, max_tokens=600)(
-                    notes=fenced(incumbent.render() or "nothing yet", "notes"), feedback=fenced(told, "feedback")
+                    notes=fenced(incumbent.render() or "nothing yet", "notes"),
+                    feedback=fenced("none: improve the notes as you see fit" if self.blind else told, "feedback"),
                 )
             except AdapterParseError:
                 return []

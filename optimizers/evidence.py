@@ -1,0 +1,132 @@
+"""What a proposer may know, and what the user's own past says about a rule. Owns: evidence, challengers, support.
+
+Not here: making proposals (proposals.py, mining.py), judging them (acceptance.py). Frequencies come from code, never
+from an LM: a rule is counted against the past before an LM call is spent on it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from persona_dspy.feedback import Simulated
+from persona_dspy.memory.semantic import content_words
+from persona_dspy.persona import Bullet, Edit, Persona
+from persona_dspy.records import Feedback, Interaction
+from persona_dspy.responses import ResponseKind
+from persona_dspy.untrusted import one_line
+
+__all__ = ["Challenger", "Evidence", "Momentum", "Support", "support"]
+
+RECENT = 6  # interactions a rule is checked against: enough to outvote one odd response, few enough to follow drift
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """All that a proposer may see. Nothing of the interactions that will judge its challengers is in it.
+
+    ``past``: interactions that are not held out, oldest first. ``rejected``: of each challenger that the gate refused,
+    the edits as sentences. ``secrets``: the responses that judge, which no bullet may copy.
+    ``recurring``: feedback that came up in several steps, and in how many, most often first. ``riders``: edits that
+    did not win, are borne out by the past, and stand again beside others.
+    """
+
+    kind: ResponseKind
+    simulated: Sequence[Simulated]
+    feedback: Sequence[Feedback]
+    past: Sequence[Interaction]
+    rejected: frozenset[frozenset[str]] = frozenset()
+    secrets: frozenset[str] = frozenset()
+    recurring: Sequence[tuple[str, int]] = ()
+    riders: Sequence[Edit] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Challenger:
+    """A persona that stands for election, the edits that made it (for the record and the list of rejected), and those
+    of them that may stand again beside others if it neither wins nor loses."""
+
+    persona: Persona
+    edits: tuple[str, ...] = field(default=())
+    again: tuple[Edit, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Support:
+    """Of the latest interactions that a rule speaks of: how many, and how many of them it answers as the user did."""
+
+    fitting: int
+    agreeing: int
+
+    @property
+    def contradicted(self) -> bool:
+        """More of them speak against the rule than for it."""
+        return self.agreeing * 2 < self.fitting
+
+    @property
+    def borne_out(self) -> bool:
+        """At least two speak for it, and three quarters of all."""
+        return self.agreeing >= 2 and self.agreeing * 4 >= self.fitting * 3
+
+
+def support(rule: Bullet, past: Sequence[Interaction]) -> Support:
+    """What the past (oldest first) says about a decision rule that names words; nothing about any other bullet.
+
+    Example:
+        >>> past = [Interaction(user_id="u", query=f"a ghost story {n}", response="comedy") for n in range(3)]
+        >>> rule = Bullet(section="decision rules", when='it mentions "ghost"', then="comedy")
+        >>> support(rule, past)
+        Support(fitting=3, agreeing=3)
+    """
+    if not rule.quoted:
+        return Support(fitting=0, agreeing=0)
+    fitting: list[Interaction] = []
+    for item in reversed(past):
+        if rule.fits(content_words(item.query)):
+            fitting.append(item)
+            if len(fitting) == RECENT:
+                break
+    return Support(fitting=len(fitting), agreeing=sum(same(i.response, rule.then) for i in fitting))
+
+
+def same(response: str, then: str) -> bool:
+    """Whether two responses are one, but for case and white space."""
+    return one_line(response).lower() == one_line(then).lower()
+
+
+class Momentum:
+    """Feedback over the steps: what keeps coming up weighs more, whatever words it comes in.
+
+    Example:
+        >>> momentum = Momentum()
+        >>> for step in range(2):
+        ...     momentum.add([Feedback(interaction_id=f"i{step}", score=0.0, text="Prefers short, dry answers.")])
+        >>> momentum.recurring
+        [('Prefers short, dry answers.', 2)]
+    """
+
+    def __init__(self) -> None:
+        self._seen: list[tuple[frozenset[str], str, int]] = []
+
+    def add(self, feedback: Sequence[Feedback]) -> None:
+        """The feedback of one step; the same complaint twice in a step counts once."""
+        new: list[tuple[frozenset[str], str]] = []
+        for text in dict.fromkeys(f.text for f in feedback if f.text):
+            words = frozenset(re.findall(r"\w+", text.lower()))
+            if words and not any(_alike(words, other) for other, _ in new):
+                new.append((words, text))
+        for words, text in new:
+            at = next((n for n, (old, _, _) in enumerate(self._seen) if _alike(words, old)), None)
+            times = self._seen.pop(at)[2] if at is not None else 0
+            self._seen.append((words, text, times + 1))
+
+    @property
+    def recurring(self) -> list[tuple[str, int]]:
+        """(latest wording, number of steps) of what came up in two steps or more, most often first."""
+        found = [(text, times) for _, text, times in reversed(self._seen) if times > 1]
+        return sorted(found, key=lambda pair: -pair[1])
+
+
+def _alike(a: frozenset[str], b: frozenset[str]) -> bool:
+    return len(a & b) >= 0.5 * len(a | b)

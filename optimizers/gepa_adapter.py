@@ -1,0 +1,96 @@
+"""The persona as a GEPA candidate: our program and our judge under GEPA's search. Owns: ``PersonaGEPAAdapter``.
+
+Not here: GEPA (package ``gepa``). ``dspy.GEPA`` evolves a program's instructions; with this adapter, ``gepa.optimize``
+evolves the persona's text instead, and every evaluation sees memory as it stood before the interaction it scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import dspy
+from gepa import EvaluationBatch
+
+from optimizers.simulation import Simulator
+from persona_dspy.agent import PersonalProgram
+from persona_dspy.errors import InputError
+from persona_dspy.feedback import Metric, Simulated
+from persona_dspy.persona import Persona
+
+__all__ = ["PersonaGEPAAdapter"]
+
+COMPONENT = "persona"
+
+
+class PersonaGEPAAdapter:
+    """For ``gepa.optimize(adapter=...)``: candidates are ``{"persona": text}``, a line a bullet.
+
+    Args:
+        program: a PersonaAgent or what ``personalize`` returned; not changed.
+        metric: as for PersonaAlignment; by default by the response's type.
+        held: interaction ids of the valset: no evaluation recalls them.
+        concurrency: evaluations at once.
+
+    Example:
+        >>> from persona_dspy.agent import PersonaAgent
+        >>> agent = PersonaAgent("film -> tag", persona=Persona.from_text("Likes horror.", user_id="u"))
+        >>> PersonaGEPAAdapter(agent).seed["persona"].splitlines()[-1]
+        '- Likes horror.'
+    """
+
+    def __init__(
+        self,
+        program: PersonalProgram,
+        metric: Metric | None = None,
+        *,
+        held: Sequence[str] = (),
+        concurrency: int = 1,
+    ) -> None:
+        self.program = program
+        self.simulator = Simulator(program, metric, frozenset(held), concurrency)
+
+    @property
+    def seed(self) -> dict[str, str]:
+        """The program's own persona as the first candidate."""
+        return {COMPONENT: self.program.persona.value.render() or "Nothing is known of this user yet."}
+
+    def persona(self, candidate: Mapping[str, str]) -> Persona:
+        """A candidate as the next version of the program's persona; locked bullets stay whatever the text says."""
+        current = self.program.persona.value
+        return Persona.from_text(candidate[COMPONENT], user_id=current.user_id, source="learned", like=current)
+
+    def program_of(self, candidate: Mapping[str, str]) -> PersonalProgram:
+        """The program under a candidate, such as ``result.best_candidate``."""
+        return self.program.with_persona(self.persona(candidate))
+
+    def evaluate(
+        self, batch: list[dspy.Example], candidate: dict[str, str], capture_traces: bool = False
+    ) -> EvaluationBatch[Simulated, str]:
+        """Scores in [0, 1], one for each example; a candidate without text scores 0 everywhere."""
+        try:
+            simulated = self.simulator.run(self.persona(candidate), batch)
+        except InputError:
+            nothing = Simulated(interaction_id="", query="", answer="", gold="", score=0.0)
+            simulated = [nothing] * len(batch)
+        return EvaluationBatch(
+            outputs=[s.answer for s in simulated],
+            scores=[s.score for s in simulated],
+            trajectories=simulated if capture_traces else None,
+        )
+
+    def make_reflective_dataset(
+        self, candidate: dict[str, str], eval_batch: EvaluationBatch[Simulated, str], components_to_update: list[str]
+    ) -> dict[str, list[dict[str, Any]]]:
+        """What GEPA's reflection reads: query, our response, and what the user said instead."""
+        records = [
+            {"Inputs": {"query": s.query}, "Generated Outputs": s.answer, "Feedback": _feedback(s)}
+            for s in eval_batch.trajectories or []
+        ]
+        return dict.fromkeys(components_to_update, records)
+
+
+def _feedback(simulated: Simulated) -> str:
+    if simulated.right:
+        return "This is the user's own response."
+    return simulated.said or f'The user\'s own response was "{simulated.gold}".'

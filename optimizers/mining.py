@@ -1,0 +1,131 @@
+"""Edits that code makes from the user's own past, without an LM call. Owns: mining, and fitting a rule among others.
+
+Not here: what an LM proposes (proposals.py), which edit is kept (acceptance.py). All are candidates, not truths.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from statistics import fmean
+
+from optimizers.evidence import Evidence, support
+from persona_dspy.feedback import Simulated
+from persona_dspy.memory.semantic import mined_rules
+from persona_dspy.persona import BULLET_TOKENS, Bullet, Edit, Persona
+from persona_dspy.records import Interaction
+from persona_dspy.responses import ResponseKind
+from persona_dspy.untrusted import count_tokens
+
+__all__ = ["fitted", "mined", "mined_style", "outdated", "shift"]
+
+_LISTED = re.compile(r'(?:it|the query) mentions "[^"]+"(?:(?:, | or )"[^"]+")*')
+_TAIL = 12  # responses looked at for openings and endings: the latest, since style drifts
+
+
+def mined(incumbent: Persona, evidence: Evidence, past: Sequence[Interaction]) -> list[Edit]:
+    """Drops of what the past has outgrown, then rules counted in ``past``: those that answer a recent mistake first."""
+    missed = {s.gold for s in evidence.simulated if not s.right}
+    rules = mined_rules(past, evidence.kind)
+    rules.sort(key=lambda rule: (rule.then not in missed, -rule.hits))
+    found = [*rules, *mined_style(past, evidence.kind)]
+    if moved := shift(evidence.simulated, evidence.kind):
+        found.insert(0, moved)
+    return [*outdated(incumbent, past), *(Edit(op="add", bullet=bullet) for bullet in found)]
+
+
+def outdated(incumbent: Persona, past: Sequence[Interaction]) -> list[Edit]:
+    """Drops of learned rules that the latest interactions they speak of contradict."""
+    learned = [b for b in incumbent.bullets if b.when and b.source == "learned" and not b.locked]
+    found = ((b, support(b, past)) for b in learned)
+    return [Edit(op="drop", id=b.id) for b, s in found if s.fitting >= 3 and s.contradicted]
+
+
+def shift(simulated: Sequence[Simulated], kind: ResponseKind) -> Bullet | None:
+    """For ratings: how far the user is from us, where all recent differences point one way (at least two of them)."""
+    if kind.name != "rating":
+        return None
+    pairs = [(_number(s.gold), _number(s.answer)) for s in simulated]
+    gaps = [gold - answer for gold, answer in pairs if gold is not None and answer is not None]
+    off = [gap for gap in gaps if gap]
+    if len(off) < 2 or len(off) * 2 < len(gaps) or not (all(g > 0 for g in off) or all(g < 0 for g in off)):
+        return None
+    size = round(abs(fmean(off)), 1)
+    way = "higher" if off[0] > 0 else "lower"
+    ids = tuple(s.interaction_id for s in simulated if not s.right)
+    text = f"Rates {size:g} {way} than you would think."
+    return Bullet(section="preferences", text=text, evidence=ids[-5:], hits=len(off), source="learned")
+
+
+def mined_style(past: Sequence[Interaction], kind: ResponseKind) -> list[Bullet]:
+    """For free text: words that most of the latest responses begin or end with; none for fewer than four responses."""
+    late = [i for i in past[-_TAIL:] if kind.name == "text"]
+    if len(late) < 4:
+        return []
+    found: list[Bullet] = []
+    for verb, ends in (("Starts", False), ("Ends", True)):
+        phrase, items = _shared(late, ends)
+        if phrase:
+            ids = tuple(i.id for i in items[-5:])
+            text = f'{verb} with "{phrase}".'
+            found.append(Bullet(section="style", text=text, evidence=ids, hits=len(items), source="learned"))
+    return found
+
+
+def _shared(items: Sequence[Interaction], ends: bool) -> tuple[str, list[Interaction]]:
+    """The longest phrase (up to 4 words) that 60% of the responses begin, or end, with."""
+    for size in (4, 3, 2, 1):
+        words = [i.response.split() for i in items]
+        cuts = [" ".join(w[-size:] if ends else w[:size]) for w in words if len(w) > size]
+        if not cuts:
+            continue
+        phrase, n = Counter(cuts).most_common(1)[0]
+        if n >= 0.6 * len(items):
+            matching = [i for i in items if (i.response.endswith(phrase) if ends else i.response.startswith(phrase))]
+            return phrase.replace('"', "'"), matching
+    return "", []
+
+
+def fitted(persona: Persona, bullet: Bullet) -> list[Edit]:
+    """How ``bullet`` is best put into ``persona``: one rule per response, and no two rules for one word.
+
+    Its words join a learned rule with the same response, and leave learned rules with another. Locked bullets, facts
+    and rules in free words stay as they are.
+    """
+    if not _LISTED.fullmatch(bullet.when):
+        return [Edit(op="add", bullet=bullet)]
+    edits: list[Edit] = []
+    home: Bullet | None = None
+    for rule in persona.section("decision rules"):
+        if rule.locked or rule.source != "learned" or not _LISTED.fullmatch(rule.when):
+            continue
+        if rule.then == bullet.then:
+            home = rule
+        elif rest := [word for word in rule.quoted if word not in bullet.quoted]:
+            if len(rest) < len(rule.quoted):
+                edits.append(Edit(op="revise", id=rule.id, bullet=rule.model_copy(update={"when": _mentions(rest)})))
+        else:
+            edits.append(Edit(op="drop", id=rule.id))
+    if home is None:
+        return [*edits, Edit(op="add", bullet=bullet)]
+    joined = list(dict.fromkeys([*home.quoted, *bullet.quoted]))
+    while count_tokens(f'If {_mentions(joined)}, answer "{bullet.then}".') > BULLET_TOKENS:
+        joined.pop(0)
+    if joined == list(home.quoted):
+        return edits
+    evidence = tuple(dict.fromkeys([*home.evidence, *bullet.evidence]))[-5:]
+    merged = home.model_copy(update={"when": _mentions(joined), "evidence": evidence, "hits": home.hits + bullet.hits})
+    return [*edits, Edit(op="revise", id=home.id, bullet=merged)]
+
+
+def _mentions(words: Sequence[str]) -> str:
+    listed = [f'"{word}"' for word in words]
+    return "it mentions " + (listed[0] if len(listed) == 1 else ", ".join(listed[:-1]) + " or " + listed[-1])
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
