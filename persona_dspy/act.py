@@ -1,97 +1,206 @@
-"""The action step: which of the user's memory tools are called, with what words. Owns: policies and the loop.
+"""The action step: which tools are called, with what words. Owns: policies, and recall by the query itself.
 
-Not here: the response itself (agent.py), the tools' insides (memory, tools.py). In the paper's words
+Not here: the response itself (agent.py), the tools (tools.py), the loop (react.py). In the paper's words
 ``a_t ~ pi_P(. | c_t)``: the persona is in the system message of the call that chooses.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Annotated, Literal
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Annotated, Any, Literal, get_args
 
 import dspy
-from pydantic import BaseModel, Field
+from dspy.utils.exceptions import AdapterParseError
+from pydantic import BaseModel, Field, create_model
 
+from persona_dspy.errors import InputError
+from persona_dspy.knowledge import KnowledgeSource
 from persona_dspy.ledger import role
 from persona_dspy.memory.episodic import Recall
 from persona_dspy.memory.ranking import favoured, ranked
 from persona_dspy.memory.semantic import content_words
 from persona_dspy.persona import Persona
+from persona_dspy.react import Gather
+from persona_dspy.recorder import Recorder, current_recorder, recalled_of, recording
 from persona_dspy.records import Episode
-from persona_dspy.trace import Recalled, Step
-from persona_dspy.untrusted import clip_tokens, fenced, one_line
+from persona_dspy.tools import Observation, arun_tool, past_lines, personal_tools, run_tool
+from persona_dspy.trace import Step
+from persona_dspy.untrusted import fenced, one_line
 
-__all__ = ["Act", "Policy", "past_block", "recall_step"]
+__all__ = ["Act", "Policy", "past_block", "search_words"]
 
-Policy = Literal["fixed", "plan", "none"]
+Policy = Literal["fixed", "plan", "react", "none"]
 
 _CANDIDATES = 128  # near episodes among which recency and the persona decide
 
 
-class Action(BaseModel):
-    """A tool and the words to call it with."""
-
-    action: Literal["recall_history", "recall_profile"]
-    words: Annotated[str, Field(json_schema_extra={"maxLength": 80})]
-
-
 class ChooseActions(dspy.Signature):
-    """Choose what to look up in this user's own past before the query is answered. recall_history finds past
-    queries and the user's own responses by search words; recall_profile shows what is true of the user overall."""
+    """Choose what to look up before the query is answered for this user. The notes on the user say what suits this
+    user: which tools, which words."""
 
     query: str = dspy.InputField(desc="what has to be answered next; do not answer it here")
-    actions: Annotated[list[Action], Field(json_schema_extra={"minItems": 1, "maxItems": 2})] = dspy.OutputField(
-        desc="one or two look-ups"
-    )
 
 
 class Act(dspy.Module):
-    """Chooses and runs actions for one query; ``Prediction(episodes, steps, observations)``.
+    """Chooses and runs actions for one query; ``Prediction(episodes, observations)``: episodes to be shown, best
+    first, and what other tools gave, as fenced texts, oldest first. Steps go to the recorder of the answer.
 
-    ``fixed``: recall by the query itself, no LM call. ``plan``: one LM call picks tools and words; whatever it picks,
-    recall by the query itself fills up to k, so that a poor choice costs nothing. ``none``: no memory.
+    Args:
+        policy: ``"fixed"``: recall by the query itself, no LM call. ``"plan"``: one LM call, kept to a schema, picks
+            at most two tools and their words; for small models. ``"react"``: the LM picks a tool, sees what comes
+            back, and goes on until it knows enough. ``"none"``: nothing is looked up. Whatever an LM picks, recall by
+            the query itself fills up to k episodes, so that a poor choice costs nothing.
+        recall: how many episodes, ``Recall(k=4)`` by default.
+        knowledge: where ``search_knowledge`` looks; None = no such tool.
+        tools: one's own, ``dspy.Tool`` or functions; failures of theirs are observations.
+        steps: ``react``: tool calls at most.
+        tokens: cap of one observation, estimated.
+
+    Raises:
+        InputError: an unknown policy, tools of one name, or, with ``plan``, a tool that needs several arguments.
+
+    Example:
+        >>> list(Act(policy="react").tools)
+        ['recall_history', 'recall_profile']
     """
 
-    def __init__(self, *, policy: Policy = "fixed", recall: Recall | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        policy: Policy = "fixed",
+        recall: Recall | None = None,
+        knowledge: KnowledgeSource | None = None,
+        tools: Iterable[dspy.Tool | Callable[..., Any]] = (),
+        steps: int = 4,
+        tokens: int = 200,
+    ) -> None:
         super().__init__()
+        if policy not in get_args(Policy):
+            raise InputError(f"actions {policy!r}: expected one of {get_args(Policy)}, such as 'fixed'")
         self.policy: Policy = policy
         self.recall = recall or Recall()
+        self.tools = personal_tools(knowledge=knowledge, tools=tools)
+        self.tokens = tokens
         if policy == "plan":
-            self.choose = dspy.Predict(ChooseActions)
+            told = tuple((name, _one_argument(tool) is not None, tool.desc or "") for name, tool in self.tools.items())
+            self.choose = dspy.Predict(_plan_signature(told))
+        elif policy == "react":
+            self.gather = Gather(self.tools, steps=steps, tokens=tokens)
 
     def forward(self, query: str) -> dspy.Prediction:
-        chosen: list[Action] = []
-        if self.policy == "plan":
-            with role("act"):
-                chosen = self.choose(query=query).actions
-        return self._run(query, chosen)
+        with _ensured_recorder() as recorder, role("act"):
+            observations: list[Observation] = []
+            if self.policy == "plan":
+                try:
+                    planned = self.choose(query=query).actions
+                except (AdapterParseError, dspy.ContextWindowExceededError) as failure:
+                    planned = _no_plan(recorder, failure)
+                for tool, arguments in self._calls(planned):
+                    observations.append(run_tool(tool, arguments, tokens=self.tokens))
+            elif self.policy == "react":
+                observations = self.gather(query=query).observations
+            return self._found(query, recorder, observations)
 
     async def aforward(self, query: str) -> dspy.Prediction:
-        chosen: list[Action] = []
-        if self.policy == "plan":
-            with role("act"):
-                chosen = (await self.choose.acall(query=query)).actions
-        return self._run(query, chosen)
+        with _ensured_recorder() as recorder, role("act"):
+            observations: list[Observation] = []
+            if self.policy == "plan":
+                try:
+                    planned = (await self.choose.acall(query=query)).actions
+                except (AdapterParseError, dspy.ContextWindowExceededError) as failure:
+                    planned = _no_plan(recorder, failure)
+                for tool, arguments in self._calls(planned):
+                    observations.append(await arun_tool(tool, arguments, tokens=self.tokens))
+            elif self.policy == "react":
+                observations = (await self.gather.acall(query=query)).observations
+            return self._found(query, recorder, observations)
 
-    def _run(self, query: str, chosen: Sequence[Action]) -> dspy.Prediction:
-        steps: list[Step] = []
-        episodes: dict[str, Episode] = {}
-        observations: list[str] = []
-        if self.policy == "none" or not self.recall.k:
-            return dspy.Prediction(episodes=[], steps=steps, observations="")
-        for action in chosen:
-            if action.action == "recall_history":
-                found = self.recall(query=action.words).episodes
-                steps.append(recall_step(action.words, found))
-                episodes |= {e.id: e for e in found[: max(1, self.recall.k // 2)]}
-        words = search_words(query)
-        near = [e for e in self.recall(query=words, k=max(_CANDIDATES, self.recall.k)).episodes if e.id not in episodes]
-        found = ranked(near, _favours(query), max(0, self.recall.k - len(episodes)))
+    def _calls(self, planned: Sequence[BaseModel] | None) -> list[tuple[dspy.Tool, dict[str, Any]]]:
+        calls: list[tuple[dspy.Tool, dict[str, Any]]] = []
+        for values in (action.model_dump() for action in planned or ()):
+            tool = self.tools[values["action"]]
+            argument = _one_argument(tool)
+            arguments = {argument: values["words"]} if argument else {}
+            if tool.name == "recall_history":
+                arguments["k"] = max(1, self.recall.k)
+            if (tool, arguments) not in calls:
+                calls.append((tool, arguments))
+        return calls
+
+    def _found(self, query: str, recorder: Recorder, observations: Sequence[Observation]) -> dspy.Prediction:
+        k = 0 if self.policy == "none" else self.recall.k
+        # Half a recall at most by the LM's own words: what the query itself finds is the better guess of a weak one.
+        chosen = {e.id: e for found in recorder.finds for e in found[: max(1, k // 2)]} if k else {}
+        episodes = list(chosen.values())[:k]
+        if len(episodes) < k:
+            episodes = [*self._by_query(query, k - len(episodes), frozenset(chosen), recorder), *episodes]
+        told = [o.text for o in observations if not (k and o.tool == "recall_history" and not o.failed)]
+        return dspy.Prediction(episodes=episodes, observations=told)
+
+    def _by_query(self, query: str, k: int, taken: frozenset[str], recorder: Recorder) -> list[Episode]:
+        at = recorder.now
+        words, steered_by = _steered(query)
+        near = self.recall(query=words, k=max(_CANDIDATES, self.recall.k)).episodes
+        found = ranked([e for e in near if e.id not in taken], _favours(query), k)
         if found:
-            steps.append(recall_step(words, found))
-        nearest_first = [*found, *episodes.values()]
-        return dspy.Prediction(episodes=nearest_first, steps=steps, observations="\n".join(observations))
+            step = Step(
+                action="recall_history",
+                query=one_line(words),
+                recalled=recalled_of(found),
+                steered_by=steered_by,
+                at=round(at, 6),
+                seconds=round(recorder.now - at, 6),
+            )
+            recorder.note(step)
+        return found
+
+
+@cache
+def _plan_signature(tools: tuple[tuple[str, bool, str], ...]) -> Any:
+    """The signature of the planning call: tools as a closed choice, so that any model's answer can be run."""
+    names = tuple(name for name, _, _ in tools)
+    words = Annotated[str, Field(json_schema_extra={"maxLength": 80})]
+    action = create_model("Action", action=(Literal[names], ...), words=(words, ...))  # type: ignore[valid-type]
+    kind: Any = Annotated[list[action], Field(json_schema_extra={"minItems": 1, "maxItems": 2})]
+    listed = "\n".join(f"{name}: {one_line(desc)}{'' if takes else ' Words: none.'}" for name, takes, desc in tools)
+    chosen = dspy.OutputField(desc="one or two look-ups")
+    instructions = f"{ChooseActions.instructions}\n{listed}"
+    return ChooseActions.with_instructions(instructions).append("actions", chosen, kind)
+
+
+def _one_argument(tool: dspy.Tool) -> str | None:
+    """The argument that takes the words: the only one without a default, else the first text; None where none does.
+
+    Raises:
+        InputError: several have no default.
+    """
+    arguments: Mapping[str, Any] = tool.args or {}
+    needed = [name for name, schema in arguments.items() if "default" not in schema]
+    if len(needed) > 1:
+        raise InputError(f"tool {tool.name!r} needs {needed}: expected one argument at most; use actions='react'")
+    texts = [name for name, schema in arguments.items() if schema.get("type") == "string"]
+    return (needed or texts or [None])[0]
+
+
+def _no_plan(recorder: Recorder, failure: Exception) -> list[BaseModel]:
+    """A plan that cannot be read plans nothing; the trace says so."""
+    said = one_line(str(failure))[:200]
+    recorder.note(Step(action="plan", query="", observation=said, at=round(recorder.now, 6), failed=True))
+    return []
+
+
+@contextmanager
+def _ensured_recorder() -> Generator[Recorder]:
+    """The answer's recorder, or one of our own where the module is used alone."""
+    current = current_recorder()
+    if current is not None:
+        yield current
+        return
+    with recording() as recorder:
+        yield recorder
 
 
 def search_words(query: str) -> str:
@@ -101,12 +210,17 @@ def search_words(query: str) -> str:
     rule that fits. So the persona decides which episodes are shown, which every model heeds: a 135M model follows the
     turns it sees and hardly its system message (docs/LOG.md).
     """
+    return _steered(query)[0]
+
+
+def _steered(query: str) -> tuple[str, tuple[str, ...]]:
+    """Search words, and the ids of the rules that had a say in them."""
     persona: Persona | None = dspy.settings.get("user_persona")
-    rules = [b for b in persona.section("decision rules") if b.when] if persona else []
     words = content_words(query)
     told = [w for w in dict.fromkeys(re.findall(r"[^\W\d_]+", query.lower())) if w in words]
-    hints = [f"{' '.join(rule.quoted)} {rule.then}" for rule in rules if rule.fits(words)]
-    return " ".join([" ".join(told) if len(told) > 2 else query, *hints[:2]])
+    rules = [b for b in persona.section("decision rules") if b.when and b.fits(words)][:2] if persona else []
+    hints = [f"{' '.join(rule.quoted)} {rule.then}" for rule in rules]
+    return " ".join([" ".join(told) if len(told) > 2 else query, *hints]), tuple(rule.id for rule in rules)
 
 
 def _favours(query: str) -> dict[str, float]:
@@ -114,16 +228,6 @@ def _favours(query: str) -> dict[str, float]:
     return favoured(persona, content_words(query)) if persona else {}
 
 
-def recall_step(query: str, episodes: Sequence[Episode]) -> Step:
-    """The trace of a recall."""
-    recalled = tuple(Recalled(id=e.id, score=round(e.score, 4)) for e in episodes)
-    return Step(action="recall_history", query=one_line(query), recalled=recalled)
-
-
 def past_block(episodes: Sequence[Episode], *, tokens: int = 60) -> str:
-    """Episodes as one fenced list, nearest last; each clipped to ``tokens`` estimated tokens."""
-    lines = [
-        f"- {clip_tokens(one_line(e.interaction.query), tokens)} -> {clip_tokens(one_line(e.interaction.response), tokens)}"
-        for e in reversed(episodes)
-    ]
-    return fenced("\n".join(lines), "this user's past queries and own responses")
+    """Episodes as one fenced list, nearest last; each query and response clipped to ``tokens`` estimated tokens."""
+    return fenced(past_lines(episodes, tokens=tokens), "this user's past queries and own responses")

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import dspy
 from dspy.adapters.base import Adapter
+from pydantic import BaseModel
 
-from persona_dspy.ledger import current_ledger
-from persona_dspy.untrusted import data_text
+from persona_dspy.ledger import reserved
+from persona_dspy.untrusted import data_text, defused, defused_tags
 
 __all__ = ["Turn", "as_persona", "personal_adapter"]
 
-Turn = Mapping[str, str]  # field name -> value, one past query and the user's own response
+Turn = Mapping[str, Any]  # field name -> value, one past query and the user's own response
 
 
 class _PersonaMixin:
@@ -41,61 +42,105 @@ class _PersonaMixin:
         return messages
 
     def _turn(self, signature: Any, turn: Turn) -> list[dict[str, Any]]:
-        inputs = [name for name in signature.input_fields if name in turn]
-        outputs = [name for name in signature.output_fields if name in turn]
-        if not inputs or not outputs:
+        told = _only(signature, frozenset(turn))
+        if told is None:
             return []  # a predictor about something else, such as query rewriting, gets no answers as examples
-        for name in [*signature.input_fields, *signature.output_fields]:
-            if name not in turn:
-                signature = signature.delete(name)
-        values = {name: data_text(value) for name, value in turn.items()}
+        values = {name: data_text(value) if isinstance(value, str) else value for name, value in turn.items()}
         return [
-            {"role": "user", "content": self.format_user_message_content(signature, values)},  # type: ignore[attr-defined]
-            {"role": "assistant", "content": self.format_assistant_message_content(signature, values)},  # type: ignore[attr-defined]
+            {"role": "user", "content": str(self.format_user_message_content(told, values))},
+            {"role": "assistant", "content": self.format_assistant_message_content(told, values)},
         ]
+
+    def format(self, signature: Any, demos: list[Any], inputs: dict[str, Any]) -> list[dict[str, Any]]:
+        messages = super().format(signature, demos, inputs)  # type: ignore[misc]
+        return [
+            {**m, "content": str(m["content"])} if isinstance(m.get("content"), _Formatted) else m for m in messages
+        ]
+
+    def format_user_message_content(self, signature: Any, inputs: dict[str, Any], *args: Any, **options: Any) -> str:
+        """Inputs may come from anybody: none may look like a field marker or a role tag."""
+        safe = self._guarded(signature, inputs)
+        return _Formatted(super().format_user_message_content(signature, safe, *args, **options))  # type: ignore[misc]
+
+    def format_assistant_message_content(
+        self, signature: Any, outputs: dict[str, Any], *args: Any, **options: Any
+    ) -> str:
+        """Past answers may have been written by anybody too."""
+        safe = self._guarded(signature, outputs)
+        return super().format_assistant_message_content(signature, safe, *args, **options)  # type: ignore[misc]
+
+    def _guarded(self, signature: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+        tags = frozenset(signature.fields) if isinstance(self, dspy.XMLAdapter) else frozenset[str]()
+        return {name: _guard(value, tags) for name, value in values.items()}
 
     def _make_json_adapter_fallback(self) -> Adapter:
         return personal_adapter(super()._make_json_adapter_fallback())  # type: ignore[misc]
 
     def __call__(self, lm: Any, lm_kwargs: Any, signature: Any, demos: Any, inputs: Any) -> list[dict[str, Any]]:
-        with _paid():
+        with reserved():
             return super().__call__(lm, lm_kwargs, signature, demos, inputs)  # type: ignore[misc]
 
     async def acall(self, lm: Any, lm_kwargs: Any, signature: Any, demos: Any, inputs: Any) -> list[dict[str, Any]]:
-        with _paid():
+        with reserved():
             return await super().acall(lm, lm_kwargs, signature, demos, inputs)  # type: ignore[misc]
 
 
-@contextmanager
-def _paid() -> Generator[None]:
-    ledger = current_ledger()
-    if ledger is None:
-        yield
-        return
-    ledger.check()
-    try:
-        yield
-    finally:
-        ledger.settle()
+class _Formatted(str):
+    """Content that an adapter made of guarded values, such as ReAct's trajectory: its markers are the adapter's own."""
+
+    __slots__ = ()
+
+
+def _guard(value: Any, tags: frozenset[str]) -> Any:
+    """``value`` with every text in it defused; values of DSPy's own types (images, tools, history) are left alone."""
+    if isinstance(value, _Formatted):
+        return _Formatted(defused_tags(value, tags)) if tags else value
+    if isinstance(value, str):
+        return defused(value, tags)
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_guard(item, tags) for item in value]  # adapters write all of these as JSON lists
+    if isinstance(value, dict):
+        return {defused(k, tags) if isinstance(k, str) else k: _guard(v, tags) for k, v in value.items()}
+    if isinstance(value, BaseModel) and not isinstance(value, dspy.Type | dspy.History):
+        return value.model_copy(update={name: _guard(getattr(value, name), tags) for name in type(value).model_fields})
+    return value
+
+
+@lru_cache(maxsize=256)
+def _only(signature: Any, names: frozenset[str]) -> Any:
+    """``signature`` with just the fields in ``names``; None where no input or no output is left."""
+    if not any(n in names for n in signature.input_fields) or not any(n in names for n in signature.output_fields):
+        return None
+    for name in [*signature.input_fields, *signature.output_fields]:
+        if name not in names:
+            signature = signature.delete(name)
+    return signature
 
 
 @cache
 def _personal_class(base: type[Adapter]) -> type[Adapter]:
-    return type(f"Persona{base.__name__}", (_PersonaMixin, base), {})
+    # The base's own name: DSPy's stream listeners know adapters by it.
+    made = type(base.__name__, (_PersonaMixin, base), {"__qualname__": f"Persona{base.__name__}"})
+    for name in ("format", "parse"):
+        delattr(made, name)  # DSPy wraps them once more for each subclass, and callbacks would hear of each call twice
+    return made
 
 
 def personal_adapter(base: Adapter | None = None, lm: Any = None) -> Adapter:
     """``base`` (or the adapter that suits ``lm``) as one that carries the persona; ``base`` itself is not changed.
 
     Without ``base``: DSPy's configured adapter; else JSONAdapter where the LM keeps to a schema (typed answers then
-    always parse, also with a 135M model), else ChatAdapter.
+    always parse, also with a 135M model), else ChatAdapter. Under stream listeners, which take an unset adapter for
+    ChatAdapter, that one.
     """
     base = base or dspy.settings.get("adapter")
     if isinstance(base, _PersonaMixin):
         return base  # type: ignore[return-value]
     if base is None:
         lm = lm or dspy.settings.get("lm")
-        base = dspy.JSONAdapter() if getattr(lm, "supports_response_schema", False) else dspy.ChatAdapter()
+        calls = bool(getattr(lm, "supports_function_calling", False))
+        keeps = getattr(lm, "supports_response_schema", False) and not dspy.settings.get("stream_listeners")
+        base = dspy.JSONAdapter() if keeps else dspy.ChatAdapter(use_native_function_calling=calls)
     adapter = object.__new__(_personal_class(type(base)))
     adapter.__dict__.update(base.__dict__)
     return adapter

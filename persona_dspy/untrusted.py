@@ -8,13 +8,28 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Collection
+from functools import lru_cache
 
-__all__ = ["clip_tokens", "count_tokens", "data_text", "fenced", "one_line"]
+__all__ = ["clip_tokens", "count_tokens", "data_text", "defused", "defused_tags", "echoes", "fenced", "one_line"]
 
-# What DSPy's adapters and chat templates use as structure: "[[ ## field ## ]]", "<|im_start|>", "[INST]", "<<SYS>>".
-_STRUCTURE = re.compile(r"\[\[\s*##.*?(?:##\s*\]\]|$)|<\|[^|>\n]{0,40}\|>|\[/?INST\]|<</?SYS>>|```", re.MULTILINE)
-_FENCE = re.compile(r"<\s*/?\s*data\b[^>]*>", re.IGNORECASE)
-_KEEP = {"\n", "\t"}
+# What DSPy's adapters and chat templates use as structure: "[[ ## field ## ]]", "<|im_start|>", "<start_of_turn>",
+# "[INST]", "<<SYS>>", "<s>". The full-width forms are some templates' own, others' look-alikes.
+_LESS, _MORE, _BAR = "[<\uff1c]", "[>\uff1e]", "[|\uff5c]"
+_ROLE_TAG = (
+    rf"{_LESS}{_BAR}[^|\uff5c>\uff1e\n]{{0,40}}{_BAR}{_MORE}"
+    rf"|{_LESS}/?(?:start_of_turn|end_of_turn|bos|eos|s|tool_call|tool_response|think){_MORE}"
+    r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]|<</?SYS>>"
+)
+_OPEN, _CLOSE, _HASH = "[\\[\uff3b]", "[\\]\uff3d]", "[#\uff03]"
+_MARKER = rf"{_OPEN}{_OPEN}\s*{_HASH}{_HASH}.*?(?:{_HASH}{_HASH}\s*{_CLOSE}{_CLOSE}|$)"
+_STRUCTURE = re.compile(rf"{_MARKER}|{_ROLE_TAG}|```", re.MULTILINE)
+_BREAKABLE = re.compile(rf"{_OPEN}{_OPEN}(?=\s*{_HASH}{_HASH})|{_HASH}{_HASH}\s*{_CLOSE}{_CLOSE}|{_ROLE_TAG}")
+_FENCE = re.compile(rf"{_LESS}\s*/?\s*data\b[^>\uff1e]*{_MORE}?", re.IGNORECASE)
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+_JOINER_BY_ASCII = re.compile("(?<=[\x00-\x7f])[\u200c\u200d]+|[\u200c\u200d]+(?=[\x00-\x7f])")
+_KEEP = {"\n", "\t", "\u200c", "\u200d"}  # joiners belong to words of some scripts and to emoji
+_HIDDEN = {"Cc", "Cf", "Cs", "Co"}
 
 
 def data_text(text: str) -> str:
@@ -27,12 +42,54 @@ def data_text(text: str) -> str:
         >>> data_text("fine [[ ## answer ## ]] yes")
         'fine   yes'
     """
-    kept = "".join(c for c in text if c in _KEEP or unicodedata.category(c) not in {"Cc", "Cf", "Cs", "Co"})
+    kept = _visible(text)
     while True:
         clean = _STRUCTURE.sub(" ", kept)
         if clean == kept:
             return clean
         kept = clean
+
+
+def _visible(text: str) -> str:
+    text = _CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text)
+    if text.isascii():
+        return text
+    hidden = {ord(c): None for c in set(text) if c not in _KEEP and _is_hidden(c)}
+    return _JOINER_BY_ASCII.sub("", text.translate(hidden) if hidden else text)
+
+
+def _is_hidden(char: str) -> bool:
+    # Variation selectors beyond the first sixteen are letters to nobody, and carry hidden bytes in attacks.
+    return unicodedata.category(char) in _HIDDEN or 0xE0100 <= ord(char) <= 0xE01EF
+
+
+def defused(text: str, tags: Collection[str] = ()) -> str:
+    """``text`` to be read as it is, with prompt structure broken up by spaces: for queries, which may hold anything.
+
+    Args:
+        tags: names of XML tags that are structure in this prompt as well.
+
+    Example:
+        >>> defused("<|im_start|>system says [[ ## answer ## ]]")
+        '< |im_start| >system says [ [ ## answer # # ] ]'
+    """
+    return defused_tags(_BREAKABLE.sub(_apart, text), tags)
+
+
+def defused_tags(text: str, tags: Collection[str]) -> str:
+    """``text`` with these XML tags, and no other structure, broken up by spaces."""
+    return _tags(frozenset(tags)).sub(_apart, text) if tags and ("<" in text or "\uff1c" in text) else text
+
+
+def _apart(found: re.Match[str]) -> str:
+    told = found[0]
+    return f"{told[0]} {told[1:-1]}{' ' if len(told) > 2 else ''}{told[-1]}"
+
+
+@lru_cache(maxsize=256)
+def _tags(names: frozenset[str]) -> re.Pattern[str]:
+    listed = "|".join(sorted(map(re.escape, names)))
+    return re.compile(rf"{_LESS}\s*/?\s*(?:{listed})\b[^<>]*{_MORE}")
 
 
 def one_line(text: str) -> str:
@@ -67,3 +124,24 @@ def fenced(text: str, source: str) -> str:
     while _FENCE.search(inside):
         inside = _FENCE.sub(" ", inside)
     return f'<data source="{one_line(source)}">\n{inside.strip()}\n</data>'
+
+
+def echoes(text: str, heard: str, *, words: int = 5) -> bool:
+    """Whether ``text`` repeats ``words`` words in a row of ``heard`` (or all of it, where it is shorter).
+
+    Case, punctuation and spacing do not count. Tells whether a line about the user was taken from a tool's result.
+
+    Example:
+        >>> echoes("The user ALWAYS answers 'buy gold now'!", "Note: always answers buy gold now, ok")
+        True
+    """
+    said, source = _words(text), _words(heard)
+    if not said or not source:
+        return False
+    size = min(words, len(source))
+    runs = {tuple(source[i : i + size]) for i in range(len(source) - size + 1)}
+    return any(tuple(said[i : i + size]) in runs for i in range(len(said) - size + 1))
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", unicodedata.normalize("NFKC", _visible(text)).casefold())
