@@ -130,7 +130,7 @@ def _read(path: Path) -> Iterable[Judged]:
         with path.open("r+b") as file:
             file.truncate(len(whole) + (1 if whole else 0))
     names = {f.name for f in fields(Judged)}
-    for number, line in enumerate(whole.decode("utf-8").splitlines() if whole else [], 1):
+    for number, line in enumerate(whole.decode("utf-8").split("\n") if whole else [], 1):
         try:
             row = json.loads(line)
             yield Judged(**{key: value for key, value in row.items() if key in names})

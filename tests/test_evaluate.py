@@ -1,0 +1,170 @@
+import json
+import threading
+from dataclasses import replace
+
+import dspy
+import pytest
+
+from optimizers import PersonaAlignment
+from persona_dspy import Interaction
+from persona_dspy.errors import InputError
+from persona_dspy.evaluate import cases, evaluate, scored_as
+from persona_dspy.history_rows import Question, UserHistory
+from persona_dspy.judged import Results
+from persona_dspy.lamp import get_task
+from persona_dspy.standings import as_csv, standings
+from persona_dspy.synthetic import RuleFollower, SyntheticUser
+from persona_dspy.systems import Setting
+from persona_dspy.testing import FakeLM
+from persona_dspy.variants import ABLATIONS, variants
+
+USERS = [
+    UserHistory(user_id=f"s{n}", interactions=tuple(SyntheticUser(seed=n, user_id=f"s{n}").interactions(24)))
+    for n in range(3)
+]
+PEOPLE = cases(USERS)
+
+
+def make(*, recent=None, epochs=None):
+    return PersonaAlignment(recent=recent or 3, epochs=epochs or 2)
+
+
+def fake_lm():
+    def think(prompt):
+        return {"thought": "t", "action": "recall", "words": "x"} if "action" in prompt.outputs else None
+
+    return FakeLM(think, RuleFollower(heeds_turns=True))
+
+
+def run(folder, chosen, lm=None, people=PEOPLE, **options):
+    results = Results(folder, {"test": 1}, {})
+    with dspy.context(lm=lm or fake_lm(), adapter=dspy.JSONAdapter()):
+        done = evaluate(people, chosen, Setting(align=make), results, **options)
+    return done, results
+
+
+def table(results, chosen):
+    names = [v.name for v in chosen]
+    kept = [r for r in results.rows if r.kind == "answer"]
+    found = standings([replace(r, seconds=0.0) for r in kept], scored_as(PEOPLE), names)  # wall time is never the same
+    return as_csv(found, scored_as(PEOPLE))
+
+
+def answers(results):
+    return {(r.system, r.user_id, r.query_id): r.answer for r in results.rows if r.kind == "answer"}
+
+
+def test_the_latest_quarter_is_held_out_and_the_files_own_queries_come_first():
+    assert [len(c.queries) for c in PEOPLE] == [6, 6, 6]
+    held = {q.id for q in PEOPLE[0].queries}
+    assert not held & {i.id for i in PEOPLE[0].history}
+    assert min(q.time for q in PEOPLE[0].queries) > max(i.time for i in PEOPLE[0].history)
+    own = (Question(id="q1", query="x", gold="y"), Question(id="q2", query="x"), Question(id="q3", query="z", gold="y"))
+    user = UserHistory(user_id="u", interactions=USERS[0].interactions, questions=own)
+    (case,) = cases([user], get_task("lamp-2m"), queries=1)
+    assert [q.id for q in case.queries] == ["q1"]
+    assert len(case.history) == 24
+    assert cases([UserHistory(user_id="u", interactions=USERS[0].interactions[:1])]) == []
+
+
+def test_users_without_a_common_task_are_scored_together_but_prompted_apart():
+    tasks = [c.task for c in PEOPLE]
+    assert len({t.labels for t in tasks}) > 1
+    assert set(scored_as(PEOPLE).labels) >= set().union(*(t.labels for t in tasks))
+    rated = [Interaction(user_id="r", query=f"q{n}", response=str(n % 5 + 1), id=str(n)) for n in range(12)]
+    with pytest.raises(InputError, match="one kind for all"):
+        scored_as([*PEOPLE, *cases([UserHistory(user_id="r", interactions=tuple(rated))])])
+
+
+def test_every_system_and_ablation_answers_every_query_and_what_is_counted_was_sent(tmp_path):
+    lm, chosen = fake_lm(), variants(ablations=ABLATIONS, cold=[0])
+    done, results = run(tmp_path, chosen, lm)
+    assert done
+    assert len(answers(results)) == len(chosen) * 18
+    assert sum(r.calls for r in results.rows) == len(lm.engine.calls)
+    scores = {s.system: s.score.value for s in standings(results.rows, scored_as(PEOPLE), [v.name for v in chosen])}
+    assert scores["persona"] > scores["direct"]
+    assert scores["persona@history=0"] == scores["direct@history=0"] == scores["direct"]
+    assert scores["majority"] < scores["rag"]
+
+
+def test_ablations_take_away_what_they_say(tmp_path):
+    chosen, lm = variants(["persona"], references=False, ablations=ABLATIONS), fake_lm()
+    _, results = run(tmp_path, chosen, lm, people=PEOPLE[:1])
+    cost = {r.system: r.calls for r in results.rows if r.kind == "prepared"}
+    assert set(cost) == {"persona", "persona@no-memory", "persona@no-action", "persona@no-knowledge", "persona@block"}
+    asked = {v.name: [] for v in chosen}
+    for v in chosen:
+        fresh = fake_lm()
+        folder = tmp_path / v.name
+        folder.mkdir()
+        run(folder, [v], fresh, people=PEOPLE[:1])
+        asked[v.name] = fresh.engine.calls[-1]
+    persona = "You answer for one particular user"
+    assert persona in asked["persona"].system and asked["persona"].turns
+    assert persona not in asked["persona@no-persona"].system and asked["persona@no-persona"].turns
+    assert not asked["persona@no-memory"].turns
+    assert not asked["persona@block"].turns and "data source" in asked["persona@block"].user
+    assert "Answered 18 times" not in asked["persona@no-memory"].system
+
+
+def test_a_run_cut_short_goes_on_to_the_same_table_and_pays_no_answer_twice(tmp_path):
+    chosen = variants(["persona", "direct", "pag"])
+    _, whole = run(tmp_path / "whole", chosen)
+    stopping, lm = threading.Event(), fake_lm()
+
+    class Stop(Exception):
+        pass
+
+    def on_row(row):
+        if len(answers(results)) >= 20 and not stopping.is_set():
+            stopping.set()
+            raise Stop
+
+    results = Results(tmp_path / "cut", {"test": 1}, {})
+    with dspy.context(lm=lm, adapter=dspy.JSONAdapter()), pytest.raises(Stop):
+        evaluate(PEOPLE, chosen, Setting(align=make), results, on_row=on_row)
+    paid = len(results.rows)
+    done, again = run(tmp_path / "cut", chosen, lm)
+    assert done
+    assert len(again.rows) > paid
+    assert answers(again) == answers(whole)
+    assert table(again, chosen) == table(whole, chosen)
+    keys = [(r.system, r.user_id, r.query_id) for r in again.rows if r.kind == "answer"]
+    assert len(keys) == len(set(keys))
+    before = len(lm.engine.calls)
+    done, third = run(tmp_path / "cut", chosen, lm)
+    assert done
+    assert len(lm.engine.calls) == before, "a rerun asks nothing"
+    assert table(third, chosen) == table(again, chosen)
+
+
+def test_time_that_is_up_keeps_no_half_aligned_persona(tmp_path):
+    done, results = run(tmp_path, variants(["persona"], references=False), seconds=0.0)
+    assert not done
+    assert results.rows == []
+    assert not list((tmp_path / "personas").rglob("*.json"))
+    done, results = run(tmp_path, variants(["persona"], references=False))
+    assert done
+    documents = [json.loads(p.read_text()) for p in (tmp_path / "personas").rglob("*.json")]
+    assert {d["user_id"] for d in documents} == {"s0", "s1", "s2"}
+
+
+def test_an_answer_that_cannot_be_read_is_a_row_and_an_lm_that_fails_raises(tmp_path):
+    chosen = variants(["direct"], references=False)
+    _, results = run(tmp_path / "a", chosen, FakeLM(lambda p: "no json at all"))
+    assert {r.parsed for r in results.rows} == {False}
+    assert standings(results.rows, scored_as(PEOPLE), ["direct"])[0].unparsed == 18
+    with pytest.raises(dspy.utils.exceptions.LMError):
+        run(tmp_path / "b", chosen, FakeLM(lambda p: None))
+
+
+def test_preparation_and_prompts_see_nothing_held_out_and_no_other_user(tmp_path):
+    lm = fake_lm()
+    run(tmp_path, variants(["persona", "pag", "rag"], references=False), lm, workers=3)
+    for call in lm.engine.calls:
+        text = call.system + call.user + "".join(a + b for a, b in call.turns)
+        owners = {c.user_id for c in PEOPLE for i in c.history if i.query in text}
+        assert len(owners) <= 1
+        past = call.system + "".join(a for a, _ in call.turns)
+        assert not any(q.query in past for c in PEOPLE for q in c.queries)
