@@ -1,110 +1,203 @@
-"""Compiling personas for many users. Owns: ``compile_users`` and what becomes of one user's failure.
+"""Compiling personas for many users. Owns: ``compile_users``: the stream of users in, of results out, what is kept in
+which order, when the whole fleet stops.
 
-Not here: how one user is aligned (optimizers), where results are kept (store.py, export.py).
+Not here: one user (fleet_user.py), other machines (fleet_ray.py), where results are kept (fleet_folder.py, store.py).
 """
 
 from __future__ import annotations
 
 import contextvars
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Literal
 
-from persona_dspy.agent import PersonalProgram
-from persona_dspy.alignment import Alignment
-from persona_dspy.errors import BudgetExceeded
+import dspy
+
+from persona_dspy.call_folder import CallLog
+from persona_dspy.errors import InputError, ModelError, StoreError, UnknownUser
 from persona_dspy.export import PersonaDocument
-from persona_dspy.ledger import Budget, Ledger
-from persona_dspy.records import Interaction
+from persona_dspy.fleet_folder import FleetFolder
+from persona_dspy.fleet_user import History, Optimizer, Program, UserResult, UserWork
+from persona_dspy.ledger import Budget, Ledger, current_ledger
 from persona_dspy.tracking import NullTracker, Tracker
+
+if TYPE_CHECKING:
+    from persona_dspy.store import Store
 
 __all__ = ["History", "Optimizer", "UserResult", "compile_users"]
 
-
-class History(Protocol):
-    """A user and the user's interactions, oldest first (``histories.UserHistory`` is one)."""
-
-    @property
-    def user_id(self) -> str: ...
-
-    @property
-    def interactions(self) -> tuple[Interaction, ...]: ...
+Engine = Literal["local", "ray"]
+# Failures that are the LM's, not the user's: the next user would meet them too.
+_LM_IS_DOWN = frozenset(
+    f"LM{kind}Error"
+    for kind in ("Transport", "Timeout", "Server", "RateLimit", "Auth", "Billing", "NotConfigured", "UnsupportedModel")
+)
 
 
-class Optimizer(Protocol):
-    """What aligns one user's program: ``PersonaAlignment`` or anything with its ``compile``."""
-
-    def compile(self, student: Any, *, trainset: Any) -> PersonalProgram: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UserResult:
-    """One user's outcome: the document that was made, or the error that ended this user's work and no other's."""
-
-    user_id: str
-    document: PersonaDocument | None
-    error: str = ""
-    seconds: float = 0.0
-
-    @property
-    def alignment(self) -> Alignment | None:
-        return self.document.alignment if self.document else None
-
-
-def compile_users(
-    program: PersonalProgram | Callable[[History], PersonalProgram],
+def compile_users(  # noqa: PLR0913 - keyword-only, each with a default
+    program: Program,
     histories: Iterable[History],
     optimizer: Optimizer,
     *,
+    store: Store | None = None,
+    folder: FleetFolder | None = None,
+    resume: bool = False,
+    engine: Engine = "local",
     workers: int = 1,
     budget: Budget | None = None,
+    ledger: Ledger | None = None,
     tracker: Tracker | None = None,
-    task: str | None = None,
+    task: str | Callable[[History], str] | None = None,
+    on_skip: Callable[[], None] | None = None,
 ) -> Iterator[UserResult]:
-    """Align one user after the other (``workers`` at once) and give each result as soon as it is there.
+    """Align users, ``workers`` at once, and give each result as soon as it is there, in no fixed order.
 
-    Users stream in: at most ``2 * workers`` are held. One user's exception becomes that user's ``error``.
+    Users stream in: at most ``2 * workers`` are held. One user's failure becomes that user's ``error``. A result is
+    given when all of it is kept: a new version in ``store``, the JSON in ``folder``, then the mark that the user is
+    finished. The LM is the one of the ``dspy.context`` this is called in; with a folder, its answers are kept per user
+    until the user is finished, and a fleet that is started again on the same users asks only for what is missing.
 
     Args:
         program: a PersonaAgent (or personalized program) to be bound to each user, or a function that makes the
             user's program from the history (where the answer's type is the user's own).
-        budget: over the whole fleet; once it is spent, users not yet begun end with that error.
+        resume: pass over users who are finished in ``folder``, from the same interactions, options and LM.
+        engine: ``"local"`` = threads of this process; ``"ray"`` = workers on a Ray cluster (``persona-dspy[ray]``).
+        budget: over the whole fleet. Once it is spent no user is begun; who was under way ends with the best persona so
+            far and ``stopped``.
+        ledger: the fleet's account, to watch or to ``stop``; by default a new one over ``budget``.
+        task: what the documents say they were made for; or a function of the history.
+        on_skip: called for each user that ``resume`` passes over.
+
+    Raises:
+        InputError: ``workers`` below 1, or an unknown engine.
+        ModelError: many users in a row failed for the LM's sake: it is down, or the key is wrong.
+        StoreError: results cannot be kept.
     """
+    if workers < 1 or engine not in ("local", "ray"):
+        raise InputError(f"workers={workers!r}, engine={engine!r}: expected 1 or more, and 'local' or 'ray'")
     tracker = tracker or NullTracker()
-    ledger = Ledger(budget=budget)
+    fleet = ledger or Ledger(budget=budget, parent=current_ledger())
+    work = UserWork(program=program, optimizer=optimizer, lm=dspy.settings.get("lm"), task=task)
+    done = folder if resume else None
+    todo = _unfinished(histories, work, done, on_skip) if done is not None else iter(histories)
+    if engine == "ray":
+        from persona_dspy.fleet_ray import on_ray
+
+        found = on_ray(work, todo, fleet=fleet, workers=workers, log=folder.calls if folder else None)
+        found = (kept(result, store, folder) for result in found)
+    else:
+        found = _on_threads(
+            work, todo, fleet, workers, lambda r: kept(r, store, folder), folder.calls if folder else None
+        )
+    return _watched(found, fleet, tracker, folder, max(10, 2 * workers))
+
+
+def _unfinished(
+    histories: Iterable[History], work: UserWork, folder: FleetFolder, on_skip: Callable[[], None] | None
+) -> Iterator[History]:
+    for history in histories:
+        if not folder.is_done(history.user_id, work.made_from(history)):
+            yield history
+        elif on_skip is not None:
+            on_skip()
+
+
+def _watched(
+    found: Iterator[UserResult], fleet: Ledger, tracker: Tracker, folder: FleetFolder | None, patience: int
+) -> Iterator[UserResult]:
+    """Results on their way out: noted, tracked, and watched for an LM that fails user after user."""
+    in_a_row, last = 0, ""
+    for result in found:
+        if folder is not None and (result.document is not None or not result.stopped):
+            state = "stopped" if result.stopped else "failed" if result.document is None else "done"
+            cost = result.alignment.total if result.alignment else None
+            made = str(result.alignment.options.get("made_from", "")) if result.alignment else ""
+            folder.note(result.user_id, made, state, error=result.kind, cost=cost, seconds=result.seconds)
+        if not result.stopped:
+            tracker.user(result.user_id, result.document, result.error)
+            in_a_row = in_a_row + 1 if result.kind in _LM_IS_DOWN else 0
+        yield result
+        if in_a_row >= patience and not last:
+            last = result.error
+            fleet.stop(f"the LM failed for {in_a_row} users in a row")
+    if last:
+        raise ModelError(
+            f"the LM failed for {patience} users in a row, the last time with: {last}; expected one that answers. What "
+            "was finished is kept: type the same command with --resume once it is back"
+        )
+
+
+def _on_threads(
+    work: UserWork,
+    todo: Iterator[History],
+    fleet: Ledger,
+    workers: int,
+    keep: Callable[[UserResult], UserResult],
+    log: CallLog | None,
+) -> Iterator[UserResult]:
+    """One thread a user, sequential inside."""
 
     def one(history: History) -> UserResult:
-        began = time.monotonic()
-        try:
-            student = (
-                program.for_user(history.user_id, history.interactions)
-                if isinstance(program, PersonalProgram)
-                else program(history)
-            )
-            ledger.check(0)
-            with ledger.recording():
-                aligned = optimizer.compile(student, trainset=student.examples())
-            document = PersonaDocument.of(
-                aligned.persona.value, alignment=aligned.alignment, task=task, model=aligned.lm_name()
-            )
-        except BudgetExceeded as spent:
-            return UserResult(user_id=history.user_id, document=None, error=str(spent))
-        except Exception as failure:  # noqa: BLE001 - one user's failure must not stop the fleet
-            error = f"{type(failure).__name__}: {failure}"
-            tracker.user(history.user_id, None, error)
-            return UserResult(user_id=history.user_id, document=None, error=error, seconds=time.monotonic() - began)
-        tracker.user(history.user_id, document)
-        return UserResult(user_id=history.user_id, document=document, seconds=time.monotonic() - began)
+        return keep(work.run(history, fleet=fleet, log=log))
 
-    with ThreadPoolExecutor(workers) as pool:
-        waiting: set[Future[UserResult]] = set()
-        for history in histories:
-            waiting.add(pool.submit(contextvars.copy_context().run, one, history))
-            if len(waiting) >= 2 * workers:
-                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+    flying: set[Future[UserResult]] = set()
+    with ThreadPoolExecutor(workers, thread_name_prefix="fleet") as pool:
+        try:
+            for history in todo:
+                flying.add(pool.submit(contextvars.copy_context().run, one, history))
+                if len(flying) >= 2 * workers:
+                    done, flying = wait(flying, return_when=FIRST_COMPLETED)
+                    yield from (future.result() for future in done)
+                if fleet.exceeded:
+                    break
+            while flying:
+                done, flying = wait(flying, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in done)
-        while waiting:
-            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            yield from (future.result() for future in done)
+        finally:
+            if flying:  # interrupted, or results cannot be kept: who is under way ends before the next LM call
+                fleet.stop("interrupted")
+                for future in flying:
+                    future.cancel()
+
+
+def kept(result: UserResult, store: Store | None, folder: FleetFolder | None) -> UserResult:
+    """The result with its document written to the store, numbered after what is there, and to the folder.
+
+    Raises:
+        StoreError: it could not be written.
+    """
+    document = result.document
+    if document is None:
+        return result
+    if store is not None:
+        document = _next_version(document, store)
+    if folder is not None:
+        folder.put(document)
+    if document is result.document:
+        return result
+    values = {name: getattr(result, name) for name in ("user_id", "error", "seconds", "kind", "stopped")}
+    return UserResult(document=document, **values)
+
+
+def _next_version(document: PersonaDocument, store: Store) -> PersonaDocument:
+    """Put a document as the version after the current one; not again where a crash came after it was put."""
+    try:
+        versions = store.versions(document.user_id)
+    except UnknownUser:
+        versions = []
+    now = next((v for v in versions if v.current), None)
+    made = document.alignment.options.get("made_from") if document.alignment else None
+    if now is not None and (now.alignment or {}).get("options", {}).get("made_from") == made:
+        same = PersonaDocument.model_validate(now.document)
+        if same.system_prompt == document.system_prompt:
+            return same
+    document = document if versions else document.model_copy(update={"parent": None})
+    if versions:
+        number = max(v.version for v in versions) + 1
+        document = document.model_copy(update={"version": number, "parent": now.version if now else None})
+    record = document.alignment.model_dump(mode="json") if document.alignment else None
+    try:
+        store.put_persona(document.user_id, document.to_json(), record)
+    except InputError as refused:
+        raise StoreError(f"persona of {document.user_id!r} could not be stored: {refused}") from refused
+    return document

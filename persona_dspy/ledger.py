@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,7 +21,11 @@ from dspy.utils.callback_context import ACTIVE_CALL_ID
 from persona_dspy.errors import BudgetExceeded, InputError
 from persona_dspy.records import Usage
 
-__all__ = ["Budget", "Ledger", "Role", "current_ledger", "role"]
+__all__ = ["CALL_DRAFT", "Budget", "Ledger", "Role", "current_ledger", "reserved", "role"]
+
+CALL_DRAFT: ContextVar[dict[str, Any] | None] = ContextVar("persona_call_draft", default=None)
+"""What DSPy said of the LM call that is being made here (``usage``, ``cost``), while a recorded LM makes it."""
+_RESERVED: ContextVar[bool] = ContextVar("persona_call_reserved", default=False)
 
 Role = Literal["respond", "act", "loss", "update", "summarise"]
 
@@ -46,11 +51,15 @@ class Budget:
                 raise InputError(f"Budget.{name} {value!r}: expected 0 or more, or None for no bound")
 
 
+_UNBOUND = Budget()
+
+
 class Ledger(BaseCallback):
     """What LM calls cost, by role, for one user (or, as ``parent``, for a whole fleet).
 
-    A call is counted when its engine answered or failed, never for DSPy cache hits. ``check`` is called by the
-    persona adapters before each call and raises once a bound is reached, so that work stops between calls.
+    A call is counted when its engine answered or failed, never for cache hits. ``check`` is called by the persona
+    adapters before each call and raises once a bound is reached, so that work stops between calls. ``exceeded`` says
+    which of this ledger's own bounds stopped something, or is empty.
     """
 
     def __init__(
@@ -62,6 +71,7 @@ class Ledger(BaseCallback):
         self._open: dict[str, tuple[float, str, list[dict[str, Any]], Any]] = {}
         self._reserved = 0
         self._began = time.monotonic()
+        self.exceeded = self._stopped = ""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Ledger:
         return self  # an account, not a value: a copy would split the count
@@ -72,6 +82,11 @@ class Ledger(BaseCallback):
         callbacks = [c for c in dspy.settings.get("callbacks", []) if not isinstance(c, Ledger)]
         with dspy.context(usage_tracker=self, callbacks=[*callbacks, self], persona_ledger=self):
             yield self
+
+    @property
+    def root(self) -> Ledger:
+        """The account that all others add up in: the fleet's."""
+        return self if self.parent is None else self.parent.root
 
     @property
     def usage(self) -> Usage:
@@ -85,44 +100,68 @@ class Ledger(BaseCallback):
         with self._lock:
             return dict(self._by_role)
 
-    def check(self, calls: int = 1) -> None:
-        """Reserve ``calls`` further LM calls.
+    def check(self, calls: int = 1, *, tokens: int = 0) -> None:
+        """Reserve ``calls`` further LM calls, of at least ``tokens`` input tokens together.
 
         Raises:
             BudgetExceeded: a bound would be passed; nothing is reserved then.
         """
         with self._lock:
-            spent, budget = sum(self._by_role.values(), Usage()), self.budget
-            bounds = (
-                ("calls", spent.calls + self._reserved + calls - 1, budget.calls),
-                ("tokens", spent.tokens, budget.tokens),
-                ("usd", spent.usd or 0.0, budget.usd),
-                ("seconds", time.monotonic() - self._began, budget.seconds),
-            )
-            for name, used, bound in bounds:
-                if bound is not None and used >= bound:
-                    who = f" of user {self.user_id!r}" if self.user_id else ""
-                    raise BudgetExceeded(
-                        f"budget{who}: {name} {round(used, 4)} of {bound} are spent; "
-                        f"raise Budget({name}=...) or --budget-calls to go on"
-                    )
+            if self._stopped:
+                self.exceeded = self._stopped
+                raise BudgetExceeded(f"stopped: {self._stopped}; what was finished is kept")
+            if self.budget != _UNBOUND:
+                self._afford(calls, tokens)
             self._reserved += calls
         if self.parent is not None:
             try:
-                self.parent.check(calls)
+                self.parent.check(calls, tokens=tokens)
             except BudgetExceeded:
                 self._release(calls)
                 raise
 
+    def _afford(self, calls: int, tokens: int) -> None:
+        spent, budget = sum(self._by_role.values(), Usage()), self.budget
+        bounds = (
+            ("calls", spent.calls + self._reserved + calls - (calls > 0), budget.calls),
+            ("tokens", spent.tokens + tokens, budget.tokens),
+            ("usd", spent.usd or 0.0, budget.usd),
+            ("seconds", time.monotonic() - self._began, budget.seconds),
+        )
+        for name, used, bound in bounds:
+            # nothing asked for: only what is wholly spent counts
+            if bound is not None and (used >= bound if calls or not tokens else used > bound):
+                who = f" of user {self.user_id!r}" if self.user_id else ""
+                self.exceeded = name
+                raise BudgetExceeded(
+                    f"budget{who}: {name} {round(used, 4)} of {bound} are spent; "
+                    f"raise Budget({name}=...) or --budget-calls to go on"
+                )
+
     def _release(self, calls: int = 1) -> None:
         with self._lock:
             self._reserved = max(0, self._reserved - calls)
+
+    def stop(self, why: str) -> None:
+        """Let no further call begin: whoever works on this account ends before the next one, as with a spent budget."""
+        self._stopped = why
 
     def settle(self) -> None:
         """Give back one reservation: the call it was for has ended (and was counted) or was not made."""
         self._release()
         if self.parent is not None:
             self.parent.settle()
+
+    def hit(self) -> None:
+        """An answer that this run had already: no call."""
+        self._add(dspy.settings.get("persona_role", "respond"), Usage(cache_hits=1))
+
+    def replay(self, entry: dict[str, Any], seconds: float, usd: float | None) -> None:
+        """An answer that an earlier, interrupted run paid for. The user's account counts it as the call it was, so
+        that a resumed user costs, stops and reports as an uninterrupted one; the fleet's counts a cache hit."""
+        named = dspy.settings.get("persona_role", "respond")
+        paid = _usage([entry], seconds, usd)
+        self._add(named, paid, above=Usage(cache_hits=1))
 
     # --- DSPy's hooks -------------------------------------------------------------------------------------------
 
@@ -157,11 +196,16 @@ class Ledger(BaseCallback):
         total = self.usage
         return {"all": {"prompt_tokens": total.input_tokens, "completion_tokens": total.output_tokens}}
 
-    def _add(self, named: str, usage: Usage) -> None:
+    def _add(self, named: str, usage: Usage, *, above: Usage | None = None) -> None:
+        """Count ``usage``; the ledgers above count ``above`` instead, where given."""
         with self._lock:
             self._by_role[named] = self._by_role.get(named, Usage()) + usage
         if self.parent is not None:
-            self.parent._add(named, usage)
+            self.parent.add(named, above or usage)
+
+    def add(self, named: str, usage: Usage) -> None:
+        """Count what was spent elsewhere, such as in another process."""
+        self._add(named, usage)
 
 
 def _usage(entries: list[dict[str, Any]], seconds: float, usd: float | None) -> Usage:
@@ -179,8 +223,12 @@ def _usage(entries: list[dict[str, Any]], seconds: float, usd: float | None) -> 
 
 
 def _cost(lm: Any, outputs: Any) -> float | None:
-    """DSPy's price of the call that returned ``outputs``: found in the LM's history by identity, not by position,
-    since other threads append to it meanwhile. None where history is off or the model has no known price."""
+    """DSPy's price of the call that returned ``outputs``: in the draft of a recorded LM; else found in the LM's history
+    by identity, not by position, since other threads append to it meanwhile. None where history is off or the model
+    has no known price."""
+    draft = CALL_DRAFT.get()
+    if draft is not None:
+        return draft.get("cost")
     for entry in reversed(list(getattr(lm, "history", []) or [])[-64:]):
         if entry.get("outputs") is outputs:
             return entry.get("cost")
@@ -190,6 +238,27 @@ def _cost(lm: Any, outputs: Any) -> float | None:
 def current_ledger() -> Ledger | None:
     """The ledger whose ``recording()`` block this call is in."""
     return dspy.settings.get("persona_ledger")
+
+
+@contextmanager
+def reserved(tokens: int = 0) -> Generator[None]:
+    """One LM call made inside is within the budget, or ``BudgetExceeded`` is raised; nested blocks reserve one call
+    together. ``tokens``: what its prompt has at least."""
+    ledger = current_ledger()
+    if ledger is None:
+        yield
+        return
+    if _RESERVED.get():
+        ledger.check(0, tokens=tokens)
+        yield
+        return
+    ledger.check(1, tokens=tokens)
+    token = _RESERVED.set(True)
+    try:
+        yield
+    finally:
+        _RESERVED.reset(token)
+        ledger.settle()
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from dspy.adapters.base import Adapter
 from pydantic import BaseModel
 
 from persona_dspy.ledger import reserved
+from persona_dspy.recorder import current_recorder
 from persona_dspy.untrusted import data_text, defused, defused_tags
 
 __all__ = ["Turn", "as_persona", "personal_adapter"]
@@ -53,6 +54,8 @@ class _PersonaMixin:
 
     def format(self, signature: Any, demos: list[Any], inputs: dict[str, Any]) -> list[dict[str, Any]]:
         messages = super().format(signature, demos, inputs)  # type: ignore[misc]
+        if (recorder := current_recorder()) is not None:
+            recorder.asked()
         return [
             {**m, "content": str(m["content"])} if isinstance(m.get("content"), _Formatted) else m for m in messages
         ]
@@ -73,16 +76,31 @@ class _PersonaMixin:
         tags = frozenset(signature.fields) if isinstance(self, dspy.XMLAdapter) else frozenset[str]()
         return {name: _guard(value, tags) for name, value in values.items()}
 
+    def _call_postprocess(self, *args: Any, **options: Any) -> Any:
+        if (recorder := current_recorder()) is not None:
+            recorder.answered()
+        return super()._call_postprocess(*args, **options)  # type: ignore[misc]
+
     def _make_json_adapter_fallback(self) -> Adapter:
         return personal_adapter(super()._make_json_adapter_fallback())  # type: ignore[misc]
 
     def __call__(self, lm: Any, lm_kwargs: Any, signature: Any, demos: Any, inputs: Any) -> list[dict[str, Any]]:
-        with reserved():
+        with reserved(), _recorded(lm):
             return super().__call__(lm, lm_kwargs, signature, demos, inputs)  # type: ignore[misc]
 
     async def acall(self, lm: Any, lm_kwargs: Any, signature: Any, demos: Any, inputs: Any) -> list[dict[str, Any]]:
-        with reserved():
+        with reserved(), _recorded(lm):
             return await super().acall(lm, lm_kwargs, signature, demos, inputs)  # type: ignore[misc]
+
+
+@contextmanager
+def _recorded(lm: Any) -> Generator[None]:
+    recorder = current_recorder()
+    if recorder is None:
+        yield
+        return
+    with recorder.calling(lm):
+        yield
 
 
 class _Formatted(str):

@@ -171,7 +171,7 @@ def _metrics(alignment: Alignment) -> list[tuple[str, float, int]]:
     return found
 
 
-def tracker_for(uri: str | None) -> Tracker:
+def tracker_for(uri: str | None, *, runs: str = "sampled", register: bool = False) -> Tracker:
     """The tracker of a ``--tracking-uri``: ``off`` = none, None = a SQLite file ``mlflow.db`` in this folder."""
     if uri == "off":
         return NullTracker()

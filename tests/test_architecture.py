@@ -14,7 +14,7 @@ MODULES = sources()
 NAMES = [".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for p in MODULES]
 
 # Allowed broad excepts: around one user's work in a fleet, and the CLI's outer frame. This list only shrinks.
-BROAD = {"persona_dspy/cli/__init__.py", "persona_dspy/fleet.py"}
+BROAD = {"persona_dspy/cli/__init__.py", "persona_dspy/fleet_user.py"}
 
 
 def name(path):

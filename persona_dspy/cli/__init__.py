@@ -17,6 +17,8 @@ from persona_dspy.cli import compile as _compile
 from persona_dspy.cli import judge as _judge
 from persona_dspy.cli import models as _models
 from persona_dspy.cli import personas as _personas
+from persona_dspy.cli import status as _status
+from persona_dspy.cli import store as _store
 from persona_dspy.errors import PersonaError
 
 __all__ = ["app", "main"]
@@ -31,6 +33,8 @@ app = typer.Typer(
 _compile.register(app)
 _personas.register(app)
 _models.register(app)
+_status.register(app)
+_store.register(app)
 _judge.register(app)
 
 

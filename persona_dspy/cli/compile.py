@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -25,155 +26,176 @@ def compile_command(  # noqa: PLR0913 - a command's options
     users: Annotated[str | None, typer.Option(help="How many users at most, or ids separated by commas.")] = None,
     recent: Annotated[int, typer.Option(min=1, help="Interactions simulated a step (the paper's n).")] = 3,
     epochs: Annotated[int, typer.Option(min=1, help="Steps at most.")] = 3,
+    workers: Annotated[int, typer.Option(min=1, help="Users at once; each has one LM call in flight.")] = 1,
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(help="Threads here, or workers on a Ray cluster.")
+    ] = "local",
+    resume: Annotated[bool, typer.Option(help="Go on where an earlier compile into --out ended.")] = False,
+    store: Annotated[
+        str | None, typer.Option(help="Also keep versions in this store: a file or postgresql URL.")
+    ] = None,
     budget_calls: Annotated[int | None, typer.Option(min=0, help="LM calls at most, all users together.")] = None,
+    budget_tokens: Annotated[int | None, typer.Option(min=0, help="Tokens at most, all users together.")] = None,
+    budget_usd: Annotated[float | None, typer.Option(min=0, help="US dollars at most, where prices are known.")] = None,
+    user_budget_calls: Annotated[int | None, typer.Option(min=0, help="LM calls at most for one user.")] = None,
+    user_budget_tokens: Annotated[int | None, typer.Option(min=0, help="Tokens at most for one user.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of sampling in the LM.")] = 0,
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow URI, or 'off'. Default: sqlite:///mlflow.db")] = None,
+    runs: Annotated[
+        Literal["all", "sampled", "none"], typer.Option(help="Users with an MLflow run of their own; a table has all.")
+    ] = "sampled",
+    register_prompts: Annotated[bool, typer.Option(help="Put personas into MLflow's Prompt Registry.")] = False,
+    progress: Annotated[Literal["bar", "lines", "quiet"], typer.Option(help="lines = JSON lines for logs.")] = "bar",
     skip_bad_rows: Annotated[bool, typer.Option(help="Skip rows that cannot be used, and count them.")] = False,
     in_paper: Annotated[bool, typer.Option("--as-in-paper", help="No gate, whole rewrites: for reproduction.")] = False,
 ) -> int:
     """Learn a persona for each user from the user's recent interactions.
 
+    Stopped at any time, by Ctrl-C, a spent budget or a crash, it goes on with --resume and pays no LM call twice.
+
     Example: persona-dspy compile examples/movie_tags.jsonl --lm local --out personas/
     """
-    from persona_dspy.histories import BadRow, detect_task, read_users
+    from persona_dspy.ledger import Budget
+    from persona_dspy.tracking import tracker_for
 
-    bad: list[BadRow] = []
-    limit, wanted = _which(users)
-    known = detect_task(source, task)
-    # Read once to the end before any LM call: bad input must not surface after minutes of work.
-    found = list(read_users(source, task=task, limit=limit, users=wanted, skip_bad_rows=skip_bad_rows, bad_rows=bad))
-    for row in bad:
-        typer.echo(f"skipped: {row}", err=True)
-    if not found:
+    source_ = _Source(source, task, users, skip_bad_rows)
+    total = source_.check()
+    budget = Budget(calls=budget_calls, tokens=budget_tokens, usd=budget_usd)
+    own = Budget(calls=user_budget_calls, tokens=user_budget_tokens)
+    options = {"recent": recent, "epochs": epochs, "seed": seed, "as_in_paper": in_paper, "workers": workers}
+    options |= {"engine": engine, "resume": resume, "progress": progress}
+    tracker = tracker_for(tracking_uri, runs=runs, register=register_prompts)
+    code = _compile(source_, total, lm, out, store, (budget, own), tracker, options)
+    if source_.bad:
+        typer.echo(f"{source_.bad} bad rows were skipped", err=True)
+    return code
+
+
+class _Source:
+    """The input file, read twice as a stream: first to the end, before any LM call, so that bad input does not surface
+    after minutes of work; then user by user as there is room."""
+
+    def __init__(self, path: Path, task: str | None, users: str | None, skip_bad_rows: bool) -> None:
+        from persona_dspy.histories import detect_task
+
+        self.path, self.task, self.skip_bad_rows, self.bad = path, task, skip_bad_rows, 0
+        digits = users is not None and users.isdigit()
+        self.limit = int(users) if users and digits else None
+        self.wanted = [u.strip() for u in users.split(",") if u.strip()] if users and not digits else None
+        self.known = detect_task(path, task)
+
+    def read(self, bad: list[Any] | None = None) -> Iterator[Any]:
+        from persona_dspy.histories import read_users
+
+        options = {"limit": self.limit, "users": self.wanted, "skip_bad_rows": self.skip_bad_rows}
+        return read_users(self.path, task=self.task, bad_rows=bad, **options)
+
+    def check(self) -> int:
+        """How many users there are; raises DataError for the first row that cannot be used."""
         from persona_dspy.errors import DataError
 
-        raise DataError(str(source), expected="at least one user with interactions", value="no users")
-    options = {"recent": recent, "epochs": epochs, "seed": seed, "budget_calls": budget_calls, "as_in_paper": in_paper}
-    failures = _compile(found, known, task, lm, out, tracking_uri, options)
-    if bad:
-        typer.echo(f"{len(bad)} bad rows were skipped", err=True)
-    return 1 if failures else 0
+        bad: list[Any] = []
+        count = 0
+        for _ in self.read(bad):
+            count += 1
+            self._tell(bad)
+        self._tell(bad)
+        if not count:
+            raise DataError(str(self.path), expected="at least one user with interactions", value="no users")
+        return count
+
+    def _tell(self, bad: list[Any]) -> None:
+        for row in bad:
+            typer.echo(f"skipped: {row}", err=True)
+        self.bad += len(bad)
+        bad.clear()
 
 
-def _which(users: str | None) -> tuple[int | None, list[str] | None]:
-    if users is None:
-        return None, None
-    return (int(users), None) if users.isdigit() else (None, [u.strip() for u in users.split(",") if u.strip()])
+class _Program:
+    """Makes each user's program from the user's history; crosses processes."""
+
+    def __init__(self, known: Any, text: str | None) -> None:
+        self.known, self.text = known, text
+
+    def __call__(self, history: Any) -> Any:
+        from persona_dspy.cli.programs import agent_for, users_task
+
+        mine = users_task(self.known, self.text, history.interactions)
+        return agent_for(mine, history=history.interactions, user_id=history.user_id)
+
+    def task(self, history: Any) -> str:
+        from persona_dspy.cli.programs import task_text, users_task
+
+        return task_text(users_task(self.known, self.text, history.interactions))
 
 
 def _compile(
-    histories: list[Any], known: Any, task: str | None, lm: str, out: Path, uri: str | None, options: dict[str, Any]
+    source: _Source,
+    total: int,
+    lm: str,
+    out: Path,
+    store: str | None,
+    budgets: Any,
+    tracker: Any,
+    options: dict[str, Any],
 ) -> int:
+    from contextlib import ExitStack
+
     import dspy
 
     from optimizers import PersonaAlignment
-    from persona_dspy.cli.programs import agent_for, task_text, users_task
-    from persona_dspy.export import persona_file_name, write_text
+    from persona_dspy.cli.programs import task_text
+    from persona_dspy.cli.progress import View
     from persona_dspy.fleet import compile_users
-    from persona_dspy.ledger import Budget
+    from persona_dspy.fleet_folder import FleetFolder
+    from persona_dspy.ledger import Ledger
     from persona_dspy.settings import check_lm, resolve_lm
-    from persona_dspy.tracking import tracker_for
+    from persona_dspy.store import Store
 
-    model = resolve_lm(lm, seed=options["seed"]) if lm.startswith("local") else resolve_lm(lm)
+    model = resolve_lm(lm, seed=options["seed"]) if lm.startswith("local") else resolve_lm(lm, num_retries=6)
     check_lm(model)
-    tracker = tracker_for(uri)
-    tracker.begin({"lm": model.model, "task": task_text(known) if known else task, "users": len(histories), **options})
-    kind = PersonaAlignment.as_in_paper if options["as_in_paper"] else PersonaAlignment
-    view = _View(len(histories))
-    optimizer = kind(recent=options["recent"], epochs=options["epochs"], concurrency=2, observers=[view.event])
-    tasks: dict[str, str] = {}
-
-    def program(history: Any) -> Any:
-        mine = users_task(known, task, history.interactions)
-        tasks[history.user_id] = task_text(mine)
-        return agent_for(mine, history=history.interactions, user_id=history.user_id)
-
-    results = []
-    with dspy.context(lm=model), view:
-        for result in compile_users(
-            program, histories, optimizer, budget=Budget(calls=options["budget_calls"]), tracker=tracker
-        ):
-            if result.document is not None:
-                document = result.document.model_copy(update={"task": tasks[result.user_id]})
-                write_text(out / persona_file_name(result.user_id), document.to_json())
-            results.append(result)
-            view.finished(result)
-    failed = [r for r in results if r.document is None]
-    tracker.end({"users": len(results), "failed": len(failed), **_totals(results)})
-    view.close(results, out, tracker.where)
-    return len(failed)
-
-
-def _totals(results: list[Any]) -> dict[str, float]:
-    records = [r.alignment for r in results if r.alignment]
-    return {
-        "calls": sum(a.total.calls for a in records),
-        "tokens": sum(a.total.input_tokens + a.total.output_tokens for a in records),
-        "accepted": sum(a.accepted for a in records),
-    }
-
-
-class _View:
-    """What the terminal shows: a bar while it runs, a table at the end."""
-
-    def __init__(self, users: int) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-        self.console = Console()
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("users"),
-            TimeElapsedColumn(),
-            console=self.console,
+    budget, own = budgets
+    program, ledger = _Program(source.known, source.task), Ledger(budget=budget)
+    named = task_text(source.known) if source.known else source.task
+    kept = ("recent", "epochs", "seed", "as_in_paper", "workers", "engine")
+    params = {"lm": model.model, "task": named, "users": total, **{k: options[k] for k in kept}}
+    params |= {"budget_calls": budget.calls, "budget_tokens": budget.tokens, "budget_usd": budget.usd}
+    with ExitStack() as stack:
+        folder = stack.enter_context(FleetFolder(out))
+        opened = stack.enter_context(Store.open(store)) if store else None
+        tracker.begin(params)
+        folder.begin(params)
+        view = View(total, ledger, options["progress"])
+        kind = PersonaAlignment.as_in_paper if options["as_in_paper"] else PersonaAlignment
+        concurrency = 2 if options["workers"] == 1 else 1
+        observers = [view.event] if options["engine"] == "local" else []
+        optimizer = kind(
+            recent=options["recent"], epochs=options["epochs"], concurrency=concurrency, observers=observers, budget=own
         )
-        self.bar = self.progress.add_task("compiling", total=users)
-
-    def __enter__(self) -> _View:
-        self.progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
-
-    def event(self, event: dict[str, Any]) -> None:
-        self.progress.update(self.bar, description=f"{event['user_id'][:24]}: {event['event']}, {event['calls']} calls")
-
-    def finished(self, result: Any) -> None:
-        self.progress.advance(self.bar)
-        if result.document is None:
-            self.progress.console.print(
-                f"[red]failed[/] {result.user_id!r}: {result.error}", markup=True, highlight=False
+        state = "interrupted"
+        try:
+            with dspy.context(lm=model), view:
+                for result in compile_users(
+                    program,
+                    source.read([]),
+                    optimizer,
+                    store=opened,
+                    folder=folder,
+                    resume=options["resume"],
+                    engine=options["engine"],
+                    workers=options["workers"],
+                    ledger=ledger,
+                    tracker=tracker,
+                    task=program.task,
+                    on_skip=view.skip,
+                ):
+                    view.finished(result)
+            state = "stopped" if ledger.exceeded else "done"
+        finally:
+            folder.end(state)
+            tracker.end(
+                {"users": view.made, "failed": view.failed, "calls": view.calls, "tokens": view.tokens}
+                | {"accepted": view.accepted}
             )
-
-    def close(self, results: list[Any], out: Path, where: str) -> None:
-        from rich.markup import escape
-        from rich.table import Table
-
-        table = Table(title="Held-out score, in [0, 1], higher is better")
-        for name in ("user", "without persona", "with persona", "accepted edits", "LM calls", "tokens", "seconds"):
-            table.add_column(name, justify="left" if name == "user" else "right", no_wrap=name == "user", max_width=32)
-        for result in results:
-            if (a := result.alignment) is None:
-                continue
-            score = [f"{s:.2f}" if s is not None else "-" for s in (a.scores.without_persona, a.scores.final)]
-            tokens = a.total.input_tokens + a.total.output_tokens
-            table.add_row(
-                escape(result.user_id),
-                *score,
-                str(a.accepted),
-                str(a.total.calls),
-                f"{tokens:,}",
-                f"{result.seconds:.1f}",
-            )
-        self.console.print(table)
-        done = [r for r in results if r.document]
-        better = sum((r.alignment.scores.final or 0) > (r.alignment.scores.without_persona or 0) for r in done)
-        self.console.print(f"{better} of {len(done)} users better than without a persona; personas are in {out}/")
-        for result in results:
-            if result.document is None:
-                self.console.print(f"failed: {result.user_id!r}: {result.error}", markup=False, highlight=False)
-        if where:
-            self.console.print(f"see the runs: {where}", markup=False, highlight=False, soft_wrap=True)
+        view.close(out, tracker.where)
+    return 1 if view.failed or ledger.exceeded else 0

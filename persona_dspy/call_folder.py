@@ -1,0 +1,106 @@
+"""Where paid answers are kept per user until the user is finished. Owns: ``CallFolder``, one file a user, ``user_key``.
+
+Not here: what asks it (call_cache.py), who is finished (fleet_folder.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from persona_dspy.errors import StoreError
+
+__all__ = ["CallFolder", "CallLog", "user_key"]
+
+
+def user_key(user_id: str) -> str:
+    """The name a user goes by wherever the id itself may not stand: 32 hexadecimal digits.
+
+    Example:
+        >>> user_key("u1")
+        '03c0c0ed4d8a07f9ba1ac5ff4fd1cfd7'
+    """
+    return hashlib.blake2b(user_id.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+class CallLog(Protocol):
+    """Where answers are kept: ``CallFolder``, or ``call_table.CallTable`` where workers share no disk."""
+
+    def load(self, user_id: str) -> Iterator[dict[str, Any]]: ...
+
+    def add(self, user_id: str, record: dict[str, Any]) -> None: ...
+
+    def forget(self, user_id: str) -> int: ...
+
+
+class CallFolder:
+    """Answers as one file of JSON lines a user, named by ``user_key``; thread-safe as long as a user has one worker.
+
+    A line is written with one system call and so survives the death of the process, though not a power cut; a half
+    line at the end (disk full, power cut) is dropped.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     calls = CallFolder(folder)
+        ...     calls.add("u1", {"key": "k", "outputs": ["horror"]})
+        ...     [r["outputs"] for r in calls.load("u1")], calls.forget("u1"), list(calls.load("u1"))
+        ([['horror']], 1, [])
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as failure:
+            raise StoreError(
+                f"call folder {str(folder)!r}: {failure.strerror}; expected a place to write to"
+            ) from failure
+
+    def load(self, user_id: str) -> Iterator[dict[str, Any]]:
+        """A user's records, oldest first."""
+        try:
+            lines = self._file(user_id).read_bytes().split(b"\n")
+        except FileNotFoundError:
+            return
+        for line in lines[:-1]:  # what follows the last line break is empty, or half a record
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict) and "key" in record and "outputs" in record:
+                yield record
+
+    def add(self, user_id: str, record: dict[str, Any]) -> None:
+        """Keep one more record.
+
+        Raises:
+            StoreError: the disk is full or cannot be written to.
+        """
+        data = (json.dumps(record, ensure_ascii=True, separators=(",", ":"), default=str) + "\n").encode()
+        try:
+            handle = os.open(self._file(user_id), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            try:
+                written = os.write(handle, data)
+                if written < len(data):
+                    os.write(handle, b"\n")  # ends the half record, so that it spoils no other
+                    raise OSError(28, "No space left on device")
+            finally:
+                os.close(handle)
+        except OSError as failure:
+            raise StoreError(
+                f"call folder {str(self.folder)!r}: {failure.strerror}; free some space and go on with --resume"
+            ) from failure
+
+    def forget(self, user_id: str) -> int:
+        """Remove a user's answers; how many there were."""
+        found = sum(1 for _ in self.load(user_id))
+        self._file(user_id).unlink(missing_ok=True)
+        return found
+
+    def _file(self, user_id: str) -> Path:
+        return self.folder / f"{user_key(user_id)}.jsonl"

@@ -1,0 +1,166 @@
+"""What a terminal or a log shows of a fleet. Owns: ``View``: bar, JSON lines or silence while it runs, then a table.
+
+Not here: the work (fleet.py), the numbers' source (ledger.py). Rows of a million users are never held: the first
+``ROWS`` are shown, all are counted.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from persona_dspy.fleet_user import UserResult
+from persona_dspy.ledger import Ledger
+
+__all__ = ["Progress", "View"]
+
+Progress = Literal["bar", "lines", "quiet"]
+ROWS = 40
+_EVERY = 5.0  # seconds between two lines
+
+
+class View:
+    """A fleet's progress and outcome.
+
+    Args:
+        total: users to come, finished ones of earlier runs not counted.
+        ledger: the fleet's account.
+        mode: ``bar`` on a terminal, ``lines`` = JSON lines on standard error, ``quiet`` = the final table only.
+    """
+
+    def __init__(self, total: int, ledger: Ledger, mode: Progress = "bar") -> None:
+        from rich.console import Console
+
+        self.total, self.ledger, self.mode = total, ledger, mode
+        self.console = Console()
+        self.rows: list[tuple[str, ...]] = []
+        self.failures: list[str] = []
+        self.done = self.failed = self.stopped = self.better = self.accepted = self.skipped = self.made = 0
+        self.calls = self.tokens = 0
+        self._began, self._told = time.monotonic(), 0.0
+        self._lock = threading.Lock()
+        self._bar = self._progress()
+
+    def _progress(self) -> Any:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import TimeRemainingColumn as Remaining
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("users"))
+        more = (TextColumn("{task.fields[rates]}"), TimeElapsedColumn(), TextColumn("eta"), Remaining(compact=True))
+        bar = Progress(*columns, *more, console=self.console, disable=self.mode != "bar")
+        self._task = bar.add_task("compiling", total=self.total, rates="")
+        return bar
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def numbers(self) -> dict[str, Any]:
+        """Counts and rates so far, JSON-safe. ``usd`` is None where no price is known."""
+        usage, seconds = self.ledger.usage, max(time.monotonic() - self._began, 1e-3)
+        finished = self.done + self.failed + self.stopped
+        left = max(0, self.total - self.skipped - finished)
+        return {
+            "users": self.total,
+            "done": self.done,
+            "failed": self.failed,
+            "stopped": self.stopped,
+            "skipped": self.skipped,
+            "calls": usage.calls,
+            "tokens": usage.tokens,
+            "usd": usage.usd,
+            "calls_per_second": round(usage.calls / seconds, 2),
+            "tokens_per_second": round(usage.tokens / seconds, 1),
+            "seconds": round(seconds, 1),
+            "eta_seconds": round(left * seconds / finished) if finished else None,
+        }
+
+    def event(self, event: dict[str, Any]) -> None:
+        """An optimizer's step, from any thread."""
+        name = f"{event['user_id'][:24]}: {event['event']}"
+        with self._lock:
+            if self.mode == "bar":
+                self._bar.update(self._task, description=name, rates=self._rates())
+            elif self.mode == "lines" and time.monotonic() - self._told > _EVERY:
+                self._say({"event": "progress", **self.numbers()})
+
+    def _rates(self) -> str:
+        n = self.numbers()
+        cost = f", ${n['usd']:.2f}" if n["usd"] is not None else ""
+        bad = f", {self.failed} failed" if self.failed else ""
+        return f"{n['calls_per_second']:.1f} calls/s, {n['tokens_per_second']:,.0f} tokens/s{cost}{bad}"
+
+    def _say(self, line: dict[str, Any]) -> None:
+        self._told = time.monotonic()
+        sys.stderr.write(json.dumps(line, ensure_ascii=False) + "\n")
+        sys.stderr.flush()
+
+    def skip(self) -> None:
+        """A user was finished by an earlier run."""
+        self.skipped += 1
+        self._bar.update(self._task, total=self.total - self.skipped)
+
+    def finished(self, result: UserResult) -> None:
+        """Count a result and keep it for the table while there is room."""
+        self._bar.advance(self._task)
+        record = result.alignment
+        self.stopped += result.stopped
+        if record is not None:
+            self.made += 1
+            self.done += not result.stopped
+            self.calls += record.total.calls
+            self.tokens += record.total.input_tokens + record.total.output_tokens
+            self.accepted += record.accepted
+            self.better += (record.scores.final or 0) > (record.scores.without_persona or 0)
+            if len(self.rows) < ROWS:
+                self.rows.append(_row(result))
+        elif not result.stopped:
+            self.failed += 1
+            if self.mode == "bar":
+                self._bar.console.print(f"failed {result.user_id!r}: {result.error}", markup=False, highlight=False)
+        if result.document is None and len(self.failures) < ROWS:
+            self.failures.append(f"{result.user_id!r}: {result.error}")
+        if self.mode == "lines":
+            state = "stopped" if result.stopped else "failed" if record is None else "done"
+            one = {"event": "user", "user_id": result.user_id, "state": state, "seconds": round(result.seconds, 2)}
+            self._say({**one, "error": result.error} if result.error else one)
+
+    def close(self, out: Path, where: str) -> None:
+        """The table, the failures, and where to look."""
+        from rich.table import Table
+
+        table = Table(title="Held-out score, in [0, 1], higher is better")
+        for name in ("user", "without persona", "with persona", "accepted edits", "LM calls", "tokens", "seconds"):
+            table.add_column(name, justify="left" if name == "user" else "right", no_wrap=name == "user", max_width=32)
+        for row in self.rows:
+            table.add_row(*row)
+        self.console.print(table)
+        if self.made > len(self.rows):
+            self.console.print(f"and {self.made - len(self.rows)} more users")
+        self.console.print(f"{self.better} of {self.made} users better than without a persona; personas are in {out}/")
+        if self.skipped:
+            self.console.print(f"{self.skipped} users were finished before")
+        for failure in self.failures:
+            self.console.print(f"failed: {failure}", markup=False, highlight=False)
+        if self.stopped:
+            self.console.print(f"{self.stopped} users were stopped; to go on, add --resume (and raise the budget)")
+        if where:
+            self.console.print(f"see the runs: {where}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _row(result: UserResult) -> tuple[str, ...]:
+    from rich.markup import escape
+
+    record = result.alignment
+    assert record is not None
+    scores = [f"{s:.2f}" if s is not None else "-" for s in (record.scores.without_persona, record.scores.final)]
+    tokens = record.total.input_tokens + record.total.output_tokens
+    counted = (str(record.accepted), str(record.total.calls), f"{tokens:,}", f"{result.seconds:.1f}")
+    return (escape(result.user_id), *scores, *counted)

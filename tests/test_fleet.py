@@ -1,0 +1,240 @@
+"""Many users: streamed, isolated from each other's failures, stopped and resumed without paying twice (I7)."""
+
+import itertools
+import json
+
+import dspy
+import pytest
+
+from optimizers import PersonaAlignment
+from persona_dspy.agent import PersonaAgent
+from persona_dspy.errors import InputError, ModelError, StoreError
+from persona_dspy.fleet import compile_users
+from persona_dspy.fleet_folder import FleetFolder, fleet_status
+from persona_dspy.histories import UserHistory
+from persona_dspy.ledger import Budget, Ledger
+from persona_dspy.store import Store
+from persona_dspy.synthetic import RuleFollower, SyntheticUser, TagFilm
+from persona_dspy.testing import FakeLM
+
+
+def history(seed, n=12):
+    user = SyntheticUser(seed=seed)
+    return UserHistory(user_id=user.user_id, interactions=tuple(user.interactions(n)))
+
+
+def fleet(lm, seeds=range(4), n=12, **options):
+    """Results of a fleet, by user."""
+    optimizer = options.pop("optimizer", None) or PersonaAlignment(epochs=1)
+    with dspy.context(lm=lm):
+        found = compile_users(PersonaAgent(TagFilm), (history(s, n) for s in seeds), optimizer, **options)
+        return {r.user_id: r for r in found}
+
+
+def lm_of(handler=None, **options):
+    return FakeLM(*([handler] if handler else []), RuleFollower(), **options)
+
+
+def timeless(value):
+    """JSON without what a clock decides."""
+    if isinstance(value, dict):
+        return {k: timeless(v) for k, v in value.items() if k not in ("created", "created_at", "seconds")}
+    return [timeless(v) for v in value] if isinstance(value, list) else value
+
+
+def content(folder):
+    """The persona files of a folder."""
+    return {file.name: timeless(json.loads(file.read_text())) for file in sorted(folder.glob("*.json"))}
+
+
+def test_users_stream_in_and_results_stream_out():
+    taken, given = [], []
+
+    def source():
+        for seed in range(40):
+            taken.append(seed)
+            yield history(seed, 4)
+
+    with dspy.context(lm=lm_of()):
+        for result in compile_users(PersonaAgent(TagFilm), source(), PersonaAlignment(epochs=1), workers=3):
+            given.append(result.user_id)
+            assert len(taken) - len(given) <= 2 * 3
+    assert len(set(given)) == 40
+
+
+def test_workers_do_not_change_results(tmp_path):
+    for name, workers in (("one", 1), ("eight", 8)):
+        with FleetFolder(tmp_path / name) as folder:
+            fleet(lm_of(), range(8), folder=folder, workers=workers)
+    assert content(tmp_path / "one") == content(tmp_path / "eight")
+    assert len(content(tmp_path / "one")) == 8
+
+
+def test_one_users_failure_is_that_users_alone(tmp_path):
+    marked = "synthetic-2 secret text"
+
+    def refuse(prompt):
+        if "poison" in prompt.user:
+            raise RuntimeError(marked)
+
+    poisoned = history(2)
+    items = tuple(type(i)(user_id="bad", query=i.query + " poison", response=i.response) for i in poisoned.interactions)
+    sources = [history(1), UserHistory(user_id="bad", interactions=items), history(3)]
+    with dspy.context(lm=lm_of(refuse)), FleetFolder(tmp_path / "p") as folder:
+        found = {
+            r.user_id: r
+            for r in compile_users(PersonaAgent(TagFilm), sources, PersonaAlignment(epochs=1), folder=folder)
+        }
+    assert {u for u, r in found.items() if r.document is None} == {"bad"} < set(found)
+    assert marked in found["bad"].error
+    status = fleet_status(tmp_path / "p")
+    assert status["users"] == {"done": 2, "failed": 1}
+    assert marked.encode() not in (tmp_path / ".p.fleet" / "journal.db").read_bytes()
+
+
+def test_resume_skips_who_is_finished_and_only_those(tmp_path):
+    lm, skipped = lm_of(), []
+    with FleetFolder(tmp_path / "p") as folder:
+        fleet(lm, range(3), folder=folder)
+        paid = len(lm.engine.calls)
+        again = fleet(lm, range(3), folder=folder, resume=True, on_skip=lambda: skipped.append(1))
+        assert (again, len(lm.engine.calls), len(skipped)) == ({}, paid, 3)
+        assert set(fleet(lm, range(4), folder=folder, resume=True)) == {"synthetic-3"}
+        folder.file("synthetic-1").unlink()
+        assert set(fleet(lm, range(4), folder=folder, resume=True)) == {"synthetic-1"}
+        assert set(fleet(lm, [0], n=16, folder=folder, resume=True)) == {"synthetic-0"}  # more interactions
+        other = PersonaAlignment(epochs=2)
+        assert len(fleet(lm, range(2), folder=folder, resume=True, optimizer=other)) == 2
+        assert len(fleet(lm_of(model="fake/other"), [2], folder=folder, resume=True)) == 1
+        assert list((tmp_path / ".p.fleet" / "calls").iterdir()) == []  # answers go when a user is finished
+
+
+@pytest.mark.parametrize("at", [1, 7, 20, 33])
+def test_a_fleet_stopped_at_any_call_resumes_to_the_same_result(tmp_path, at):
+    with FleetFolder(tmp_path / "whole") as folder:
+        whole = lm_of()
+        fleet(whole, folder=folder)
+    lm = lm_of()
+    with FleetFolder(tmp_path / "cut") as folder:
+        first = fleet(lm, folder=folder, budget=Budget(calls=at), workers=2)
+        assert len(lm.engine.calls) == at
+        assert any(r.stopped for r in first.values())
+        second = fleet(lm, folder=folder, resume=True, workers=2)
+    assert len(lm.engine.calls) == len(whole.engine.calls)  # none paid twice
+    assert not {u for u, r in first.items() if r.document and not r.stopped} & set(second)
+    assert content(tmp_path / "cut") == content(tmp_path / "whole")
+
+
+def test_a_users_own_budget_is_final(tmp_path):
+    lm = lm_of()
+    with FleetFolder(tmp_path / "p") as folder:
+        small = PersonaAlignment(epochs=3, budget=Budget(calls=5))
+        found = fleet(lm, range(3), folder=folder, optimizer=small)
+        assert all(r.alignment.total.calls <= 5 and not r.stopped for r in found.values())
+        assert all(r.alignment.stopped.startswith("budget") for r in found.values())
+        assert fleet(lm, range(3), folder=folder, optimizer=small, resume=True) == {}
+
+
+def test_an_lm_that_is_down_stops_the_fleet_and_says_how_to_go_on(tmp_path):
+    def down(prompt):
+        from dspy.lm15 import AuthError
+
+        raise AuthError("no such key")
+
+    taken = itertools.count()
+    with dspy.context(lm=lm_of(down)), FleetFolder(tmp_path / "p") as folder:
+        endless = (history(next(taken), 4) for _ in itertools.count())
+        found = compile_users(PersonaAgent(TagFilm), endless, PersonaAlignment(epochs=1), folder=folder, workers=2)
+        results = []
+        with pytest.raises(ModelError, match="--resume"):
+            results.extend(found)
+    assert next(taken) < 20
+    lm = lm_of()
+    with FleetFolder(tmp_path / "p") as folder:
+        assert len(fleet(lm, range(5), n=4, folder=folder, resume=True)) == 5
+
+
+def test_what_cannot_be_kept_ends_the_fleet(tmp_path, monkeypatch):
+    lm = lm_of()
+    with FleetFolder(tmp_path / "p") as folder:
+        monkeypatch.setattr("persona_dspy.fleet_folder.write_text", full_disk)
+        with pytest.raises(StoreError, match="free some space"):
+            fleet(lm, range(50), folder=folder, workers=2)
+        assert len(lm.engine.calls) < 500
+        monkeypatch.undo()
+        paid = len(lm.engine.calls)
+        fleet(lm, [0], folder=folder, resume=True)
+        assert len(lm.engine.calls) == paid  # every answer for user 0 was kept
+
+
+def full_disk(path, text):
+    raise OSError(28, "No space left on device")
+
+
+def test_interrupting_ends_before_the_next_call():
+    lm = lm_of()
+    with dspy.context(lm=lm):
+        found = compile_users(PersonaAgent(TagFilm), (history(s) for s in range(50)), PersonaAlignment(), workers=2)
+        next(found)
+        found.close()
+    assert len(lm.engine.calls) < 12 * 50
+
+
+def test_the_store_gets_versions_in_a_chain(tmp_path):
+    with Store.open(tmp_path / "s.db") as store, FleetFolder(tmp_path / "p") as folder:
+        fleet(lm_of(), [1], store=store, folder=folder)
+        first = store.current("synthetic-1")
+        fleet(lm_of(), [1], store=store, folder=folder)  # the same again: nothing new
+        assert len(store.versions("synthetic-1")) == 1
+        fleet(lm_of(), [1], n=24, store=store, folder=folder)
+        second = store.current("synthetic-1")
+        assert (second.parent, second.version) == (first.version, first.version + 1)
+        assert json.loads(folder.file("synthetic-1").read_text())["version"] == second.version
+        assert store.rollback("synthetic-1").version == first.version
+
+
+def test_forget_leaves_numbers_only(tmp_path):
+    lm, secret = lm_of(), "synthetic-1"
+    with FleetFolder(tmp_path / "p") as folder:
+        fleet(lm, range(3), folder=folder, budget=Budget(calls=15))
+        fleet(lm, [1], folder=folder)
+        fleet(lm, [1], folder=folder, optimizer=PersonaAlignment(epochs=2), budget=Budget(calls=2))
+        removed = folder.forget(secret)
+        assert removed["persona_files"] == removed["journal_rows"] == 1
+        assert removed["lm_answers"] == 2
+    left = [f for f in tmp_path.rglob("*") if f.is_file()]
+    assert left and not any(secret.encode() in f.read_bytes() or secret in f.name for f in left)
+
+
+def test_two_fleets_do_not_share_a_folder(tmp_path):
+    with FleetFolder(tmp_path / "p"), pytest.raises(InputError, match="another process"):
+        FleetFolder(tmp_path / "p")
+
+
+def test_status_knows_what_a_killed_fleet_left(tmp_path):
+    with FleetFolder(tmp_path / "p") as folder:
+        folder.begin({"users": 3, "lm": "m"})
+        fleet(lm_of(), [0], folder=folder)
+        assert fleet_status(tmp_path / "p")["run"]["state"] == "running"
+    found = fleet_status(tmp_path / "p")  # nobody said how it ended, and nobody holds the lock
+    assert (found["run"]["state"], found["users"], found["run"]["params"]["users"]) == ("interrupted", {"done": 1}, 3)
+    assert found["calls"] > 0
+    with pytest.raises(InputError, match="no fleet"):
+        fleet_status(tmp_path / "nowhere")
+
+
+def test_the_fleets_account_is_the_sum_of_its_users():
+    lm, account, outer = lm_of(), Ledger(), Ledger()
+    found = fleet(lm, range(3), ledger=account, workers=3)
+    assert account.usage.calls == sum(r.alignment.total.calls for r in found.values()) == len(lm.engine.calls)
+    with outer.recording():
+        fleet(lm, [5])
+    assert outer.usage.calls == len(lm.engine.calls) - account.usage.calls
+    assert lm.history == []
+
+
+def test_wrong_options():
+    with pytest.raises(InputError, match="workers"):
+        compile_users(PersonaAgent(TagFilm), [], PersonaAlignment(), workers=0)
+    with pytest.raises(InputError, match="engine"):
+        compile_users(PersonaAgent(TagFilm), [], PersonaAlignment(), engine="spark")
