@@ -1,11 +1,16 @@
-"""``persona-dspy ask`` and ``show``: using and reading persona files."""
+"""``persona-dspy ask`` and ``show``: using and reading a persona, from a file or from the store."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from persona_dspy.cli.store import StoreOption, document_of, is_file, open_store
+
+if TYPE_CHECKING:
+    from persona_dspy.export import PersonaDocument
 
 __all__ = ["register"]
 
@@ -16,9 +21,11 @@ def register(app: typer.Typer) -> None:
     app.command("show")(show)
 
 
-def ask(  # noqa: PLR0913 - a command's options
+def ask(
     query: Annotated[str, typer.Argument(help="What to ask.")],
-    persona: Annotated[Path, typer.Option(help="A persona JSON.")],
+    persona: Annotated[Path | None, typer.Option(help="A persona JSON.")] = None,
+    user: Annotated[str | None, typer.Option(help="A user in the store, instead of --persona and --history.")] = None,
+    store: StoreOption = None,
     history: Annotated[
         Path | None, typer.Option(help="The user's interactions, to recall from (any INPUT format).")
     ] = None,
@@ -31,19 +38,16 @@ def ask(  # noqa: PLR0913 - a command's options
     """
     import dspy
 
-    from persona_dspy.cli.programs import agent_for, task_from_text
+    from persona_dspy.cli.programs import agent_for, forgettable, task_from_text
     from persona_dspy.errors import InputError
-    from persona_dspy.export import load_document
-    from persona_dspy.histories import read_users
     from persona_dspy.settings import check_lm, resolve_lm
 
     if not query.strip():
         raise InputError(f'query {query!r}: expected a question, such as "A crew drifts through space."')
-    document = load_document(persona)
-    found = list(read_users(history, task=task, users=[document.user_id])) if history else []
-    past = found[0].interactions if found else ()
+    document, past = _asked(persona, user, store, history, task)
     chosen = task_from_text(task or document.task or "query -> response", past)
     agent = agent_for(chosen, history=past, persona=document.persona(), user_id=document.user_id)
+    forgettable()
     model = resolve_lm(lm)
     check_lm(model)
     with dspy.context(lm=model):
@@ -51,9 +55,30 @@ def ask(  # noqa: PLR0913 - a command's options
     typer.echo(str(answer[agent.response_field]))
 
 
+def _asked(
+    persona: Path | None, user: str | None, store: str | None, history: Path | None, task: str | None
+) -> tuple[PersonaDocument, Any]:
+    """The persona to answer with, and the interactions to recall from."""
+    from persona_dspy.errors import InputError
+    from persona_dspy.export import load_document
+    from persona_dspy.histories import read_users
+
+    if (persona is None) == (user is None):
+        raise InputError("ask: expected either --persona FILE, or --user USER with --store URL")
+    if user is not None:
+        with open_store(store) as opened:
+            return document_of(opened, user), opened.episodes(user)
+    assert persona is not None
+    document = load_document(persona)
+    found = list(read_users(history, task=task, users=[document.user_id])) if history else []
+    return document, found[0].interactions if found else ()
+
+
 def show(
-    persona: Annotated[Path, typer.Argument(help="A persona JSON.")],
-    json_output: Annotated[bool, typer.Option("--json", help="The whole file as JSON.")] = False,
+    persona: Annotated[str, typer.Argument(metavar="USER|FILE", help="A persona JSON, or a user id in the store.")],
+    version: Annotated[int | None, typer.Option(help="Of a user in the store; by default the current one.")] = None,
+    store: StoreOption = None,
+    json_output: Annotated[bool, typer.Option("--json", help="The whole document as JSON.")] = False,
 ) -> None:
     """Print a persona: its sentences with their evidence, and how it did.
 
@@ -62,9 +87,7 @@ def show(
     from rich.console import Console
     from rich.markup import escape
 
-    from persona_dspy.export import load_document
-
-    document = load_document(persona)
+    document = _shown(persona, store, version)
     if json_output:
         typer.echo(document.to_json(), nl=False)
         return
@@ -87,3 +110,13 @@ def show(
         console.print(
             f"{a.accepted} edits accepted in {len(a.steps)} steps, {a.total.calls} LM calls; {escape(a.stopped)}"
         )
+
+
+def _shown(persona: str, store: str | None, version: int | None) -> PersonaDocument:
+    """A file where there is one of that name and no store was named; a name that ends in .json is one too."""
+    from persona_dspy.export import load_document
+
+    if store is None and version is None and (persona.endswith(".json") or is_file(persona)):
+        return load_document(persona)
+    with open_store(store) as opened:
+        return document_of(opened, persona, version)

@@ -13,7 +13,7 @@ from persona_dspy.lamp import get_task, infer_task
 from persona_dspy.records import Interaction
 from persona_dspy.task import Task
 
-__all__ = ["agent_for", "task_from_text", "task_text", "users_task"]
+__all__ = ["agent_for", "forgettable", "task_from_text", "task_text", "users_task"]
 
 _TYPED = re.compile(r"^\s*(\w+)\s*->\s*(\w+)\s*:\s*(Literal\[.*\]|rating\[.*\])\s*$", re.DOTALL)
 
@@ -55,3 +55,11 @@ def agent_for(task: Task, **options: Any) -> Any:
     from persona_dspy.agent import PersonaAgent
 
     return PersonaAgent(task.signature(), **options)
+
+
+def forgettable() -> None:
+    """Keep DSPy's LM cache of this process in memory only: the one on disk knows no user, so nobody could be forgotten
+    from it."""
+    import dspy
+
+    dspy.configure_cache(enable_disk_cache=False)

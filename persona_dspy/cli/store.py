@@ -1,0 +1,285 @@
+"""``persona-dspy ingest``, ``history``, ``diff``, ``rollback``, ``export``, ``import``: the store, typed.
+
+Owns: which store is meant, what the commands print. Not here: the store (store.py), reading files (histories.py),
+``forget`` (forget.py). None of these commands calls an LM.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from persona_dspy.export import PersonaDocument
+    from persona_dspy.store import Store, StoredPersona
+
+__all__ = ["JsonOption", "StoreOption", "document_of", "is_file", "open_store", "register", "sqlite_file"]
+
+StoreOption = Annotated[
+    str | None,
+    typer.Option("--store", help="A file or a postgresql URL. Default: personas.db in $PERSONA_DSPY_HOME."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="As JSON.")]
+_User = Annotated[str, typer.Argument(metavar="USER", help="A user id, as it was ingested.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    for command in (ingest, history, diff, rollback, export):
+        app.command(command.__name__)(command)
+    app.command("import")(import_command)
+
+
+def open_store(url: str | None, *, new: bool = False) -> Store:
+    """The store of ``--store``, by default ``personas.db`` in the home folder; only ``new`` makes one.
+
+    Raises:
+        InputError: there is no such file, or the URL cannot be read.
+        StoreError: it cannot be opened.
+    """
+    from persona_dspy.errors import InputError
+    from persona_dspy.settings import home_dir
+    from persona_dspy.store import Store
+
+    where = str(home_dir() / "personas.db") if url is None else url
+    file = sqlite_file(where)
+    if not new and file is not None and not file.exists():
+        raise InputError(f"store {where!r}: no such file; expected a store, type: persona-dspy ingest FILE --store ...")
+    return Store.open(where)
+
+
+def sqlite_file(url: str) -> Path | None:
+    """The file of a store or MLflow URL, or None where it is on a server.
+
+    Example:
+        >>> sqlite_file("sqlite:///personas.db"), sqlite_file("postgresql+psycopg://host/name")
+        (PosixPath('personas.db'), None)
+    """
+    scheme, found, rest = url.partition("://")
+    if not found:
+        return Path(url)
+    return Path(rest.removeprefix("/").partition("?")[0]) if scheme.startswith("sqlite") else None
+
+
+def is_file(name: str) -> bool:
+    """Whether it is the name of a file; False for a user id that no file can have as name."""
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def document_of(store: Store, user_id: str, version: int | None = None) -> PersonaDocument:
+    """A version of the user's persona, by default the current one.
+
+    Raises:
+        UnknownUser: nothing is kept of that user.
+        InputError: interactions only, no persona yet, or no such version.
+    """
+    from persona_dspy.errors import InputError
+
+    found = store.current(user_id) if version is None else store.version(user_id, version)
+    if found is None:
+        raise InputError(
+            f"user {user_id!r}: has interactions but no persona yet; type: persona-dspy compile --store ..."
+        )
+    return _document(found)
+
+
+def ingest(
+    source: Annotated[
+        Path, typer.Argument(metavar="FILE", help="JSONL, LaMP questions.json or OPPU-style users.json.")
+    ],
+    store: StoreOption = None,
+    task: Annotated[str | None, typer.Option(help="lamp-1 ... lamp-7; JSONL needs none.")] = None,
+    skip_bad_rows: Annotated[bool, typer.Option(help="Skip rows that cannot be used, and count them.")] = False,
+    json_output: JsonOption = False,
+) -> None:
+    """Keep a file's interactions in the store. Calls no LM; the same file again changes nothing.
+
+    Example: persona-dspy ingest examples/movie_tags.jsonl --store personas.db
+    """
+    from rich.console import Console
+
+    from persona_dspy.cli.ingesting import Ingest
+
+    with open_store(store, new=True) as opened, Console(stderr=True).status("reading") as status:
+        work = Ingest(opened, source, task=task, skip_bad_rows=skip_bad_rows)
+        for row in work.run(lambda users, rows: status.update(f"{users:,} users, {rows:,} interactions")):
+            typer.echo(f"skipped: {row.reason}", err=True)
+    if json_output:
+        _print_json(work.counts)
+        return
+    bad = f", {work.bad:,} bad rows skipped" if work.bad else ""
+    typer.echo(f"{work.users:,} users, {work.rows:,} interactions: {work.new:,} new, {work.known:,} known already{bad}")
+
+
+def history(user: _User, store: StoreOption = None, json_output: JsonOption = False) -> None:
+    """List the versions of a user's persona, and which one is current.
+
+    Example: persona-dspy history ana --store personas.db
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    with open_store(store) as opened:
+        rows = [_row(version) for version in opened.versions(user)]
+        count = len(opened.episodes(user))
+    if json_output:
+        _print_json({"user_id": user, "interactions": count, "versions": rows})
+        return
+    table = Table(title=f"{len(rows)} versions, {count:,} interactions")
+    for name in ("version", "parent", "made", "held-out score", "without persona", "edits", "LM calls", "sentences"):
+        table.add_column(name, justify="left" if name == "made" else "right")
+    for row in rows:
+        mark = " *" if row["current"] else ""
+        scores = [f"{row[name]:.2f}" if row[name] is not None else "-" for name in ("score", "without_persona")]
+        parent = "-" if row["parent"] is None else str(row["parent"])
+        told = (str(row["accepted"]), str(row["calls"]), str(row["bullets"]))
+        table.add_row(f"{row['version']}{mark}", parent, row["created"][:19], *scores, *told)
+    Console().print(table)
+    typer.echo("* = current" if rows else "no persona yet")
+
+
+def diff(
+    user: _User,
+    a: Annotated[int | None, typer.Argument(help="From this version; by default the current one's parent.")] = None,
+    b: Annotated[int | None, typer.Argument(help="To this version; by default the current one.")] = None,
+    store: StoreOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Show what changed between two versions of a user's persona: + added, - dropped, ~ revised.
+
+    Example: persona-dspy diff ana 1 2 --store personas.db
+    """
+    from persona_dspy.errors import InputError
+
+    with open_store(store) as opened:
+        new = document_of(opened, user, b)
+        from_ = new.parent if a is None else a
+        if from_ is None:
+            raise InputError(f"version {new.version} of {user!r} has no parent; expected: diff USER A B")
+        old = document_of(opened, user, from_)
+    changed = old.persona().diff(new.persona())
+    if json_output:
+        _print_json({"user_id": user, "from": old.version, "to": new.version, **changed.model_dump(mode="json")})
+    else:
+        typer.echo(f"version {old.version} -> {new.version}")
+        typer.echo(str(changed) or "no change")
+
+
+def rollback(
+    user: _User,
+    to: Annotated[int | None, typer.Option("--to", metavar="N", help="By default the current one's parent.")] = None,
+    store: StoreOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Make an earlier version current again. No version is lost: rollback --to N goes forward too.
+
+    Example: persona-dspy rollback ana --to 1 --store personas.db
+    """
+    with open_store(store) as opened:
+        before = opened.current(user)
+        now = opened.rollback(user, to)
+    was = before.version if before else None
+    if json_output:
+        _print_json({"user_id": user, "from": was, "to": now.version})
+    else:
+        typer.echo(f"version {now.version} is current, it was {was}")
+
+
+def export(
+    user: Annotated[str | None, typer.Argument(metavar="[USER]", help="A user id, as it was ingested.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every user who has a persona.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for the persona JSONs.")] = Path("personas"),
+    store: StoreOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Write current personas as JSON files, one a user.
+
+    Example: persona-dspy export --all --out personas/ --store personas.db
+    """
+    from persona_dspy.errors import InputError
+    from persona_dspy.export import persona_file_name, write_text
+
+    if (user is None) == (not every):
+        raise InputError(f"export {user!r}, --all {every}: expected either a user id or --all")
+    count, path = 0, ""
+    with open_store(store) as opened:
+        for one in opened.users() if user is None else (user,):
+            found = opened.current(one)
+            if found is None and user is None:
+                continue
+            target = out / persona_file_name(one)
+            write_text(target, document_of(opened, one).to_json())
+            count, path = count + 1, str(target)
+    if json_output:
+        _print_json({"out": str(out), "personas": count, **({"file": path} if user is not None else {})})
+    else:
+        typer.echo(path if user is not None else f"{count:,} personas are in {out}/")
+
+
+def import_command(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Persona JSONs, or folders of them.")],
+    store: StoreOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Put persona JSONs into the store and make each its user's current version. All are read before any is put.
+
+    Example: persona-dspy import personas/ --store personas.db
+    """
+    from persona_dspy.errors import PersonaFormatError
+    from persona_dspy.export import load_document
+
+    listed = list(_json_files(files))
+    if not listed:
+        raise PersonaFormatError(f"{[str(f) for f in files]!r}: expected at least one persona JSON")
+    for file in listed:
+        load_document(file).persona()
+    put: list[dict[str, Any]] = []
+    with open_store(store, new=True) as opened:
+        for file in listed:
+            document = load_document(file)
+            record = document.alignment.model_dump(mode="json") if document.alignment else None
+            kept = opened.put_persona(document.user_id, document.to_json(), record)
+            put.append({"user_id": kept.user_id, "version": kept.version})
+    if json_output:
+        _print_json({"imported": put})
+        return
+    for one in put:
+        typer.echo(f"{one['user_id']!r}: version {one['version']} is current")
+
+
+def _json_files(paths: Iterable[Path]) -> Iterator[Path]:
+    for path in paths:
+        yield from sorted(path.glob("*.json")) if path.is_dir() else (path,)
+
+
+def _document(stored: StoredPersona) -> PersonaDocument:
+    from persona_dspy.export import parse_document
+
+    return parse_document(stored.document, f"version {stored.version} of {stored.user_id!r}")
+
+
+def _row(stored: StoredPersona) -> dict[str, Any]:
+    document = _document(stored)
+    alignment = document.alignment
+    return {
+        "version": stored.version,
+        "parent": stored.parent,
+        "created": stored.created,
+        "current": stored.current,
+        "score": alignment.scores.final if alignment else None,
+        "without_persona": alignment.scores.without_persona if alignment else None,
+        "accepted": alignment.accepted if alignment else 0,
+        "calls": alignment.total.calls if alignment else 0,
+        "bullets": sum(len(section.bullets) for section in document.sections),
+    }
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, ensure_ascii=False))

@@ -1,0 +1,220 @@
+"""The store from the command line: what is kept, what is printed, what odd ids do."""
+
+import json
+import sqlite3
+
+import pytest
+
+from persona_dspy import settings
+from persona_dspy.cli import main
+from persona_dspy.cli.store import sqlite_file
+from persona_dspy.export import load_document, save_persona
+from persona_dspy.persona import Bullet, Edit, Persona
+from persona_dspy.store import Store
+from persona_dspy.synthetic import SyntheticUser
+
+ODD_IDS = [
+    "../../x",
+    "a/b",
+    "'; drop table persona_users; --",
+    "x" * 300,
+    "🦊👩‍👩‍👧",
+    "Ana",
+    "ana",
+    "ANA",
+    "%s {0}",
+    "-x",
+]
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """No command of a test may ask an LM, or write outside of the test's folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PERSONA_DSPY_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(settings, "resolve_lm", lambda *_, **__: pytest.fail("an LM was asked for"))
+    return tmp_path
+
+
+def run(capsys, *argv):
+    """(exit code, stdout, stderr)."""
+    with pytest.raises(SystemExit) as end:
+        main([str(a) for a in argv])
+    out = capsys.readouterr()
+    return end.value.code, out.out, out.err
+
+
+def lines(user_id, n=6, start=0):
+    user = SyntheticUser(seed=1, user_id=user_id)
+    return [
+        {"user_id": user_id, "id": i.id, "query": i.query, "response": i.response, "time": i.time.date().isoformat()}
+        for i in user.interactions(n, start=start)
+    ]
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    return path
+
+
+def two_versions(path, user_id="ana"):
+    first = Persona.from_text("Likes horror.\nStyle:\nWrites short.", user_id=user_id)
+    edits = [Edit(op="drop", id=first.bullets[0].id), Edit(op="add", bullet=Bullet(section="who", text="A nurse."))]
+    path.mkdir(exist_ok=True)
+    return [save_persona(p, path / f"{p.version}.json") for p in (first, first.apply(edits))]
+
+
+def test_ingest_is_idempotent_streams_and_reports(home, capsys):
+    file = write(home / "d.jsonl", [row for n in range(30) for row in (lines("ana", 30)[n], lines("bo", 30)[n])])
+    code, out, _ = run(capsys, "ingest", file, "--store", "s.db", "--json")
+    assert (code, json.loads(out)) == (
+        0,
+        {"users": 2, "interactions": 60, "new": 60, "known": 0, "bad_rows": 0},
+    )
+    _, out, _ = run(capsys, "ingest", file, "--store", "sqlite:///s.db")
+    assert out.strip() == "2 users, 60 interactions: 0 new, 60 known already"
+    more = write(home / "more.jsonl", lines("ana", 3, start=29))
+    assert json.loads(run(capsys, "ingest", more, "--store", "s.db", "--json")[1])["new"] == 2
+    with Store.open("s.db") as store:
+        assert len(store.episodes("ana")) == 32
+        assert store.episodes("bo")[0].query == lines("bo")[0]["query"]
+
+
+def test_the_default_store_is_in_the_home_folder(home, capsys):
+    code, _, err = run(capsys, "history", "ana")
+    assert (code, (home / "home").exists()) == (2, False)
+    assert "persona-dspy ingest" in err
+    run(capsys, "ingest", write(home / "d.jsonl", lines("ana")))
+    assert (home / "home" / "personas.db").exists()
+    assert run(capsys, "history", "ana")[1].strip().endswith("no persona yet")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"time": "soon"}, ["line 3", "'time'", "'soon'"]),
+        ({"response": " "}, ["line 3", "'response'"]),
+        ({"user_id": "é" * 700}, ["line 3", "'user_id'", "1200 bytes"]),
+        ({"id": "i" * 2000}, ["line 3", "'id'", "1200 bytes"]),
+        ({"id": "i0", "query": "another"}, ["line 3", "'id'", "'i0'", "given once"]),
+    ],
+)
+def test_a_bad_row_is_named(change, says, home, capsys):
+    rows = lines("ana")
+    rows[2] |= change
+    if "given once" in says:  # the id is in the store, with other content
+        run(capsys, "ingest", write(home / "first.jsonl", lines("ana", 1)), "--store", "s.db")
+        rows, says = rows[1:], ["line 2", "'id'", "'i0'", "store has"]
+    file = write(home / "bad.jsonl", rows)
+    code, _, err = run(capsys, "ingest", file, "--store", "s.db")
+    assert code == 2
+    assert all(s in err for s in [*says, "bad.jsonl"]), err
+    code, out, err = run(capsys, "ingest", file, "--store", "s.db", "--skip-bad-rows", "--json")
+    told = json.loads(out)
+    assert (code, told["new"] + told["known"], told["bad_rows"]) == (0, len(rows) - 1, 1)
+    assert says[0] in err
+
+
+def test_a_cut_ingest_goes_on(home, capsys, monkeypatch):
+    file = write(home / "d.jsonl", [r for u in "abcd" for r in lines(u)])
+    whole, seen = Store.add_episodes, []
+
+    def dies(self, user_id, interactions):
+        if user_id == "c" and not seen:
+            seen.append(user_id)
+            raise KeyboardInterrupt
+        return whole(self, user_id, interactions)
+
+    monkeypatch.setattr(Store, "add_episodes", dies)
+    assert run(capsys, "ingest", file, "--store", "s.db")[0] == 130
+    told = json.loads(run(capsys, "ingest", file, "--store", "s.db", "--json")[1])
+    assert (told["new"], told["known"]) == (12, 12)
+
+
+def test_versions_diff_and_rollback(home, capsys):
+    old, new = two_versions(home / "in")
+    code, out, _ = run(capsys, "import", home / "in", "--store", "s.db", "--json")
+    assert (code, json.loads(out)["imported"]) == (0, [{"user_id": "ana", "version": v} for v in (0, 1)])
+    rows = json.loads(run(capsys, "history", "ana", "--store", "s.db", "--json")[1])["versions"]
+    assert [(r["version"], r["parent"], r["current"]) for r in rows] == [(0, None, False), (1, 0, True)]
+    assert "1 *" in run(capsys, "history", "ana", "--store", "s.db")[1]
+    _, out, _ = run(capsys, "diff", "ana", "--store", "s.db")
+    assert out.splitlines() == ["version 0 -> 1", "- [preferences] Likes horror.", "+ [who] A nurse."]
+    back = json.loads(run(capsys, "diff", "ana", "1", "0", "--store", "s.db", "--json")[1])
+    assert (back["from"], back["to"], back["dropped"][0]["text"]) == (1, 0, "A nurse.")
+    assert json.loads(run(capsys, "rollback", "ana", "--store", "s.db", "--json")[1]) == {
+        "user_id": "ana",
+        "from": 1,
+        "to": 0,
+    }
+    assert "Likes horror." in run(capsys, "show", "ana", "--store", "s.db")[1]
+    code, out, err = run(capsys, "rollback", "ana", "--store", "s.db")
+    assert (code, out) == (2, "")
+    assert "[0, 1]" in err
+    run(capsys, "rollback", "ana", "--to", "1", "--store", "s.db")
+    shown = json.loads(run(capsys, "show", "ana", "--store", "s.db", "--json")[1])
+    assert shown == json.loads(new.read_text())
+    assert json.loads(run(capsys, "show", "ana", "--version", "0", "--store", "s.db", "--json")[1]) == json.loads(
+        old.read_text()
+    )
+
+
+def test_nothing_is_imported_where_one_file_is_bad(home, capsys):
+    two_versions(home / "in")
+    (home / "in" / "z.json").write_text("{}")
+    code, _, err = run(capsys, "import", home / "in", "--store", "s.db")
+    assert code == 2
+    assert "z.json" in err
+    assert not (home / "s.db").exists()
+    assert run(capsys, "import", home / "in" / "none.json", "--store", "s.db")[0] == 2
+
+
+def test_export_of_one_of_all_and_of_nobody(home, capsys):
+    two_versions(home / "in")
+    two_versions(home / "bo", "bo")
+    run(capsys, "import", home / "in", home / "bo", "--store", "s.db")
+    run(capsys, "ingest", write(home / "d.jsonl", lines("cy")), "--store", "s.db")
+    code, out, _ = run(capsys, "export", "ana", "--out", "one", "--store", "s.db")
+    assert code == 0
+    assert load_document(out.strip()).version == 1
+    told = json.loads(run(capsys, "export", "--all", "--out", "every", "--store", "s.db", "--json")[1])
+    assert told["personas"] == len(list((home / "every").iterdir())) == 2
+    for argv, says in (
+        (["cy"], "no persona yet"),
+        (["nobody"], "'nobody'"),
+        ([], "--all"),
+        (["ana", "--all"], "--all"),
+    ):
+        code, _, err = run(capsys, "export", *argv, "--store", "s.db")
+        assert code == 2
+        assert says in err
+
+
+def test_odd_ids_stay_apart_and_inside(home, capsys):
+    file = write(home / "odd.jsonl", [row for user_id in ODD_IDS for row in lines(user_id, 3)])
+    told = json.loads(run(capsys, "ingest", file, "--store", "s.db", "--json")[1])
+    assert (told["users"], told["new"]) == (len(ODD_IDS), 3 * len(ODD_IDS))
+    (home / "in").mkdir()
+    for user_id in ODD_IDS:
+        persona = Persona.from_text(f"Is called {len(user_id)}{user_id[:9]}.", user_id=user_id)
+        run(capsys, "import", save_persona(persona, home / "in"), "--store", "s.db")
+    before = {p for p in home.rglob("*") if p.is_file()}
+    told = json.loads(run(capsys, "export", "--all", "--out", "out", "--store", "s.db", "--json")[1])
+    made = {p for p in home.rglob("*") if p.is_file()} - before
+    assert told["personas"] == len(made) == len({p.name.lower() for p in made}) == len(ODD_IDS)
+    assert {p.parent for p in made} == {home / "out"}
+    assert {load_document(p).user_id for p in made} == set(ODD_IDS)
+    for user_id in ODD_IDS:
+        argv = ["--store", "s.db", "--json", "--", user_id]
+        assert json.loads(run(capsys, "show", *argv)[1])["user_id"] == user_id
+        found = json.loads(run(capsys, "history", *argv)[1])
+        assert (found["interactions"], len(found["versions"])) == (3, 1)
+    with sqlite3.connect("s.db") as db:
+        assert db.execute("select count(*) from persona_users").fetchone() == (len(ODD_IDS),)
+    db.close()
+
+
+def test_which_file_a_url_means():
+    assert sqlite_file("sqlite:////tmp/x.db?timeout=3").as_posix() == "/tmp/x.db"
+    assert sqlite_file("sqlite+pysqlite:///x.db").as_posix() == "x.db"
+    assert sqlite_file("http://localhost:5000") is None
