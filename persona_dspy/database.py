@@ -100,6 +100,11 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE UNIQUE INDEX persona_vectors_seq ON persona_vectors (uid, hash, seq)",
     ),
 )
+# built once: making a statement costs as much as running it
+_FIND = sa.select(users.c.uid).where(
+    users.c.hash == sa.bindparam("is_hash"), users.c.user_id == sa.bindparam("is_user")
+)
+_LOCK = _FIND.with_for_update()
 _PARTITIONS = 16  # of PostgreSQL's large tables, by uid
 # SQLite: a row that is blank here was erased
 _ERASED_WHERE_BLANK = {users: users.c.user_id, episodes: episodes.c.id, versions: versions.c.document}
@@ -171,10 +176,8 @@ class Database:
 
     def uid(self, connection: sa.Connection, user_id: str) -> int | None:
         """A user's number, or None. Inside ``writing()``, other writers of this user wait until it ends."""
-        chosen = sa.select(users.c.uid).where(users.c.hash == digest(user_id), users.c.user_id == user_id)
-        if connection.get_execution_options().get("write"):
-            chosen = chosen.with_for_update()
-        return connection.scalar(chosen)
+        writing = connection.get_execution_options().get("write")
+        return connection.scalar(_LOCK if writing else _FIND, {"is_hash": digest(user_id), "is_user": user_id})
 
     def claim(self, connection: sa.Connection, user_id: str) -> int:
         """As ``uid``, making the user where there is none."""
@@ -336,6 +339,7 @@ def _pragmas(synchronous: str, timeout: float) -> Any:
         patient(connection.execute)("PRAGMA journal_mode=WAL")
         connection.execute(f"PRAGMA synchronous={synchronous}")
         connection.execute("PRAGMA secure_delete=ON")
+        connection.execute("PRAGMA cache_size=-16384")  # KiB; SQLite's 2 MiB do not hold a large index's upper levels
 
     return connect
 

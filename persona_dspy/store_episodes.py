@@ -26,6 +26,17 @@ if TYPE_CHECKING:
 __all__ = ["EpisodeTable"]
 
 _CHUNK = 500  # ids a statement
+# built once: making a statement costs as much as running it
+_OWN = episodes.c.uid == sa.bindparam("is_uid")
+_LAST = sa.select(sa.func.max(episodes.c.seq)).where(_OWN)
+_FROM = (
+    sa.select(episodes.c.id, episodes.c.body, episodes.c.seq)
+    .where(_OWN, episodes.c.seq >= sa.bindparam("is_seq"))
+    .order_by(episodes.c.seq)
+)
+_AMONG = sa.select(episodes.c.seq, episodes.c.id, episodes.c.body).where(
+    _OWN, episodes.c.hash.in_(sa.bindparam("hashes", expanding=True))
+)
 
 
 class EpisodeTable:
@@ -59,7 +70,7 @@ class EpisodeTable:
             new = dict(bodies)
             for _, key, body in self._by_id(connection, uid, ids):
                 _same(user_id, key, body, new.pop(key))
-            last = connection.scalar(sa.select(sa.func.max(episodes.c.seq)).where(episodes.c.uid == uid))
+            last = connection.scalar(_LAST, {"is_uid": uid})
             rows = [
                 {"uid": uid, "seq": seq, "hash": digest(key), "id": key, "body": body}
                 for seq, (key, body) in enumerate(new.items(), start=0 if last is None else last + 1)
@@ -200,17 +211,15 @@ class EpisodeTable:
                     memory.clear()
                     memory.next_seq = 0
                 new, seq = ([], 0) if uid is None else self._read(connection, user_id, uid, memory.next_seq)
-            memory.extend([i for i in new if memory.position(i.id) is None])
+            if len(memory):
+                new = [i for i in new if memory.position(i.id) is None]
+            memory.extend(new)
             memory.uid, memory.next_seq = uid, seq
             return uid is not None
 
     def _read(self, connection: sa.Connection, user_id: str, uid: int, seq: int) -> tuple[list[Interaction], int]:
         """Interactions from ``seq`` on in order of arrival, and the seq after them."""
-        rows = connection.execute(
-            sa.select(episodes.c.id, episodes.c.body, episodes.c.seq)
-            .where(episodes.c.uid == uid, episodes.c.seq >= seq)
-            .order_by(episodes.c.seq)
-        ).all()
+        rows = connection.execute(_FROM, {"is_uid": uid, "is_seq": seq}).all()
         return interactions_of(user_id, rows), rows[-1][2] + 1 if rows else seq
 
     def _by_id(self, connection: sa.Connection, uid: int, ids: list[str]) -> list[sa.Row[int, str, str]]:
@@ -218,8 +227,7 @@ class EpisodeTable:
         found: list[sa.Row[int, str, str]] = []
         for start in range(0, len(ids), _CHUNK):
             hashes = [digest(key) for key in ids[start : start + _CHUNK]]
-            chosen = sa.select(episodes.c.seq, episodes.c.id, episodes.c.body)
-            found += connection.execute(chosen.where(episodes.c.uid == uid, episodes.c.hash.in_(hashes)))
+            found += connection.execute(_AMONG, {"is_uid": uid, "hashes": hashes})
         return found
 
 
