@@ -19,7 +19,8 @@ from persona_dspy.untrusted import one_line
 
 __all__ = ["Challenger", "Evidence", "Momentum", "Support", "support"]
 
-RECENT = 6  # interactions a rule is checked against: enough to outvote one odd response, few enough to follow drift
+RECENT = 6  # interactions a rule is checked against: enough to outvote one odd response
+FADE = 0.7  # what each counts of the next later one: few enough to follow drift
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,20 +55,22 @@ class Challenger:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Support:
-    """Of the latest interactions that a rule speaks of: how many, and how many of them it answers as the user did."""
+    """Of the latest interactions that a rule speaks of: how many, how many of them it answers as the user did, and
+    their share, in [0, 1], in which later ones count more; 1 where there are none."""
 
     fitting: int
     agreeing: int
+    share: float
 
     @property
     def contradicted(self) -> bool:
-        """More of them speak against the rule than for it."""
-        return self.agreeing * 2 < self.fitting
+        """They speak against the rule rather than for it."""
+        return self.share < 0.5
 
     @property
     def borne_out(self) -> bool:
-        """At least two speak for it, and three quarters of all."""
-        return self.agreeing >= 2 and self.agreeing * 4 >= self.fitting * 3
+        """At least two speak for it, and hardly any against."""
+        return self.agreeing >= 2 and self.share >= 0.75
 
 
 def support(rule: Bullet, past: Sequence[Interaction]) -> Support:
@@ -77,17 +80,19 @@ def support(rule: Bullet, past: Sequence[Interaction]) -> Support:
         >>> past = [Interaction(user_id="u", query=f"a ghost story {n}", response="comedy") for n in range(3)]
         >>> rule = Bullet(section="decision rules", when='it mentions "ghost"', then="comedy")
         >>> support(rule, past)
-        Support(fitting=3, agreeing=3)
+        Support(fitting=3, agreeing=3, share=1.0)
     """
     if not rule.quoted:
-        return Support(fitting=0, agreeing=0)
-    fitting: list[Interaction] = []
+        return Support(fitting=0, agreeing=0, share=1.0)
+    agree: list[bool] = []  # latest first
     for item in reversed(past):
         if rule.fits(content_words(item.query)):
-            fitting.append(item)
-            if len(fitting) == RECENT:
+            agree.append(same(item.response, rule.then))
+            if len(agree) == RECENT:
                 break
-    return Support(fitting=len(fitting), agreeing=sum(same(i.response, rule.then) for i in fitting))
+    weights = [FADE**age for age in range(len(agree))]
+    share = sum(w for w, a in zip(weights, agree, strict=True) if a) / sum(weights) if agree else 1.0
+    return Support(fitting=len(agree), agreeing=sum(agree), share=share)
 
 
 def same(response: str, then: str) -> bool:

@@ -21,6 +21,7 @@ from persona_dspy.untrusted import count_tokens
 __all__ = ["fitted", "mined", "mined_style", "outdated", "shift"]
 
 _LISTED = re.compile(r'(?:it|the query) mentions "[^"]+"(?:(?:, | or )"[^"]+")*')
+_END = re.compile(r"(Starts|Ends) with ")
 _TAIL = 12  # responses looked at for openings and endings: the latest, since style drifts
 
 
@@ -88,11 +89,17 @@ def _shared(items: Sequence[Interaction], ends: bool) -> tuple[str, list[Interac
 
 
 def fitted(persona: Persona, bullet: Bullet) -> list[Edit]:
-    """How ``bullet`` is best put into ``persona``: one rule per response, and no two rules for one word.
+    """How ``bullet`` is best put into ``persona``: one rule per response, no two rules for one word, one phrase for
+    each end of a text.
 
-    Its words join a learned rule with the same response, and leave learned rules with another. Locked bullets, facts
-    and rules in free words stay as they are.
+    Its words join a learned rule with the same response where they fit in, and leave learned rules with another.
+    Locked bullets, facts and rules in free words stay as they are.
     """
+    if end := _END.match(bullet.text):
+        old = [b for b in persona.section("style") if b.source == "learned" and not b.locked]
+        same_end = next((b for b in old if b.text.startswith(end.group())), None)
+        if same_end:
+            return [] if same_end.text == bullet.text else [Edit(op="revise", id=same_end.id, bullet=bullet)]
     if not _LISTED.fullmatch(bullet.when):
         return [Edit(op="add", bullet=bullet)]
     edits: list[Edit] = []
@@ -101,7 +108,7 @@ def fitted(persona: Persona, bullet: Bullet) -> list[Edit]:
         if rule.locked or rule.source != "learned" or not _LISTED.fullmatch(rule.when):
             continue
         if rule.then == bullet.then:
-            home = rule
+            home = home or rule
         elif rest := [word for word in rule.quoted if word not in bullet.quoted]:
             if len(rest) < len(rule.quoted):
                 edits.append(Edit(op="revise", id=rule.id, bullet=rule.model_copy(update={"when": _mentions(rest)})))
@@ -110,10 +117,10 @@ def fitted(persona: Persona, bullet: Bullet) -> list[Edit]:
     if home is None:
         return [*edits, Edit(op="add", bullet=bullet)]
     joined = list(dict.fromkeys([*home.quoted, *bullet.quoted]))
-    while count_tokens(f'If {_mentions(joined)}, answer "{bullet.then}".') > BULLET_TOKENS:
-        joined.pop(0)
-    if joined == list(home.quoted):
+    if len(joined) == len(home.quoted):
         return edits
+    if count_tokens(f'If {_mentions(joined)}, answer "{bullet.then}".') > BULLET_TOKENS:
+        return [*edits, Edit(op="add", bullet=bullet)]
     evidence = tuple(dict.fromkeys([*home.evidence, *bullet.evidence]))[-5:]
     merged = home.model_copy(update={"when": _mentions(joined), "evidence": evidence, "hits": home.hits + bullet.hits})
     return [*edits, Edit(op="revise", id=home.id, bullet=merged)]

@@ -29,7 +29,7 @@ __all__ = ["Observer", "PersonaAlignment"]
 class PersonaAlignment(Teleprompter):
     """Tunes the persona parameter of a PersonaAgent or of ``personalize(program)``; nothing else of the program.
 
-    First, rules counted in the past stand for election (no simulation, no reflection). Then a step simulates the
+    First, rules drawn from the past stand for election (no simulation, at most one LM call). Then a step simulates the
     user's ``recent`` latest interactions that no rule explains yet, with memory as it stood before each; an LM says
     what the mistakes show of the user; challengers are proposed; the gate lets one replace the incumbent or none. The
     interactions that judge are never fitted on. Needs 4 interactions; with fewer the initial persona stays.

@@ -132,6 +132,10 @@ class Run:
                     return "nothing left to gain on the held-out interactions"
                 continue
             perfect = 0
+            if 1 < epoch <= len(self.rounds) and isinstance(self.options.proposer, FromPast):
+                with self._reflecting():
+                    challengers = self.options.proposer.from_past(self.incumbent, self._evidence(round_))
+                self._elect(round_, challengers)
             batch = self._batch(round_)
             if not batch:
                 return "nothing wrong left"
@@ -141,7 +145,7 @@ class Run:
         return "all epochs done"
 
     def _before_the_first_step(self, first: Round) -> None:
-        """Challengers that cost no simulation: what similar users have in common, what the past shows when counted,
+        """Challengers that cost no simulation: what similar users have in common, what the past shows by itself,
         an LM's summary."""
         sources: list[Callable[[], list[Challenger]]] = []
         if self.options.cohort is not None:
@@ -155,7 +159,9 @@ class Run:
             if first.election.perfect and self.gate.decides:
                 return
             before = self.ledger.usage
-            if trials := self._elect(first, propose()):
+            with self._reflecting():
+                challengers = propose()
+            if trials := self._elect(first, challengers):
                 self.steps.append(AlignmentStep(epoch=0, trials=trials, usage=self._spent(before)))
 
     def _from_cohort(self, first: Round) -> list[Challenger]:
@@ -175,8 +181,7 @@ class Run:
     def _summary(self, first: Round) -> list[Challenger]:
         assert self.options.summary is not None
         try:
-            with self._reflecting():
-                bullets = self.options.summary(interactions=first.past).bullets
+            bullets = self.options.summary(interactions=first.past).bullets
         except AdapterParseError:
             return []
         edits = [Edit(op="add", bullet=b) for b in bullets]

@@ -59,7 +59,7 @@ _RULE = re.compile(r'[Ii]f ([^.\n]+?), answer "([^"]+)"\.')
 _SHIFT = re.compile(r"[Rr]ates ([\d.]+) (higher|lower) than you would think")
 _STYLE = re.compile(r'([Ss]tarts|[Ee]nds) with "([^"]+)"')
 _SAID = re.compile(r'This user answers "([^"]+)" for: ([^.\n]+)\.')
-_CONTRAST = re.compile(r"query: (.*)\nour response: (.*)\nthe user's own response: (.*)")
+_CONTRAST = re.compile(r"query: (.*)\n(?:our response: (.*)\n)?the user's own response: (.*)")
 _OWN = re.compile(r"own response was \"([^\"]+)\"")
 
 
@@ -97,7 +97,7 @@ def deduced(cases: Sequence[Case]) -> list[str]:
     return [f'If it mentions {words}, answer "{then}".' for words, then in _typed(cases)]
 
 
-def _typed(cases: Iterable[Case]) -> list[tuple[str, str]]:
+def _typed(cases: Iterable[Case], most: int = 3) -> list[tuple[str, str]]:
     """(words that mean the same, response) for each kind of query, the commonest response of those shown."""
     seen: dict[tuple[str, ...], Counter[str]] = {}
     for case in cases:
@@ -106,7 +106,7 @@ def _typed(cases: Iterable[Case]) -> list[tuple[str, str]]:
         for marks in known.values():
             if words & set(marks):
                 seen.setdefault(marks, Counter())[case.gold] += 1
-    return [(" or ".join(f'"{w}"' for w in marks), said.most_common(1)[0][0]) for marks, said in seen.items()][:3]
+    return [(" or ".join(f'"{w}"' for w in marks), said.most_common(1)[0][0]) for marks, said in seen.items()][:most]
 
 
 def _styled(cases: Sequence[Case]) -> list[str]:
@@ -195,7 +195,9 @@ def _reflection(prompt: Prompt) -> dict[str, Any] | None:
         if asked == "about_the_user":
             return {asked: _critique(_contrasts(fields["attempt"]))}
         if asked == "edits":
-            return {asked: _edits(fields["mistakes"])}
+            wanted = re.search(r"at most (\d+) rules", prompt.system)
+            shown = fields.get("mistakes") or fields["past"]
+            return {asked: _edits(shown, int(wanted.group(1)) if wanted else 3)}
         if asked == "new_notes":
             old = "\n".join(re.findall(r"^(?:- .+|If .+)$", fields["notes"], re.MULTILINE))
             return {asked: merged(old, _told(fields["feedback"])) or "Nothing is known yet."}
@@ -234,11 +236,11 @@ def _told(feedback: str) -> list[str]:
     return found
 
 
-def _edits(mistakes: str) -> list[dict[str, str]]:
-    cases = _contrasts(mistakes)
+def _edits(shown: str, most: int) -> list[dict[str, str]]:
+    cases = _contrasts(shown)
     if any(c.gold not in LABELS and c.gold not in QUALITY for c in cases):
         return [{"section": "style", "text": s} for s in _styled(cases)]
-    return [{"when_the_query": f"mentions {words}", "answer": then} for words, then in _typed(cases)]
+    return [{"when_the_query": f"mentions {words}", "answer": then} for words, then in _typed(cases, most)]
 
 
 def _examples(text: str) -> list[Case]:
