@@ -7,13 +7,14 @@ reaches the system message (system_prompt.py).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import dspy
 from dspy.adapters.base import Adapter
 
 from persona_dspy.act import Act, Policy, past_block
 from persona_dspy.errors import InputError
+from persona_dspy.habits import habitual
 from persona_dspy.memory.episodic import EpisodicMemory, Recall
 from persona_dspy.persona import Persona
 from persona_dspy.personal import PersonalProgram, PersonaPrediction
@@ -122,6 +123,9 @@ class PersonaAgent(PersonalProgram):
     def _input_names(self) -> list[str]:
         return list(self.respond.signature.input_fields)
 
+    def _has_tools(self) -> bool:
+        return self.act.policy in ("plan", "react")
+
 
 def _less(episodes: Sequence[Episode], told: Sequence[str]) -> tuple[Sequence[Episode], Sequence[str]]:
     """Without the oldest observation, or, where there is none, without the farthest episode."""
@@ -137,6 +141,7 @@ class Respond(dspy.Module):
         self.episodes_as: Literal["turns", "block"] = episodes_as
         self.predict = dspy.Predict(signature)
         self._noted: tuple[Any, str, Any] = (None, "", None)
+        self._narrow: dict[tuple[Any, tuple[str, ...]], Any] = {}
 
     def forward(
         self, inputs: dict[str, Any], episodes: Sequence[Episode] = (), observations: Sequence[str] = ()
@@ -151,10 +156,25 @@ class Respond(dspy.Module):
     def _call(self, inputs: dict[str, Any], episodes: Sequence[Episode], observations: Sequence[str]) -> dict[str, Any]:
         blocks = [past_block(episodes)] if self.episodes_as == "block" and episodes else []
         blocks += observations
+        labels = habitual()
         if not blocks:
-            return dict(inputs)
+            return {**inputs, "signature": self._narrowed(self.predict.signature, labels)} if labels else dict(inputs)
         name, signature = self._with_observations()
-        return {**inputs, name: "\n".join(blocks), "signature": signature}
+        return {**inputs, name: "\n".join(blocks), "signature": self._narrowed(signature, labels)}
+
+    def _narrowed(self, signature: Any, labels: tuple[str, ...]) -> Any:
+        """The signature whose response is one of ``labels``, as the declared type writes them; all of them if none."""
+        if not labels:
+            return signature
+        if (signature, labels) not in self._narrow:
+            response, field = next(iter(signature.output_fields.items()))
+            kept = tuple(value for value in get_args(field.annotation) if str(value) in labels)
+            if len(self._narrow) >= 256:
+                self._narrow.clear()
+            self._narrow[signature, labels] = (
+                signature.with_updated_fields(response, type_=Literal[kept]) if kept else signature
+            )
+        return self._narrow[signature, labels]
 
     def _with_observations(self) -> tuple[str, Any]:
         """The predictor's signature and one input more. Kept: DSPy builds a class for each change of a signature."""

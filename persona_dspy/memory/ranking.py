@@ -17,10 +17,11 @@ from dataclasses import replace
 from persona_dspy.persona import Persona
 from persona_dspy.records import Episode
 
-__all__ = ["counts_sentence", "favoured", "ranked"]
+__all__ = ["counted", "counts_sentence", "favoured", "ranked"]
 
 RECENCY, HALF_LIFE, TYPICAL, RULE = 0.5, 2.0, 1.0, 0.5
 _COUNTED = re.compile(r'"([^"]+)" (\d+) times?\b')
+_TOTAL = re.compile(r"Answered (\d+) times so far: ")
 _OPENING = "Answered {} times so far: "
 
 
@@ -35,6 +36,17 @@ def counts_sentence(total: int, counts: Sequence[tuple[str, int]]) -> str:
     return f"{_OPENING.format(total)}{said}."
 
 
+def counted(persona: Persona) -> int:
+    """How many answers of the user the persona counts; 0 where it counts none.
+
+    Example:
+        >>> counted(Persona.from_text('Answered 4 times so far: "a" 4 times.', user_id="u"))
+        4
+    """
+    found = (_TOTAL.match(bullet.text) for bullet in persona.bullets)
+    return max((int(match.group(1)) for match in found if match), default=0)
+
+
 def favoured(persona: Persona, words: set[str]) -> dict[str, float]:
     """Response -> how much the persona speaks for it, >= 0, for a query with these content ``words`` (lower case).
 
@@ -46,7 +58,7 @@ def favoured(persona: Persona, words: set[str]) -> dict[str, float]:
     """
     found: dict[str, float] = {}
     for bullet in persona.bullets:
-        opening = re.match(r"Answered (\d+) times so far: ", bullet.text)
+        opening = _TOTAL.match(bullet.text)
         if opening and (total := int(opening.group(1))):
             for label, n in _COUNTED.findall(bullet.text):
                 found[label] = found.get(label, 0.0) + TYPICAL * min(1.0, int(n) / total)
@@ -73,5 +85,5 @@ def ranked(episodes: Sequence[Episode], favours: Mapping[str, float], k: int) ->
         recency = RECENCY * 0.5 ** ((newest - episode.position) / HALF_LIFE)
         return max(episode.score, 0.0) / highest + recency + favours.get(episode.interaction.response, 0.0)
 
-    scored = [replace(e, score=score(e)) for e in episodes]
-    return sorted(scored, key=lambda e: (-e.score, -e.position))[:k]
+    best = sorted(((score(e), e.position, e) for e in episodes), key=lambda scored: scored[:2], reverse=True)[:k]
+    return [replace(episode, score=found) for found, _, episode in best]

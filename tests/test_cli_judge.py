@@ -1,0 +1,155 @@
+"""``persona-dspy evaluate`` and ``data`` from end to end, with a fake LM and a server on this machine."""
+
+import csv
+import json
+import sqlite3
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import dspy
+import pytest
+
+from persona_dspy import settings
+from persona_dspy.cli import main
+from persona_dspy.synthetic import RuleFollower, SyntheticUser
+from persona_dspy.testing import FakeLM
+
+
+@pytest.fixture
+def lm(monkeypatch, tmp_path):
+    def think(prompt):
+        return {"thought": "t", "action": "recall", "words": "x"} if "action" in prompt.outputs else None
+
+    fake = FakeLM(think, RuleFollower(heeds_turns=True))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(settings, "resolve_lm", lambda spec="local", **_: fake)
+    monkeypatch.setattr(settings, "check_lm", lambda lm: None)
+    cache = dspy.cache
+    yield fake
+    dspy.cache = cache
+
+
+@pytest.fixture
+def data(tmp_path):
+    users = [SyntheticUser(seed=s, user_id=f"user {s}") for s in (1, 2)]
+    lines = [
+        {"user_id": i.user_id, "id": i.id, "query": i.query, "response": i.response, "time": i.time.isoformat()}
+        for user in users
+        for i in user.interactions(20)
+    ]
+    path = tmp_path / "d.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def run(capsys, *argv):
+    with pytest.raises(SystemExit) as end:
+        main([str(a) for a in argv])
+    said = capsys.readouterr()
+    return end.value.code, said.out, said.err
+
+
+def table(folder):
+    with (folder / "table.csv").open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_evaluate_writes_tables_answers_protocol_and_the_run(lm, data, tmp_path, capsys):
+    out = tmp_path / "out"
+    argv = ("evaluate", data, "--systems", "persona,direct,rag", "--ablations", "no-persona", "--out", out)
+    code, said, _ = run(capsys, *argv, "--workers", "2")
+    assert code == 0
+    assert [r["system"] for r in table(out)] == [
+        "persona",
+        "direct",
+        "rag",
+        "majority",
+        "nearest",
+        "persona@no-persona",
+    ]
+    assert {r["queries"] for r in table(out)} == {"10"}
+    assert (out / "table.md").read_text().count("\n") == 8
+    protocol = json.loads((out / "protocol.json").read_text())
+    assert protocol["model"] == "fake/lm" and len(protocol["data"]) == 16 and protocol["seed"] == 0
+    assert "commit" in protocol["runs"][0]
+    assert "no-persona" in said
+    with sqlite3.connect(tmp_path / "mlflow.db") as db:
+        names = {name for (name,) in db.execute("select key from metrics")}
+    assert {"persona.accuracy", "rag.low", "persona.difference", "direct.tokens_per_user"} <= names
+    before = len(lm.engine.calls), (out / "table.csv").read_text()
+    assert run(capsys, *argv, "--tracking-uri", "off")[0] == 0
+    assert (len(lm.engine.calls), (out / "table.csv").read_text()) == before, "a rerun asks nothing"
+
+
+def test_what_is_cut_short_says_so_and_goes_on(lm, data, tmp_path, capsys):
+    out = tmp_path / "out"
+    argv = ("evaluate", data, "--systems", "direct", "--out", out, "--tracking-uri", "off")
+    code, said, _ = run(capsys, *argv, "--seconds", "0")
+    assert code == 1
+    assert "the same command goes on" in said
+    assert run(capsys, *argv)[0] == 0
+    assert {r["system"]: r["queries"] for r in table(out)} == {"direct": "10", "majority": "10", "nearest": "10"}
+
+
+def test_bad_input_is_named(lm, data, tmp_path, capsys):
+    out = ("--out", tmp_path / "out", "--tracking-uri", "off")
+    assert run(capsys, "evaluate", data, "--systems", "gpt", *out)[0] == 2
+    code, _, said = run(capsys, "evaluate", data, "--systems", "direct", "--cold", "x", *out)
+    assert code == 2 and "0,1,3,10" in said
+    assert run(capsys, "evaluate", data, "--systems", "direct", *out)[0] == 0
+    code, _, said = run(capsys, "evaluate", data, "--systems", "direct", "--k", "8", *out)
+    assert code == 2 and "other settings" in said
+    with data.open("a", encoding="utf-8") as file:
+        file.write('{"user_id": "user 1", "query": "x"}\n')
+    code, _, said = run(capsys, "evaluate", data, *out)
+    assert code == 2 and "line 41" in said
+    code, _, said = run(capsys, "evaluate", data, "--systems", "direct", "--skip-bad-rows", "--out", tmp_path / "o2")
+    assert code == 0 and "1 bad rows were skipped" in said
+
+
+@pytest.fixture
+def server():
+    files = {
+        "dev_outputs.json": json.dumps({"task": "LaMP_2", "golds": [{"id": "1", "output": "comedy"}]}),
+        "dev_questions.json": json.dumps(
+            [{"id": "1", "input": "description: A.", "profile": [{"id": "2", "description": "B.", "tag": "comedy"}]}]
+        ),
+    }
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            body = files[self.path.rpartition("/")[2]].encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args):
+            pass
+
+    made = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=made.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{made.server_port}"
+    made.shutdown()
+    made.server_close()
+
+
+def test_data_pull_fetches_what_evaluate_reads_and_says_when_there_is_no_network(lm, server, tmp_path, capsys):
+    argv = ("data", "pull", "lamp-2m", "--out", tmp_path, "--base-url")
+    code, said, _ = run(capsys, *argv, server)
+    assert code == 0
+    path = tmp_path / "lamp-2m-time" / "dev_questions.json"
+    assert said.strip() == str(path)
+    code, _, _ = run(capsys, "evaluate", path, "--systems", "rag", "--out", tmp_path / "o", "--tracking-uri", "off")
+    assert code == 0
+    assert {r["accuracy"] for r in table(tmp_path / "o") if r["system"] != "rag"} == {"1.0"}
+    code, _, said = run(capsys, "data", "pull", "lamp-3", "--out", tmp_path, "--base-url", "http://127.0.0.1:9")
+    assert code == 1
+    assert "expected a network" in said
+    assert run(capsys, "data", "pull", "lamp-6", "--out", tmp_path)[0] == 2
+
+
+def test_data_tasks_lists_them(capsys):
+    code, said, _ = run(capsys, "data", "tasks")
+    assert code == 0
+    assert "lamp-2m" in said and "rouge1" in said
