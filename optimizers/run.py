@@ -115,6 +115,7 @@ class Run:
         if first.election.held:
             score = first.election.install(self.incumbent)
             self.scores = Scores(initial=score, final=score)
+            self.tell("simulated", epoch=0, scores=list(first.election.scores))
             self.tell("scored", **self.scores.model_dump())
         self._before_the_first_step(first)
         self.stopped = self._epochs()
@@ -163,6 +164,7 @@ class Run:
                 challengers = propose()
             if trials := self._elect(first, challengers):
                 self.steps.append(AlignmentStep(epoch=0, trials=trials, usage=self._spent(before)))
+                self.tell("step", epoch=0, accepted=sum(t.accepted for t in trials), score=self.scores.final)
 
     def _from_cohort(self, first: Round) -> list[Challenger]:
         assert self.options.cohort is not None
