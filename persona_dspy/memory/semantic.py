@@ -25,6 +25,7 @@ from persona_dspy.untrusted import clip_tokens, fenced, one_line
 
 __all__ = ["SemanticMemory", "facts", "mined_rules"]
 
+_POSITION = re.compile(r"[(\[]\s?(?:\d{1,2}|[A-Za-z])\s?[)\]]")
 _EVIDENCE = 5  # ids a bullet keeps: enough to check it by, few enough to read
 
 
@@ -45,6 +46,8 @@ def facts(interactions: Sequence[Interaction], kind: ResponseKind) -> list[Bulle
 
 
 def _label_facts(past: Sequence[Interaction], kind: ResponseKind) -> list[Bullet]:
+    if all(_POSITION.fullmatch(label) for label in kind.labels):
+        return _topic_facts(past)
     counts = Counter(i.response for i in past)
     ranked = [(label, n) for label, n in counts.most_common() if n > 0][:4]
     (top, most) = ranked[0]
@@ -64,6 +67,22 @@ def _label_facts(past: Sequence[Interaction], kind: ResponseKind) -> list[Bullet
                 _fact("preferences", f'Lately answers "{new}" more often ({n} of the last {len(late)}).', late, n)
             )
     return found
+
+
+def _topic_facts(past: Sequence[Interaction]) -> list[Bullet]:
+    """Where responses only point at a place ("[1]", "B"), how often each was given says nothing of the user; what the
+    user's own items are about does: words of their titles (else of the queries) that come back."""
+    having: dict[str, list[Interaction]] = defaultdict(list)
+    for item in past:
+        for word in content_words(str(item.metadata.get("title") or item.query)):
+            having[word].append(item)
+    least = max(2, len(past) // 12)
+    found = sorted(((w, i) for w, i in having.items() if len(i) >= least), key=lambda pair: (-len(pair[1]), pair[0]))
+    if not found:
+        return []
+    said = ", ".join(f"{word} ({len(items)})" for word, items in found[:16])
+    shown = {i.id: i for _, items in found[:16] for i in items}
+    return [_fact("who", f"Own work is often about: {said}.", list(shown.values()), len(shown))]
 
 
 def _rating_facts(past: Sequence[Interaction], kind: ResponseKind) -> list[Bullet]:
