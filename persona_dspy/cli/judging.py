@@ -85,14 +85,14 @@ def judge(
 def _people(order: Order) -> tuple[Task, list[Case], tuple[str, ...]]:
     import typer
 
-    from persona_dspy.cli.compile import _which  # pyright: ignore[reportPrivateUsage]
+    from persona_dspy.cli.programs import which_users
     from persona_dspy.errors import DataError
     from persona_dspy.evaluate import cases, scored_as
     from persona_dspy.histories import BadRow, detect_task, read_users
     from persona_dspy.variants import SYSTEMS
 
     bad: list[BadRow] = []
-    limit, wanted = _which(order.users)
+    limit, wanted = which_users(order.users)
     known = detect_task(order.source, order.task)
     found = read_users(
         order.source, task=known, limit=limit, users=wanted, skip_bad_rows=order.skip_bad_rows, bad_rows=bad

@@ -13,7 +13,7 @@ from persona_dspy.lamp import get_task, infer_task
 from persona_dspy.records import Interaction
 from persona_dspy.task import Task
 
-__all__ = ["agent_for", "forgettable", "task_from_text", "task_text", "users_task"]
+__all__ = ["agent_for", "forgettable", "task_from_text", "task_text", "users_task", "which_users"]
 
 _TYPED = re.compile(r"^\s*(\w+)\s*->\s*(\w+)\s*:\s*(Literal\[.*\]|rating\[.*\])\s*$", re.DOTALL)
 
@@ -63,3 +63,10 @@ def forgettable() -> None:
     import dspy
 
     dspy.configure_cache(enable_disk_cache=False)
+
+
+def which_users(users: str | None) -> tuple[int | None, list[str] | None]:
+    """``--users`` as (how many at most, which ids); None = no bound, everybody."""
+    if users is None:
+        return None, None
+    return (int(users), None) if users.isdigit() else (None, [u.strip() for u in users.split(",") if u.strip()])
