@@ -196,6 +196,10 @@ class PersonalProgram(dspy.Module):
     def _input_names(self) -> list[str]:
         raise NotImplementedError
 
+    def _has_tools(self) -> bool:
+        """Whether an answer may call tools, so that the trace has to listen."""
+        raise NotImplementedError
+
     def lm_name(self) -> str | None:
         """The model that answers, as DSPy names it; None where none is configured."""
         return getattr(self._lm(), "model", None)
@@ -208,7 +212,7 @@ class PersonalProgram(dspy.Module):
         return [
             {
                 self.query_field: clip_tokens(e.interaction.query, self.turn_tokens),
-                self.response_field: e.interaction.response,
+                self.response_field: self.kind.typed(e.interaction.response),
             }
             for e in reversed(episodes)
         ]
@@ -218,7 +222,7 @@ class PersonalProgram(dspy.Module):
         """The context in which every predictor, tool and retriever inside works for this user."""
         persona = self.persona.value  # read once: another version may take its place while this answer is given
         with (
-            recording() as recorder,
+            recording(tools=self._has_tools()) as recorder,
             dspy.context(user_memory=self.memory, user_persona=persona, user_id=self._user_id, user_kind=self.kind),
         ):
             yield Answering(persona=persona, prompt=persona.render(), recorder=recorder)

@@ -55,6 +55,8 @@ class Personalized(PersonalProgram):
         annotation: Any = found[-1].annotation if found else str
         self.kind = ResponseKind.of(annotation, [i.response for i in memory.interactions])
         self.adapter = adapter
+        plain = (dspy.Predict, dspy.ChainOfThought)
+        self._calls_tools = not isinstance(self.program, plain)  # what a program's own code calls, only calling shows
         self._settle_persona()
 
     def forward(self, **inputs: Any) -> PersonaPrediction:
@@ -107,6 +109,9 @@ class Personalized(PersonalProgram):
     def _input_names(self) -> list[str]:
         predictors: list[Any] = self.program.predictors()
         return [name for p in predictors for name in p.signature.input_fields]
+
+    def _has_tools(self) -> bool:
+        return self._calls_tools
 
 
 def _listed(program: dspy.Module) -> dspy.Module:

@@ -1,4 +1,4 @@
-"""Collecting a trace while a query is answered: LM calls and tool calls, by DSPy's own hooks. Owns: ``Recorder``.
+"""Collecting a trace while a query is answered: LM calls and tool calls. Owns: ``Recorder``.
 
 Not here: the record itself (trace.py), counting and budgets (ledger.py), which go on unchanged beneath it.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any
 
 import dspy
@@ -23,11 +25,22 @@ __all__ = ["Recorder", "current_recorder", "recalled_of", "recording"]
 _SHOWN = 400  # estimated tokens of an observation that a trace keeps
 
 
+@dataclass(slots=True, kw_only=True)
+class _Draft:
+    model: str
+    role: str
+    at: float | None = None  # when the LM call now open began
+    usages: list[dict[str, Any]] = field(default_factory=list)
+
+
+_DRAFT: ContextVar[_Draft | None] = ContextVar("persona_trace_draft", default=None)
+
+
 class Recorder(BaseCallback):
     """Steps and LM calls of one answer, in the order they began; may be written to by several threads.
 
-    As a DSPy callback it sees LM and tool calls start and end; as DSPy's usage tracker it is told tokens, and tells
-    whoever tracked usage before it.
+    The persona adapters say when LM calls begin and end; as DSPy's usage tracker it is told tokens, and tells whoever
+    tracked usage before it; as a DSPy callback it sees tools.
     """
 
     def __init__(self, tracker: Any = None) -> None:
@@ -37,7 +50,7 @@ class Recorder(BaseCallback):
         self.steps: list[Step] = []
         self.finds: list[tuple[Episode, ...]] = []
         self._began = time.perf_counter()
-        self._open: dict[str, tuple[float, str, Any, list[dict[str, Any]]]] = {}
+        self._open: dict[str, tuple[float, str, str]] = {}
         self._found: dict[str, tuple[Episode, ...]] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Recorder:
@@ -59,47 +72,79 @@ class Recorder(BaseCallback):
         if running is not None:
             self._found[running] = (*self._found.get(running, ()), *episodes)
 
-    # --- DSPy's hooks -------------------------------------------------------------------------------------------
+    # --- LM calls: told by the persona adapters, which send every prompt -----------------------------------------
 
-    def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
-        named = dspy.settings.get("persona_role") or "respond"
-        self._open[call_id] = (self.now, named, getattr(instance, "model", ""), [])
+    @contextmanager
+    def calling(self, lm: Any) -> Generator[None]:
+        """An adapter's work on one predictor's call: prompts, LM calls (a fallback's too), parsing."""
+        draft = _Draft(model=str(getattr(lm, "model", "")), role=dspy.settings.get("persona_role") or "respond")
+        token = _DRAFT.set(draft)
+        try:
+            yield
+        except BaseException:
+            self.answered(failed=True)
+            raise
+        finally:
+            _DRAFT.reset(token)
 
-    def on_lm_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
-        opened = self._open.pop(call_id, None)
-        if opened is None:
+    def asked(self) -> None:
+        """A prompt is ready: the LM call begins."""
+        draft = _DRAFT.get()
+        if draft is not None:
+            draft.at, draft.usages = self.now, []
+
+    def answered(self, *, failed: bool = False) -> None:
+        """The LM call that began last has ended; nothing where none is open (its answer could not be parsed)."""
+        draft = _DRAFT.get()
+        if draft is None or draft.at is None:
             return
-        at, named, model, usages = opened
-        tokens = {"input_tokens": 0, "output_tokens": 0, "cached_tokens": 0}
+        at, draft.at = draft.at, None
+        self._note_call(draft, at, self.now - at, draft.usages, failed=failed)
+
+    def add_usage(self, lm: str, usage_entry: dict[str, Any]) -> None:
+        """DSPy's usage-tracker protocol: one entry for each answer that an engine gave."""
+        draft = _DRAFT.get()
+        if draft is not None and draft.at is not None:
+            draft.usages.append(dict(usage_entry))
+        else:  # an LM called past all adapters, by a program's own code: how long it took is not known
+            self._note_call(_Draft(model=lm, role="respond"), self.now, 0.0, [usage_entry])
+        if self.tracker is not None:
+            self.tracker.add_usage(lm, usage_entry)
+
+    def _note_call(
+        self, draft: _Draft, at: float, seconds: float, usages: Sequence[dict[str, Any]], *, failed: bool = False
+    ) -> None:
+        counts = [0, 0, 0]
         for usage in usages:
             details = usage.get("prompt_tokens_details") or {}
             cached = details.get("cached_tokens") if isinstance(details, dict) else getattr(details, "cached_tokens", 0)
-            tokens["input_tokens"] += usage.get("prompt_tokens") or 0
-            tokens["output_tokens"] += usage.get("completion_tokens") or 0
-            tokens["cached_tokens"] += cached or 0
-        failed = exception is not None
-        spent = round(self.now - at, 6)
+            for n, found in enumerate((usage.get("prompt_tokens"), usage.get("completion_tokens"), cached)):
+                counts[n] += found or 0
         call = Call(
-            role=named,
-            model=str(model),
+            role=draft.role,
+            model=draft.model,
             at=round(at, 6),
-            seconds=spent,
+            seconds=round(seconds, 6),
+            input_tokens=counts[0],
+            output_tokens=counts[1],
+            cached_tokens=counts[2],
             cached=not usages and not failed,
             failed=failed,
-            **tokens,
         )
         self.calls.append(call)
 
+    # --- Tool calls: DSPy's callbacks, installed only where there are tools ---------------------------------------
+
     def on_tool_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
-        told: dict[str, Any] = inputs.get("kwargs") or inputs
+        told: dict[str, Any] = inputs.get("kwargs", inputs)
         words = ", ".join(str(v) if len(told) == 1 else f"{k}={v}" for k, v in told.items())
-        self._open[call_id] = (self.now, instance.name or "tool", clip_tokens(one_line(words), 60), [])
+        self._open[call_id] = (self.now, instance.name or "tool", clip_tokens(one_line(words), 60))
 
     def on_tool_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
         opened = self._open.pop(call_id, None)
         if opened is None:
             return
-        at, name, words, _ = opened
+        at, name, words = opened
         said = type(exception).__name__ + f": {exception}" if exception is not None else outputs
         recalled = recalled_of(self._found.pop(call_id, ()))
         self.note(
@@ -113,14 +158,6 @@ class Recorder(BaseCallback):
                 failed=exception is not None,
             )
         )
-
-    def add_usage(self, lm: str, usage_entry: dict[str, Any]) -> None:
-        """DSPy's usage-tracker protocol: one entry for each answer that an engine gave."""
-        opened = self._open.get(ACTIVE_CALL_ID.get() or "")
-        if opened is not None:
-            opened[3].append(dict(usage_entry))
-        if self.tracker is not None:
-            self.tracker.add_usage(lm, usage_entry)
 
     @property
     def usage_data(self) -> Any:
@@ -138,11 +175,17 @@ def recalled_of(episodes: Iterable[Episode]) -> tuple[Recalled, ...]:
 
 
 @contextmanager
-def recording() -> Generator[Recorder]:
-    """Record what happens inside; in this thread, and in those that copy its context."""
+def recording(*, tools: bool = True) -> Generator[Recorder]:
+    """Record what happens inside; in this thread, and in those that copy its context.
+
+    Args:
+        tools: tools may be called; listening to them slows every module's call (DSPy's callbacks).
+    """
     recorder = Recorder(dspy.settings.get("usage_tracker"))
-    callbacks = dspy.settings.get("callbacks") or []
-    with dspy.context(callbacks=[*callbacks, recorder], usage_tracker=recorder, persona_recorder=recorder):
+    context: dict[str, Any] = {"usage_tracker": recorder, "persona_recorder": recorder}
+    if tools:
+        context["callbacks"] = [*(dspy.settings.get("callbacks") or []), recorder]
+    with dspy.context(**context):
         yield recorder
 
 

@@ -6,7 +6,8 @@ programs are shared and never changed, so users on other threads or tasks cannot
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+import json
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, lru_cache
 from typing import Any
@@ -46,11 +47,20 @@ class _PersonaMixin:
         told = _only(signature, frozenset(turn))
         if told is None:
             return []  # a predictor about something else, such as query rewriting, gets no answers as examples
-        values = {name: data_text(value) if isinstance(value, str) else value for name, value in turn.items()}
-        return [
-            {"role": "user", "content": str(self.format_user_message_content(told, values))},
-            {"role": "assistant", "content": self.format_assistant_message_content(told, values)},
-        ]
+        values = {name: data_text(value).strip() if isinstance(value, str) else value for name, value in turn.items()}
+        base = type(self).__mro__[2]
+        if base in _PLAIN and all(isinstance(values[name], str) for name in told.fields):
+            tags = frozenset(told.fields) if base is dspy.XMLAdapter else frozenset[str]()
+            user, assistant = _turn_form(base, told)
+            asked, said = user, assistant
+            for name in told.input_fields:
+                asked = asked.replace(_slot(name), defused_tags(values[name], tags))
+            for name in told.output_fields:
+                said = said.replace(_slot(name), _PLAIN[base](defused_tags(values[name], tags), told, name))
+        else:
+            asked = str(self.format_user_message_content(told, values))
+            said = self.format_assistant_message_content(told, values)
+        return [{"role": "user", "content": asked.strip()}, {"role": "assistant", "content": said}]
 
     def format(self, signature: Any, demos: list[Any], inputs: dict[str, Any]) -> list[dict[str, Any]]:
         messages = super().format(signature, demos, inputs)  # type: ignore[misc]
@@ -122,6 +132,34 @@ def _guard(value: Any, tags: frozenset[str]) -> Any:
     if isinstance(value, BaseModel) and not isinstance(value, dspy.Type | dspy.History):
         return value.model_copy(update={name: _guard(getattr(value, name), tags) for name in type(value).model_fields})
     return value
+
+
+def _slot(name: str) -> str:
+    return f"\ue000{name}\ue001"  # private-use characters, which no cleaned text has
+
+
+@lru_cache(maxsize=256)
+def _turn_form(base: type[Adapter], signature: Any) -> tuple[str, str]:
+    """A turn's two messages with slots for values: DSPy's own take as long as the rest of a call, for four turns."""
+    adapter, slots = base(), {name: _slot(name) for name in signature.fields}
+    user = adapter.format_user_message_content(signature, slots)
+    return user, adapter.format_assistant_message_content(signature, slots)
+
+
+def _in_json(text: str, signature: Any, name: str) -> str:
+    return json.dumps(text, ensure_ascii=False)[1:-1]
+
+
+def _in_xml(text: str, signature: Any, name: str) -> str:
+    plain = signature.output_fields[name].annotation is str
+    return text.replace("&", "&amp;").replace("<", "&lt;") if plain else text
+
+
+_PLAIN: dict[type[Adapter], Callable[[str, Any, str], str]] = {
+    dspy.ChatAdapter: lambda text, signature, name: text,
+    dspy.JSONAdapter: _in_json,
+    dspy.XMLAdapter: _in_xml,
+}
 
 
 @lru_cache(maxsize=256)

@@ -1,0 +1,77 @@
+"""An engine that keeps the very requests it was sent, for tests of what reaches a model."""
+
+from __future__ import annotations
+
+import dspy
+from dspy.lm15 import ContextLengthError, Message, Response, TextPart, ToolCallPart, Usage
+
+from persona_dspy.testing import FakeEngine, Prompt, UnseenPrompt
+
+
+class Seen(FakeEngine):
+    """``FakeEngine`` that keeps raw requests; a handler may return tool calls as ``[(name, arguments), ...]``.
+
+    ``limit``: characters of a prompt above which it raises the error of a full context.
+    """
+
+    def __init__(self, handlers, *, calls_functions=False, keeps_schema=True, limit=None):
+        super().__init__(handlers)
+        self.supports_function_calling = calls_functions
+        self.supports_response_schema = keeps_schema
+        if calls_functions:
+            self.supported_params = self.supported_params | {"tools", "tool_choice"}
+        self.limit = limit
+        self.requests = []
+
+    def complete(self, request):
+        self.requests.append(request)
+        if self.limit is not None and sum(len(text) for _, text in messages(request)) > self.limit:
+            raise ContextLengthError("the prompt is too long")
+        prompt = Prompt.of(request)
+        self.calls.append(prompt)
+        said = next((a for h in self.handlers if (a := h(prompt)) is not None), None)
+        if said is None:
+            raise UnseenPrompt(f"no handler answers {prompt.outputs!r}: {prompt.user[:300]!r}")
+        if isinstance(said, list):
+            parts = [ToolCallPart(id=f"c{n}", name=name, input=args) for n, (name, args) in enumerate(said)]
+        else:
+            parts = [TextPart(prompt.render(said))]
+        usage = Usage(input_tokens=sum(len(text) for _, text in messages(request)), output_tokens=7)
+        message = Message.assistant(parts)
+        return Response(id=None, model=request.model, message=message, finish_reason="stop", usage=usage)
+
+
+class _Async:
+    def __init__(self, engine):
+        self.engine = engine
+
+    def __deepcopy__(self, memo):
+        return self
+
+    async def complete(self, request):
+        return self.engine.complete(request)
+
+    async def stream(self, request):
+        for event in self.engine.stream(request):
+            yield event
+
+    async def aclose(self):
+        pass
+
+
+def seen_lm(*handlers, **options):
+    engine = Seen(handlers, **options)
+    return dspy.LM("fake/seen", engine=engine, async_engine=_Async(engine), cache=False, num_retries=0)
+
+
+def messages(request):
+    """(role, text) of all messages, the system message first; results of tools with role "tool"."""
+    system = request.system or ""
+    found = [("system", system if isinstance(system, str) else "".join(p.text for p in system))]
+    for message in request.messages:
+        text = message.text or ""
+        for part in message.parts:
+            if part.type == "tool_result":
+                text += "".join(getattr(p, "text", str(p)) for p in part.content)
+        found.append((message.role, text))
+    return found
