@@ -1,22 +1,36 @@
 """Where runs are written down. Owns: the Tracker protocol, NullTracker, MlflowTracker - the only importer of mlflow.
 
 Not here: what is written (alignment.py, export.py). The core knows trackers only as things that get finished users.
+MLflow works in a thread of its own behind a bounded queue: when it is slow or down, the fleet goes on and what is
+missing is counted.
 """
 
 from __future__ import annotations
 
+import csv
+import os
+import queue
+import sqlite3
+import tempfile
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from persona_dspy.alignment import Alignment
-from persona_dspy.errors import RunError
+from persona_dspy.call_folder import user_key
+from persona_dspy.errors import InputError, RunError
 from persona_dspy.export import PersonaDocument
+from persona_dspy.run_figures import COLUMNS, metrics_of, params_of, row_of
 
-__all__ = ["MlflowTracker", "NullTracker", "Tracker", "tracker_for"]
+__all__ = ["MlflowTracker", "NullTracker", "Runs", "Tracker", "prompt_name", "tracker_for"]
 
 EXPERIMENT = "persona-dspy"
+Runs = Literal["all", "sampled", "none"]
+_FIRST, _EACH = 20, 50  # "sampled": the first users, then one in so many
+_QUEUE = 256
+_EVERY = 5.0  # seconds between two points of the parent run's curves
 
 
 class Tracker(Protocol):
@@ -51,67 +65,244 @@ class NullTracker:
         return ""
 
 
+def prompt_name(user_id: str) -> str:
+    """A user's name in the Prompt Registry: a hash, since names there are seen by all.
+
+    Example:
+        >>> prompt_name("u1")
+        'persona-03c0c0ed4d8a07f9ba1ac5ff4fd1cfd7'
+    """
+    return f"persona-{user_key(user_id)}"
+
+
 class MlflowTracker:
-    """A parent run for the batch and a child run for each user: step metrics, the persona JSON and the alignment
-    record as artifacts. Uses ``MlflowClient`` only, never the fluent API's global state.
+    """A parent run for the batch: curves over users, and a table ``users.csv`` with a row a user (hashed names, scores,
+    cost; no text). Child runs have step metrics, the persona JSON and the alignment record as artifacts. Uses
+    ``MlflowClient`` only, never the fluent API's global state.
 
     Args:
         uri: tracking URI, such as ``sqlite:///mlflow.db`` or ``http://localhost:5000``.
+        runs: who gets a child run: ``all``, ``sampled`` = the first 20 users and one in 50 of the others, ``none``.
+        register: put every persona into the Prompt Registry, alias ``current``.
+
+    Attributes:
+        trouble: what could not be written and why; empty where all is well.
 
     Raises:
-        RunError: the server or file cannot be used.
+        RunError: from ``begin``, where the server or file cannot be used.
     """
 
-    def __init__(self, uri: str = "sqlite:///mlflow.db", experiment: str = EXPERIMENT) -> None:
-        self.uri, self.experiment = uri, experiment
+    def __init__(
+        self,
+        uri: str = "sqlite:///mlflow.db",
+        experiment: str = EXPERIMENT,
+        *,
+        runs: Runs = "sampled",
+        register: bool = False,
+    ) -> None:
+        if runs not in ("all", "sampled", "none"):
+            raise InputError(f"runs {runs!r}: expected 'all', 'sampled' or 'none'")
+        self.uri, self.experiment, self.runs, self.register = uri, experiment, runs, register
+        self.run_id = self.trouble = ""
+        self.lost = 0
         self._client: Any = None
-        self._experiment_id = self.run_id = ""
+        self._experiment_id = ""
+        self._queue: queue.Queue[tuple[str, PersonaDocument | None, str, bool] | None] = queue.Queue(_QUEUE)
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._totals: dict[str, float] = {}
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._table: Any = None
 
     def begin(self, params: Mapping[str, Any]) -> None:
         client = self._connect()
         run = client.create_run(self._experiment_id, run_name=f"compile {time.strftime('%Y-%m-%d %H:%M:%S')}")
         self.run_id = run.info.run_id
         self._log(self.run_id, params={k: str(v)[:500] for k, v in params.items() if v is not None})
+        self._folder = tempfile.TemporaryDirectory(prefix="persona-dspy-")
+        self._file = open(Path(self._folder.name) / "users.csv", "w", newline="", encoding="utf-8")  # noqa: SIM115
+        self._table = csv.writer(self._file)
+        self._table.writerow(COLUMNS)
+        self._totals = dict.fromkeys(("users", "failed", "calls", "tokens", "accepted", "gain"), 0.0)
+        self._thread = threading.Thread(target=self._work, daemon=True, name="mlflow-writer")
+        self._thread.start()
 
     def user(self, user_id: str, document: PersonaDocument | None, error: str = "") -> None:
-        client = self._connect()
-        tags = {"mlflow.parentRunId": self.run_id, "persona_dspy.user_id": user_id, "mlflow.runName": user_id[:250]}
-        run = client.create_run(self._experiment_id, tags=tags)
-        child = run.info.run_id
-        if document is None:
-            client.set_tag(child, "persona_dspy.error", error[:5000])
-            client.set_terminated(child, "FAILED")
+        with self._lock:
+            number = int(self._totals["users"] + self._totals["failed"])
+            self._count(document)
+            self._table.writerow(row_of(user_id, document))
+        child = self.runs == "all" or (self.runs == "sampled" and (number < _FIRST or number % _EACH == 0))
+        if not child and not (self.register and document is not None):
             return
-        alignment = document.alignment or Alignment(user_id=user_id)
-        self._log(child, params=_params(document), metrics=_metrics(alignment))
-        client.log_text(child, document.to_json(), "persona.json")
-        client.log_text(child, alignment.model_dump_json(indent=2), "alignment.json")
-        client.set_terminated(child)
+        try:
+            self._queue.put((user_id, document, error, child), timeout=0.0 if self.lost else 10.0)
+        except queue.Full:
+            self.lost += 1
 
     def end(self, metrics: Mapping[str, float]) -> None:
-        self._log(self.run_id, metrics=[(name, value, 0) for name, value in metrics.items()])
-        self._connect().set_terminated(self.run_id)
+        if self._thread is None or self._folder is None:
+            return
+        try:
+            self._queue.put(None, timeout=60.0)
+            self._thread.join(120.0)
+        except queue.Full:
+            pass  # it is alive still, and stuck
+        if self._thread.is_alive():
+            self.trouble = self.trouble or "MLflow did not answer for minutes"
+            return
+        self._file.close()
+        if self.lost:
+            self.trouble = f"{self.lost} users' runs are missing: MLflow was too slow or down. {self.trouble}".strip()
+        self._safely(self._finish, metrics)
+        self._folder.cleanup()
+        self._thread = None
 
     @property
     def where(self) -> str:
-        return f"mlflow ui --backend-store-uri {self.uri}" if "://" in self.uri and "http" not in self.uri else self.uri
+        file = "://" in self.uri and not self.uri.startswith("http")
+        shown = f"mlflow ui --backend-store-uri {self.uri}" if file else self.uri
+        return f"{shown} ({self.trouble})" if self.trouble else shown
+
+    def roll_back_prompt(self, user_id: str, version: int) -> None:
+        """Move the alias ``current`` of a user's prompt to persona version ``version``.
+
+        Raises:
+            InputError: that version was not registered.
+        """
+        client, name = self._connect(), prompt_name(user_id)
+        found = {p.tags.get("persona_version"): p.version for p in self._prompts(name)}
+        if str(version) not in found:
+            raise InputError(f"prompt of {user_id!r}: version {version!r}: expected one of {sorted(map(str, found))}")
+        client.set_prompt_alias(name, "current", found[str(version)])
+
+    def forget(self, user_id: str) -> dict[str, int]:
+        """Remove a user's runs with their artifacts, and prompts: from a database for good; on a server they are marked
+        deleted until its owner runs ``mlflow gc``. Says how many of each."""
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        client = self._connect()
+        query = f"tags.`persona_dspy.user` = '{user_key(user_id)}'"
+        runs = client.search_runs([self._experiment_id], query, max_results=50_000)
+        hard = getattr(client._tracking_client.store, "_hard_delete_run", None)
+        for run in runs:
+            client.delete_run(run.info.run_id)
+            if hard is not None:
+                get_artifact_repository(run.info.artifact_uri).delete_artifacts()
+                hard(run.info.run_id)
+        name = prompt_name(user_id)
+        prompts = self._prompts(name)
+        for prompt in prompts:
+            client.delete_prompt_version(name, str(prompt.version))
+        if prompts:
+            client.delete_prompt(name)
+        if self.uri.startswith("sqlite:///"):
+            with sqlite3.connect(self.uri.removeprefix("sqlite:///")) as database:
+                database.execute("VACUUM")  # freed pages keep what was on them
+            database.close()
+        return {"mlflow_runs": len(runs), "mlflow_prompts": len(prompts)}
+
+    def _prompts(self, name: str) -> list[Any]:
+        client = self._connect()
+        if not client.search_prompts(f"name = '{name}'"):
+            return []
+        last = max((int(v.version) for v in client.search_prompt_versions(name)), default=0)
+        found = (client.get_prompt_version(name, number) for number in range(1, last + 1))
+        return [prompt for prompt in found if prompt is not None]
+
+    def _work(self) -> None:
+        told = time.monotonic()
+        while True:
+            try:
+                task = self._queue.get(timeout=_EVERY)
+            except queue.Empty:
+                self._safely(self._curves)
+                continue
+            if task is None:
+                return
+            user_id, document, error, child = task
+            well = self._safely(self._child, user_id, document, error) if child else True
+            if self.register and document is not None:
+                well = self._safely(self._prompt, document) and well
+            self.lost += not well
+            if time.monotonic() - told > _EVERY:
+                self._safely(self._curves)
+                told = time.monotonic()
+
+    def _safely(self, work: Any, *given: Any) -> bool:
+        """Whether it went well; tracking that fails must not end the fleet."""
+        try:
+            work(*given)
+        except _failures() as failure:
+            self.trouble = self.trouble or f"MLflow failed: {str(failure)[:200]}"
+            return False
+        return True
+
+    def _child(self, user_id: str, document: PersonaDocument | None, error: str) -> None:
+        client = self._connect()
+        tags = {"mlflow.parentRunId": self.run_id, "persona_dspy.user_id": user_id, "mlflow.runName": user_id[:250]}
+        tags["persona_dspy.user"] = user_key(user_id)
+        if document is None:
+            run = client.create_run(self._experiment_id, tags={**tags, "persona_dspy.error": error[:5000]})
+            client.set_terminated(run.info.run_id, "FAILED")
+            return
+        child = client.create_run(self._experiment_id, tags=tags).info.run_id
+        alignment = document.alignment or Alignment(user_id=user_id)
+        self._log(child, params=params_of(document), metrics=metrics_of(alignment))
+        with tempfile.TemporaryDirectory(prefix="persona-dspy-") as folder:
+            Path(folder, "persona.json").write_text(document.to_json(), encoding="utf-8")
+            Path(folder, "alignment.json").write_text(alignment.model_dump_json(indent=2), encoding="utf-8")
+            client.log_artifacts(child, folder)
+        client.set_terminated(child)
+
+    def _prompt(self, document: PersonaDocument) -> None:
+        client, name = self._connect(), prompt_name(document.user_id)
+        tags = {"persona_version": str(document.version), "persona_dspy.user": user_key(document.user_id)}
+        made = client.register_prompt(name, document.system_prompt or " ", f"version {document.version}", tags)
+        client.set_prompt_alias(name, "current", made.version)
+
+    def _count(self, document: PersonaDocument | None) -> None:
+        totals, record = self._totals, document.alignment if document else None
+        totals["users" if document is not None else "failed"] += 1
+        if record is not None:
+            totals["calls"] += record.total.calls
+            totals["tokens"] += record.total.input_tokens + record.total.output_tokens
+            totals["accepted"] += record.accepted
+            totals["gain"] += (record.scores.final or 0.0) - (record.scores.without_persona or 0.0)
+
+    def _curves(self) -> None:
+        """The totals so far, by how many users they are of; ``mean_gain`` = held-out score over no persona's."""
+        with self._lock:
+            totals = dict(self._totals)
+        step = int(totals["users"] + totals["failed"])
+        gain = totals.pop("gain") / max(1.0, totals["users"])
+        self._log(self.run_id, metrics=[(k, v, step) for k, v in {**totals, "mean_gain": gain}.items()])
+
+    def _finish(self, metrics: Mapping[str, float]) -> None:
+        self._curves()
+        self._log(self.run_id, metrics=[(name, value, 0) for name, value in metrics.items()])
+        client = self._connect()
+        if self.trouble:
+            client.set_tag(self.run_id, "persona_dspy.trouble", self.trouble[:5000])
+        client.log_artifact(self.run_id, self._file.name)
+        client.set_terminated(self.run_id)
 
     def _connect(self) -> Any:
         if self._client is not None:
             return self._client
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # MLflow's own 7 hold on for minutes
         from mlflow import MlflowClient
-        from mlflow.exceptions import MlflowException
 
-        client = MlflowClient(tracking_uri=self.uri)
         try:
+            client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
             found = client.get_experiment_by_name(self.experiment)
             self._experiment_id = (
                 found.experiment_id if found else client.create_experiment(self.experiment, self._artifacts())
             )
-        except (MlflowException, OSError) as failure:
+        except _failures() as failure:
             raise RunError(
-                f"MLflow tracking URI {self.uri!r} cannot be used ({str(failure)[:200]}); expected a running server or a "
-                "file such as sqlite:///mlflow.db; --tracking-uri off goes without"
+                f"MLflow tracking URI {self.uri!r} cannot be used ({str(failure)[:200]}); expected a running server or "
+                "a file such as sqlite:///mlflow.db; --tracking-uri off goes without"
             ) from failure
         self._client = client
         return client
@@ -139,40 +330,17 @@ class MlflowTracker:
         )
 
 
-def _params(document: PersonaDocument) -> dict[str, str]:
-    options = document.alignment.options if document.alignment else {}
-    named = {"task": document.task, "model": document.model, "version": document.version, **options}
-    return {k: str(v)[:500] for k, v in named.items() if v is not None}
+def _failures() -> tuple[type[Exception], ...]:
+    """What comes out of MLflow when it, its database or its server fails."""
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return MlflowException, RequestException, SQLAlchemyError, OSError
 
 
-def _metrics(alignment: Alignment) -> list[tuple[str, float, int]]:
-    """(name, value, step): held-out score after each step, batch scores, usage by role."""
-    found: list[tuple[str, float, int]] = []
-    score = alignment.scores.initial
-    for number, step in enumerate(alignment.steps, 1):
-        for trial in step.trials:
-            if trial.accepted and trial.challenger_score is not None:
-                score = trial.challenger_score
-        if score is not None:
-            found.append(("held_out_score", score, number))
-        if step.scores:
-            found.append(("simulated_score", sum(step.scores) / len(step.scores), number))
-        found.append(("step_calls", step.usage.calls, number))
-    for name, value in alignment.scores.model_dump().items():
-        if value is not None:
-            found.append((f"score_{name}", value, 0))
-    found += [("accepted", alignment.accepted, 0), ("gate_size", alignment.gate_size, 0)]
-    for role, usage in alignment.usage.items():
-        prefix = "" if role == "total" else f"{role}_"
-        found += [(f"{prefix}calls", usage.calls, 0), (f"{prefix}tokens", usage.input_tokens + usage.output_tokens, 0)]
-        found += [(f"{prefix}lm_seconds", usage.seconds, 0)]
-        if usage.usd is not None:
-            found.append((f"{prefix}usd", usage.usd, 0))
-    return found
-
-
-def tracker_for(uri: str | None, *, runs: str = "sampled", register: bool = False) -> Tracker:
+def tracker_for(uri: str | None, *, runs: Runs = "sampled", register: bool = False) -> Tracker:
     """The tracker of a ``--tracking-uri``: ``off`` = none, None = a SQLite file ``mlflow.db`` in this folder."""
     if uri == "off":
         return NullTracker()
-    return MlflowTracker(uri or "sqlite:///mlflow.db")
+    return MlflowTracker(uri or "sqlite:///mlflow.db", runs=runs, register=register)

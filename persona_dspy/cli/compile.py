@@ -87,8 +87,10 @@ class _Source:
     def read(self, bad: list[Any] | None = None) -> Iterator[Any]:
         from persona_dspy.histories import read_users
 
-        options = {"limit": self.limit, "users": self.wanted, "skip_bad_rows": self.skip_bad_rows}
-        return read_users(self.path, task=self.task, bad_rows=bad, **options)
+        skip = self.skip_bad_rows
+        return read_users(
+            self.path, task=self.task, limit=self.limit, users=self.wanted, skip_bad_rows=skip, bad_rows=bad
+        )
 
     def check(self) -> int:
         """How many users there are; raises DataError for the first row that cannot be used."""

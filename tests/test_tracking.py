@@ -1,0 +1,183 @@
+"""What MLflow gets of a fleet, that a slow or dead MLflow stops nothing, and that users can be forgotten there."""
+
+import csv
+import json
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from persona_dspy.alignment import Alignment, AlignmentStep, Scores, Trial, UsageRecord
+from persona_dspy.errors import InputError, RunError
+from persona_dspy.export import PersonaDocument
+from persona_dspy.persona import Persona
+from persona_dspy.tracking import MlflowTracker, NullTracker, prompt_name, tracker_for
+
+SECRET = "loves-unusual-puppets"
+
+
+def document(user_id, version=0, text=SECRET):
+    persona = Persona.from_text(text, user_id=user_id)
+    trial = Trial(edits=("x",), incumbent_score=0.25, challenger_score=0.75, accepted=True, reason="strict gain")
+    record = Alignment(
+        user_id=user_id,
+        scores=Scores(without_persona=0.25, initial=0.25, final=0.75),
+        gate_size=4,
+        accepted=1,
+        steps=(AlignmentStep(epoch=1, scores=(0.0, 1.0), trials=(trial,), usage=UsageRecord(calls=5)),),
+        usage={"total": UsageRecord(calls=9, input_tokens=90, output_tokens=10), "loss": UsageRecord(calls=2)},
+        options={"recent": 3},
+    )
+    return PersonaDocument.of(persona, alignment=record, task="q -> a", model="m").model_copy(
+        update={"version": version, "parent": version - 1 if version else None}
+    )
+
+
+def track(tracker, users):
+    tracker.begin({"lm": "m", "nothing": None})
+    for user in users:
+        tracker.user(user, None if user.startswith("bad") else document(user), f"{SECRET} broke it")
+    tracker.end({"done": 3.0})
+    return tracker
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory):
+    """An MLflow database without experiments of ours: making one takes seconds."""
+    from mlflow import MlflowClient
+
+    file = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    MlflowClient(f"sqlite:///{file}").search_experiments()
+    return file
+
+
+@pytest.fixture
+def uri(empty, tmp_path):
+    shutil.copy(empty, tmp_path / "mlflow.db")
+    return f"sqlite:///{tmp_path}/mlflow.db"
+
+
+@pytest.fixture(scope="module")
+def tracked(empty, tmp_path_factory):
+    path = tmp_path_factory.mktemp("mlflow")
+    shutil.copy(empty, path / "mlflow.db")
+    tracker = MlflowTracker(f"sqlite:///{path}/mlflow.db", runs="all", register=True)
+    return track(tracker, ["ann", "bob", "bad-user", "c/../d'e"]), path
+
+
+def children(tracker):
+    query = f"tags.`mlflow.parentRunId` = '{tracker.run_id}'"
+    runs = tracker._connect().search_runs([tracker._experiment_id], query)
+    return {r.data.tags["persona_dspy.user_id"]: r for r in runs}
+
+
+def test_a_parent_with_curves_and_a_table_and_a_run_a_user(tracked):
+    tracker, path = tracked
+    client = tracker._connect()
+    parent = client.get_run(tracker.run_id)
+    assert (parent.info.status, parent.data.params) == ("FINISHED", {"lm": "m"})
+    assert {
+        "users": 3.0,
+        "failed": 1.0,
+        "calls": 27.0,
+        "tokens": 300.0,
+        "done": 3.0,
+    }.items() <= parent.data.metrics.items()
+    assert parent.data.metrics["mean_gain"] == pytest.approx(0.5)
+    text = Path(client.download_artifacts(tracker.run_id, "users.csv")).read_text()
+    table = list(csv.DictReader(text.splitlines()))
+    assert [row["state"] for row in table] == ["done", "done", "failed", "done"]
+    assert table[0]["score_final"] == "0.75"
+    assert not {"ann", SECRET} & {cell for row in table for cell in row.values()}
+    runs = children(tracker)
+    assert set(runs) == {"ann", "bob", "bad-user", "c/../d'e"}
+    assert runs["bad-user"].info.status == "FAILED"
+    assert SECRET in runs["bad-user"].data.tags["persona_dspy.error"]
+    assert {"held_out_score": 0.75, "simulated_score": 0.5, "loss_calls": 2.0}.items() <= runs[
+        "ann"
+    ].data.metrics.items()
+    assert runs["ann"].data.params["recent"] == "3"
+    file = client.download_artifacts(runs["c/../d'e"].info.run_id, "persona.json")
+    assert json.loads(Path(file).read_text())["user_id"] == "c/../d'e"
+    assert tracker.where == f"mlflow ui --backend-store-uri sqlite:///{path}/mlflow.db"
+
+
+def test_prompts_have_hashed_names_and_an_alias_that_rolls_back(tracked):
+    tracker, _ = tracked
+    client, name = tracker._connect(), prompt_name("bob")
+    assert "bob" not in name
+    tracker._prompt(document("bob", version=1, text="Prefers { braces } and {{ more }}."))
+    now = client.get_prompt_version_by_alias(name, "current")
+    assert "{{ more }}" in now.template
+    tracker.roll_back_prompt("bob", 0)
+    assert SECRET in client.get_prompt_version_by_alias(name, "current").template
+    with pytest.raises(InputError, match="'0', '1'"):
+        tracker.roll_back_prompt("bob", 7)
+
+
+def test_forgetting_leaves_nothing_of_the_user(uri, tmp_path):
+    other = MlflowTracker(uri, runs="all", register=True)
+    track(other, ["zoe-unique", "bob"])
+    assert other.forget("zoe-unique") == {"mlflow_runs": 1, "mlflow_prompts": 1}
+    assert other.forget("zoe-unique") == {"mlflow_runs": 0, "mlflow_prompts": 0}
+    assert set(children(other)) == {"bob"}
+    other._client._tracking_client.store.engine.dispose()
+    files = [f for f in tmp_path.rglob("*") if f.is_file()]
+    assert files and not any(
+        b"zoe-unique" in f.read_bytes() or prompt_name("zoe-unique").encode() in f.read_bytes() for f in files
+    )
+
+
+def test_none_and_sampled_runs(monkeypatch, uri):
+    from persona_dspy import tracking
+
+    monkeypatch.setattr(tracking, "_FIRST", 2)
+    monkeypatch.setattr(tracking, "_EACH", 3)
+    users = [f"u{n}" for n in range(7)]
+    sampled = track(MlflowTracker(uri), users)
+    assert set(children(sampled)) == {"u0", "u1", "u3", "u6"}
+    none = track(MlflowTracker(uri, runs="none"), users)
+    assert children(none) == {}
+    assert none._connect().get_run(none.run_id).data.metrics["users"] == 7.0
+    with pytest.raises(InputError, match="sampled"):
+        MlflowTracker(uri, runs="some")
+
+
+class Slow:
+    """An MLflow client that hangs, then fails."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def create_run(self, *_, **__):
+        time.sleep(0.05)
+        raise self.error
+
+
+def test_an_mlflow_that_dies_does_not_stop_the_fleet(uri):
+    from mlflow.exceptions import MlflowException
+
+    tracker = MlflowTracker(uri, runs="all")
+    tracker.begin({})
+    real = tracker._client
+    tracker._client = Slow(MlflowException("the database is gone"))
+    began = time.monotonic()
+    for n in range(5):
+        tracker.user(f"u{n}", document(f"u{n}"))
+    assert time.monotonic() - began < 0.1
+    while tracker._queue.qsize():
+        time.sleep(0.01)
+    time.sleep(0.2)
+    tracker._client = real
+    tracker.end({})
+    assert "5 users' runs are missing" in tracker.where
+    assert "the database is gone" in real.get_run(tracker.run_id).data.tags["persona_dspy.trouble"]
+
+
+def test_a_tracker_that_cannot_begin_says_what_to_type(tmp_path):
+    (tmp_path / "mlflow.db").write_bytes(b"no database")
+    with pytest.raises(RunError, match="--tracking-uri off"):
+        MlflowTracker(f"sqlite:///{tmp_path}/mlflow.db").begin({})
+    assert isinstance(tracker_for("off"), NullTracker)
+    assert tracker_for("off").where == ""
