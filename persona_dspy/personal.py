@@ -41,7 +41,7 @@ class PersonaPrediction(dspy.Prediction):
     @property
     def trace(self) -> Trace:
         if self._trace is None:
-            raise AttributeError("this prediction was not made by a PersonaAgent: it has no trace")
+            raise InputError("prediction.trace: expected a prediction of a PersonaAgent; this one has no trace")
         return self._trace
 
     @classmethod

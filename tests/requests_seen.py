@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import dspy
-from dspy.lm15 import ContextLengthError, Message, Response, TextPart, ToolCallPart, Usage
+from dspy.lm15 import ContextLengthError, Message, Response, TextPart, ToolCallPart, Usage, response_to_events
 
 from persona_dspy.testing import FakeEngine, Prompt, UnseenPrompt
 
@@ -39,6 +41,15 @@ class Seen(FakeEngine):
         usage = Usage(input_tokens=sum(len(text) for _, text in messages(request)), output_tokens=7)
         message = Message.assistant(parts)
         return Response(id=None, model=request.model, message=message, finish_reason="stop", usage=usage)
+
+    def stream(self, request):
+        for event in response_to_events(self.complete(request)):
+            text = getattr(getattr(event, "delta", None), "text", None)
+            if text is None:
+                yield event
+            else:  # as models do: a few letters at a time
+                for at in range(0, len(text), 4):
+                    yield replace(event, delta=replace(event.delta, text=text[at : at + 4]))
 
 
 class _Async:
