@@ -10,7 +10,7 @@ import pytest
 from test_architecture import NAMES
 from tree import ROOT
 
-from persona_dspy.testing import FakeLM
+from persona_dspy.testing import FakeEngine
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 NEEDS_A_MODEL = {"persona_dspy.local_lm", "persona_dspy.settings", "persona_dspy.memory.encoders"}
@@ -22,6 +22,16 @@ def test_docstring_examples_run(name):
     assert result.failed == 0
 
 
+def faked(handler):
+    """A class to stand for ``dspy.LM``: whatever is named, a fake answers."""
+
+    class Faked(dspy.LM):
+        def __init__(self, model, **_):
+            super().__init__(model, engine=FakeEngine([handler]), cache=False, num_retries=0)
+
+    return Faked
+
+
 def movies(prompt):
     """Whatever is asked, in the right form."""
     texts = {"about_the_user": "Likes horror.", "edits": [], "genre": "horror", "answer": "yes", "reasoning": "so"}
@@ -30,8 +40,7 @@ def movies(prompt):
 
 def test_the_readmes_python_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    fake = FakeLM(movies, model="openai/gpt-4o-mini")
-    monkeypatch.setattr(dspy, "LM", lambda name: fake)
+    monkeypatch.setattr(dspy, "LM", faked(movies))
     for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
         exec(compile(block, "README.md", "exec"), {})
     assert "horror" in capsys.readouterr().out
@@ -56,3 +65,26 @@ def test_the_readmes_commands_exist(monkeypatch):
 def test_the_changelog_is_dated_and_current():
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert re.search(r"^## (Unreleased|\d+\.\d+\.\d+ - \d{4}-\d{2}-\d{2})", text, re.MULTILINE)
+
+
+PAGES = sorted(p for p in (ROOT / "docs").rglob("*.md") if "```python" in p.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_the_documentations_python_runs(page, tmp_path, monkeypatch):
+    """All blocks of a page, in order, in one namespace; LMs are a fake that knows the fields asked for."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dspy, "LM", faked(anything))
+    names = {"__name__": page.stem}
+    try:
+        for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+            exec(compile(block, str(page), "exec"), names)
+    finally:
+        dspy.configure(lm=None)
+
+
+def anything(prompt):
+    """An answer of the right type for every field."""
+    return {
+        name: next(iter(prompt.choices(name)), [] if name in ("edits", "lines") else "few") for name in prompt.outputs
+    }
