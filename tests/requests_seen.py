@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import dspy
@@ -13,7 +14,8 @@ from persona_dspy.testing import FakeEngine, Prompt, UnseenPrompt
 class Seen(FakeEngine):
     """``FakeEngine`` that keeps raw requests; a handler may return tool calls as ``[(name, arguments), ...]``.
 
-    ``limit``: characters of a prompt above which it raises the error of a full context.
+    ``limit``: characters of a prompt above which it raises the error of a full context. ``pause``: seconds to wait for a
+    request, in asyncio.
     """
 
     def __init__(self, handlers, *, calls_functions=False, keeps_schema=True, limit=None):
@@ -22,7 +24,7 @@ class Seen(FakeEngine):
         self.supports_response_schema = keeps_schema
         if calls_functions:
             self.supported_params = self.supported_params | {"tools", "tool_choice"}
-        self.limit = limit
+        self.limit, self.pause = limit, None
         self.requests = []
 
     def complete(self, request):
@@ -60,6 +62,8 @@ class _Async:
         return self
 
     async def complete(self, request):
+        if self.engine.pause is not None:
+            await asyncio.sleep(self.engine.pause(request))
         return self.engine.complete(request)
 
     async def stream(self, request):
