@@ -48,6 +48,7 @@ class PersonaGEPAAdapter:
         concurrency: int = 1,
     ) -> None:
         self.program = program
+        self.propose_new_texts = None  # GEPA's own reflection writes the candidates
         self.simulator = Simulator(program, metric, frozenset(held), concurrency)
 
     @property

@@ -28,6 +28,7 @@ __all__ = [
     "RuleFollower",
     "deduced",
     "described",
+    "heeded",
     "merged",
 ]
 
@@ -120,6 +121,13 @@ def _styled(cases: Sequence[Case]) -> list[str]:
     found = [("Starts", heads), ("Ends", tails)]
     common = [(verb, *counts.most_common(1)[0]) for verb, counts in found if counts]
     return [f'{verb} with "{phrase}".' for verb, phrase, n in common if phrase and n * 2 > len(cases)]
+
+
+def heeded(text: str) -> list[str]:
+    """The sentences of ``text`` that the LM would follow."""
+    found = [f'If {when}, answer "{then}".' for when, then in _RULE.findall(text)]
+    found += [f"Rates {n} {way} than you would think." for n, way in _SHIFT.findall(text)]
+    return found + [f'{verb.capitalize()} with "{phrase}".' for verb, phrase in _STYLE.findall(text)]
 
 
 def merged(text: str, new: Sequence[str]) -> str:
@@ -231,9 +239,8 @@ def _told(feedback: str) -> list[str]:
     """Feedback that was written earlier, as rules."""
     cases = [Case(query=marks, ours="", gold=gold) for gold, marks in _SAID.findall(feedback)]
     found = deduced(cases) if cases else []
-    found += [f"Rates {n} {way} than you would think." for n, way in dict.fromkeys(_SHIFT.findall(feedback))][:1]
-    found += [f'{verb.capitalize()} with "{phrase}".' for verb, phrase in dict.fromkeys(_STYLE.findall(feedback))]
-    return found
+    told = list(dict.fromkeys(heeded(feedback)))
+    return [*found, *[s for s in told if s.startswith("Rates")][:1], *(s for s in told if not s.startswith("Rates"))]
 
 
 def _edits(shown: str, most: int) -> list[dict[str, str]]:
