@@ -2,14 +2,13 @@
 
 import csv
 import json
-import sqlite3
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import dspy
 import pytest
 
-from persona_dspy import settings
+from persona_dspy import settings, tracking
 from persona_dspy.cli import main
 from persona_dspy.synthetic import RuleFollower, SyntheticUser
 from persona_dspy.testing import FakeLM
@@ -54,8 +53,22 @@ def table(folder):
         return list(csv.DictReader(file))
 
 
-def test_evaluate_writes_tables_answers_protocol_and_the_run(lm, data, tmp_path, capsys):
-    out = tmp_path / "out"
+class Tracked(tracking.NullTracker):
+    """What MlflowTracker is given; what it does with it is tested there."""
+
+    def __init__(self):
+        self.params, self.metrics = {}, {}
+
+    def begin(self, params):
+        self.params |= params
+
+    def end(self, metrics):
+        self.metrics |= metrics
+
+
+def test_evaluate_writes_tables_answers_protocol_and_the_run(lm, data, tmp_path, capsys, monkeypatch):
+    out, tracked = tmp_path / "out", Tracked()
+    monkeypatch.setattr(tracking, "tracker_for", lambda uri: tracking.NullTracker() if uri == "off" else tracked)
     argv = ("evaluate", data, "--systems", "persona,direct,rag", "--ablations", "no-persona", "--out", out)
     code, said, _ = run(capsys, *argv, "--workers", "2")
     assert code == 0
@@ -73,9 +86,9 @@ def test_evaluate_writes_tables_answers_protocol_and_the_run(lm, data, tmp_path,
     assert protocol["model"] == "fake/lm" and len(protocol["data"]) == 16 and protocol["seed"] == 0
     assert "commit" in protocol["runs"][0]
     assert "no-persona" in said
-    with sqlite3.connect(tmp_path / "mlflow.db") as db:
-        names = {name for (name,) in db.execute("select key from metrics")}
-    assert {"persona.accuracy", "rag.low", "persona.difference", "direct.tokens_per_user"} <= names
+    assert {"persona.accuracy", "rag.low", "persona.difference", "direct.tokens_per_user"} <= set(tracked.metrics)
+    assert tracked.metrics["rag.accuracy"] == float(table(out)[2]["accuracy"])
+    assert tracked.params["data"] == protocol["data"] and "commit" in tracked.params
     before = len(lm.engine.calls), (out / "table.csv").read_text()
     assert run(capsys, *argv, "--tracking-uri", "off")[0] == 0
     assert (len(lm.engine.calls), (out / "table.csv").read_text()) == before, "a rerun asks nothing"
@@ -103,7 +116,9 @@ def test_bad_input_is_named(lm, data, tmp_path, capsys):
         file.write('{"user_id": "user 1", "query": "x"}\n')
     code, _, said = run(capsys, "evaluate", data, *out)
     assert code == 2 and "line 41" in said
-    code, _, said = run(capsys, "evaluate", data, "--systems", "direct", "--skip-bad-rows", "--out", tmp_path / "o2")
+    code, _, said = run(
+        capsys, "evaluate", data, "--systems", "direct", "--skip-bad-rows", *out[2:], "--out", tmp_path / "o2"
+    )
     assert code == 0 and "1 bad rows were skipped" in said
 
 

@@ -19,38 +19,51 @@ def register(app: typer.Typer) -> None:
     app.add_typer(data, name="data")
 
 
+Source = Annotated[Path, typer.Argument(metavar="INPUT", help="JSONL, LaMP questions.json or OPPU-style users.json.")]
+TaskName = Annotated[str | None, typer.Option(help="lamp-1 ... lamp-7; by default the file's own, or inferred.")]
+Systems = Annotated[str, typer.Option(help="Separated by commas; variants as in rag@k=8.")]
+Users = Annotated[str | None, typer.Option(help="How many users at most, or ids separated by commas.")]
+Queries = Annotated[int | None, typer.Option(min=1, help="Held-out queries a user at most.")]
+Lm = Annotated[str, typer.Option(help="local, local:1.5b, local:/path/model.gguf, or any name dspy.LM takes.")]
+Out = Annotated[Path, typer.Option(help="Folder for answers and tables; a rerun goes on there.")]
+Ablations = Annotated[str, typer.Option(help="Of the persona system: all, or names separated by commas.")]
+Scale = Annotated[list[str] | None, typer.Option(help="A curve of the persona system: recent=1,3 / epochs=1,3 / k=1,4")]
+Cold = Annotated[str, typer.Option(help="Cut every history to these lengths too, such as 0,1,3,10.")]
+References = Annotated[bool, typer.Option(help="Rows without an LM: majority and nearest-neighbour vote.")]
+Shown = Annotated[int, typer.Option(min=0, help="Episodes shown.")]
+TurnTokens = Annotated[int, typer.Option(min=8, help="Estimated tokens of an episode's query, at most.")]
+Recent = Annotated[int, typer.Option(min=1, help="Interactions simulated in a step of alignment.")]
+Epochs = Annotated[int, typer.Option(min=1, help="Steps of alignment at most.")]
+GateSize = Annotated[int | None, typer.Option(min=1, help="Interactions held out by alignment's gate.")]
+Workers = Annotated[int, typer.Option(min=1, help="Calls in flight.")]
+Seconds = Annotated[float | None, typer.Option(help="End after so long; the same command goes on.")]
+Seed = Annotated[int, typer.Option(help="Seed of sampling in the LM and of the bootstrap.")]
+TrackingUri = Annotated[str | None, typer.Option(help="MLflow URI, or 'off'. Default: sqlite:///mlflow.db")]
+SkipBadRows = Annotated[bool, typer.Option(help="Skip rows that cannot be used, and count them.")]
+
+
 def evaluate_command(  # noqa: PLR0913 - a command's options
-    source: Annotated[
-        Path, typer.Argument(metavar="INPUT", help="JSONL, LaMP questions.json or OPPU-style users.json.")
-    ],
-    task: Annotated[str | None, typer.Option(help="lamp-1 ... lamp-7; by default the file's own, or inferred.")] = None,
-    systems: Annotated[
-        str, typer.Option(help="Separated by commas; variants as in rag@k=8.")
-    ] = "persona,direct,icl,rag,pag,react,membank",
-    users: Annotated[str | None, typer.Option(help="How many users at most, or ids separated by commas.")] = None,
-    queries: Annotated[int | None, typer.Option(min=1, help="Held-out queries a user at most.")] = None,
-    lm: Annotated[str, typer.Option(help="local, local:1.5b, local:/path/model.gguf, or any name dspy.LM takes.")] = (
-        "local"
-    ),
-    out: Annotated[Path, typer.Option(help="Folder for answers and tables; a rerun goes on there.")] = Path(
-        "evaluation"
-    ),
-    ablations: Annotated[str, typer.Option(help="Of the persona system: all, or names separated by commas.")] = "",
-    scale: Annotated[
-        list[str] | None, typer.Option(help="A curve of the persona system: recent=1,3,5 / epochs=... / k=...")
-    ] = None,
-    cold: Annotated[str, typer.Option(help="Cut every history to these lengths too, such as 0,1,3,10.")] = "",
-    references: Annotated[bool, typer.Option(help="Rows without an LM: majority and nearest-neighbour vote.")] = True,
-    k: Annotated[int, typer.Option(min=0, help="Episodes shown.")] = 4,
-    turn_tokens: Annotated[int, typer.Option(min=8, help="Estimated tokens of an episode's query, at most.")] = 96,
-    recent: Annotated[int, typer.Option(min=1, help="Interactions simulated in a step of alignment.")] = 3,
-    epochs: Annotated[int, typer.Option(min=1, help="Steps of alignment at most.")] = 3,
-    gate: Annotated[int | None, typer.Option(min=1, help="Interactions held out by alignment's gate.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Calls in flight.")] = 2,
-    seconds: Annotated[float | None, typer.Option(help="End after so long; the same command goes on.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of sampling in the LM and of the bootstrap.")] = 0,
-    tracking_uri: Annotated[str | None, typer.Option(help="MLflow URI, or 'off'. Default: sqlite:///mlflow.db")] = None,
-    skip_bad_rows: Annotated[bool, typer.Option(help="Skip rows that cannot be used, and count them.")] = False,
+    source: Source,
+    task: TaskName = None,
+    systems: Systems = "persona,direct,icl,rag,pag,react,membank",
+    users: Users = None,
+    queries: Queries = None,
+    lm: Lm = "local",
+    out: Out = Path("evaluation"),
+    ablations: Ablations = "",
+    scale: Scale = None,
+    cold: Cold = "",
+    references: References = True,
+    k: Shown = 4,
+    turn_tokens: TurnTokens = 96,
+    recent: Recent = 3,
+    epochs: Epochs = 3,
+    gate: GateSize = None,
+    workers: Workers = 2,
+    seconds: Seconds = None,
+    seed: Seed = 0,
+    tracking_uri: TrackingUri = None,
+    skip_bad_rows: SkipBadRows = False,
 ) -> int:
     """Compare systems on users' held-out queries: scores with intervals over users, and what they cost.
 
