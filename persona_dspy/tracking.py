@@ -10,19 +10,21 @@ from __future__ import annotations
 import csv
 import os
 import queue
-import sqlite3
 import tempfile
 import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from persona_dspy.alignment import Alignment
 from persona_dspy.call_folder import user_key
 from persona_dspy.errors import InputError, RunError
 from persona_dspy.export import PersonaDocument
 from persona_dspy.run_figures import COLUMNS, metrics_of, params_of, row_of
+
+if TYPE_CHECKING:
+    from persona_dspy.forget_tracked import TrackedErasure
 
 __all__ = ["MlflowTracker", "NullTracker", "Runs", "Tracker", "prompt_name", "tracker_for"]
 
@@ -176,31 +178,12 @@ class MlflowTracker:
             raise InputError(f"prompt of {user_id!r}: version {version!r}: expected one of {sorted(map(str, found))}")
         client.set_prompt_alias(name, "current", found[str(version)])
 
-    def forget(self, user_id: str) -> dict[str, int]:
-        """Remove a user's runs with their artifacts, and prompts: from a database for good; on a server they are marked
-        deleted until its owner runs ``mlflow gc``. Says how many of each."""
-        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+    def forget(self, user_id: str) -> TrackedErasure:
+        """Remove a user's runs with artifacts, prompts, traces and rows of tables: from a database for good; a server
+        marks runs as deleted until its owner runs ``mlflow gc``. Says how many of each, and what is left to do."""
+        from persona_dspy.forget_tracked import forget_tracked
 
-        client = self._connect()
-        query = f"tags.`persona_dspy.user` = '{user_key(user_id)}'"
-        runs = client.search_runs([self._experiment_id], query, max_results=50_000)
-        hard = getattr(client._tracking_client.store, "_hard_delete_run", None)
-        for run in runs:
-            client.delete_run(run.info.run_id)
-            if hard is not None:
-                get_artifact_repository(run.info.artifact_uri).delete_artifacts()
-                hard(run.info.run_id)
-        name = prompt_name(user_id)
-        prompts = self._prompts(name)
-        for prompt in prompts:
-            client.delete_prompt_version(name, str(prompt.version))
-        if prompts:
-            client.delete_prompt(name)
-        if self.uri.startswith("sqlite:///"):
-            with sqlite3.connect(self.uri.removeprefix("sqlite:///")) as database:
-                database.execute("VACUUM")  # freed pages keep what was on them
-            database.close()
-        return {"mlflow_runs": len(runs), "mlflow_prompts": len(prompts)}
+        return forget_tracked(self._connect(), self.uri, user_id)
 
     def _prompts(self, name: str) -> list[Any]:
         client = self._connect()

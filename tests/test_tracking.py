@@ -119,8 +119,9 @@ def test_prompts_have_hashed_names_and_an_alias_that_rolls_back(tracked):
 def test_forgetting_leaves_nothing_of_the_user(uri, tmp_path):
     other = MlflowTracker(uri, runs="all", register=True)
     track(other, ["zoe-unique", "bob"])
-    assert other.forget("zoe-unique") == {"mlflow_runs": 1, "mlflow_prompts": 1}
-    assert other.forget("zoe-unique") == {"mlflow_runs": 0, "mlflow_prompts": 0}
+    gone = {"runs": 1, "artifacts": 2, "table_rows": 1, "prompts": 1, "traces": 0}
+    assert other.forget("zoe-unique").to_dict() == gone
+    assert other.forget("zoe-unique").to_dict() == dict.fromkeys(gone, 0)
     assert set(children(other)) == {"bob"}
     other._client._tracking_client.store.engine.dispose()
     files = [f for f in tmp_path.rglob("*") if f.is_file()]

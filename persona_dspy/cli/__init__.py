@@ -14,9 +14,11 @@ import click
 import typer
 
 from persona_dspy.cli import compile as _compile
+from persona_dspy.cli import forget as _forget
 from persona_dspy.cli import judge as _judge
 from persona_dspy.cli import models as _models
 from persona_dspy.cli import personas as _personas
+from persona_dspy.cli import report as _report
 from persona_dspy.cli import status as _status
 from persona_dspy.cli import store as _store
 from persona_dspy.errors import PersonaError
@@ -35,7 +37,9 @@ _personas.register(app)
 _models.register(app)
 _status.register(app)
 _store.register(app)
+_forget.register(app)
 _judge.register(app)
+_report.register(app)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,0 +1,121 @@
+"""``persona-dspy forget``: everything kept of a user, removed and accounted for. Owns: where it looks, what it prints.
+
+Not here: the removing (persona_dspy/forget.py).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from persona_dspy.cli.store import JsonOption, StoreOption, open_store, sqlite_file
+
+if TYPE_CHECKING:
+    from persona_dspy.forget import Erasure
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("forget")(forget)
+
+
+def forget(
+    user: Annotated[str, typer.Argument(metavar="USER", help="A user id, as it was ingested.")],
+    store: StoreOption = None,
+    out: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folders of a compile, an export or an evaluation. Default: personas/ if there is one."),
+    ] = None,
+    tracking_uri: Annotated[
+        str | None, typer.Option(help="MLflow URI, or 'off'. Default: sqlite:///mlflow.db if there is one.")
+    ] = None,
+    pages: Annotated[
+        list[Path] | None, typer.Option(help="Folders of a PageCache, with what was looked up for users.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    json_output: JsonOption = False,
+) -> int:
+    """Remove everything kept of a user, for good: interactions, vectors, all versions, exports, MLflow runs, cached
+    LM answers. Prints what was removed. It cannot be undone.
+
+    Example: persona-dspy forget ana --store personas.db --out personas/ --yes
+    """
+    from persona_dspy.cli.programs import forgettable
+    from persona_dspy.forget import dspy_cache_entries, forget_user
+    from persona_dspy.knowledge import PageCache
+
+    places, missing = _places(store, out, tracking_uri)
+    caches = {str(folder): PageCache(folder) for folder in pages or ()}
+    named = [*places["names"], *caches]
+    if not yes and not typer.confirm(f"Remove everything kept of user {user!r} in {', '.join(named)}?", err=True):
+        typer.echo("nothing was removed", err=True)
+        return 1
+    forgettable()
+    opened = open_store(store) if places["store"] else None
+    try:
+        done = forget_user(user, store=opened, folders=places["folders"], tracker=places["tracker"], caches=caches)
+    finally:
+        if opened is not None:
+            opened.close()
+    folder, entries = dspy_cache_entries()
+    if entries:
+        missing.append(
+            f"DSPy's own cache {folder} holds {entries:,} LM answers of programs that used it, and knows no users: "
+            "if one of them served this user, remove the folder"
+        )
+    _print(user, done, missing, as_json=json_output)
+    return 0
+
+
+def _places(store: str | None, out: list[Path] | None, uri: str | None) -> tuple[dict[str, Any], list[str]]:
+    """Where there is something to look at, and notes on where there is not.
+
+    Raises:
+        InputError: a place that was named is not there.
+    """
+    from persona_dspy.errors import InputError
+    from persona_dspy.settings import home_dir
+    from persona_dspy.tracking import tracker_for
+
+    notes: list[str] = []
+    has_store = store is not None or (home_dir() / "personas.db").exists()
+    if store is not None:
+        open_store(store).close()  # a wrong name must not pass for "nothing kept"
+    folders = out if out is not None else [p for p in [Path("personas")] if _is_output(p)]
+    for folder in folders:
+        if not _is_output(folder):
+            raise InputError(f"--out {str(folder)!r}: no such folder; expected the --out of a compile or an export")
+    file = sqlite_file(uri or "sqlite:///mlflow.db")
+    has_runs = uri != "off" and (file is None or file.exists())
+    if uri not in (None, "off") and not has_runs:
+        raise InputError(f"--tracking-uri {uri!r}: no such file; expected the URI that compile was given, or 'off'")
+    for there, what in ((has_store, "no store (--store)"), (has_runs, "no MLflow runs (--tracking-uri)")):
+        if not there:
+            notes.append(f"{what} was looked at: there is none by default")
+    if not folders:
+        notes.append("no folder (--out) was looked at: there is none by default")
+    names = [*(["the store"] if has_store else []), *map(str, folders), *(["MLflow"] if has_runs else [])]
+    tracker = tracker_for(uri) if has_runs else None
+    return {"store": has_store, "folders": folders, "tracker": tracker, "names": names}, notes
+
+
+def _is_output(folder: Path) -> bool:
+    absolute = folder.absolute()
+    return folder.is_dir() or absolute.with_name(f".{absolute.name}.fleet").is_dir()
+
+
+def _print(user: str, done: list[Erasure], notes: list[str], *, as_json: bool) -> None:
+    if as_json:
+        told = {"user_id": user, "places": [one.to_dict() for one in done], "notes": notes}
+        typer.echo(json.dumps(told, ensure_ascii=False))
+        return
+    for one in done:
+        counted = ", ".join(f"{count:,} {name}" for name, count in one.removed.items()) or "nothing was there"
+        typer.echo(f"{one.place}: {counted}" + (f"; NOTE: {one.note}" if one.note else ""))
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)

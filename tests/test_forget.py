@@ -1,0 +1,211 @@
+"""Forgetting a user: nothing of that user is left in any byte of any file, and everything of the others is."""
+
+import json
+import sqlite3
+import warnings
+from contextlib import closing
+
+import dspy
+import numpy as np
+import pytest
+
+from persona_dspy import settings
+from persona_dspy.call_folder import CallFolder
+from persona_dspy.cli import main
+from persona_dspy.errors import InputError
+from persona_dspy.export import load_document, persona_file_name
+from persona_dspy.fleet_folder import FleetFolder
+from persona_dspy.forget import dspy_cache_entries, forget_in_folder, forget_user
+from persona_dspy.forget_tracked import USER_TAG, without_user
+from persona_dspy.knowledge import Document, PageCache
+from persona_dspy.persona import Persona
+from persona_dspy.store import Store
+from persona_dspy.synthetic import SyntheticUser, rule_following_lm
+
+VICTIM, OTHER = "victim/../'qzxcanary-é🦊", "other/../'keepme-é🦊"
+MARKS = {VICTIM: "qzxcanary", OTHER: "keepme"}
+PLACES = ("s.db", "p", "e", "ev", "pages", "mlflow.db", "mlartifacts", ".p.fleet", ".dspy_cache")
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A folder with everything in it, the data file outside; DSPy's disk cache on, as a fresh process has it."""
+    lm = rule_following_lm(cache=True)
+    place = tmp_path / "home"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("PERSONA_DSPY_HOME", str(place))
+    monkeypatch.setenv("DSPY_CACHEDIR", str(place / ".dspy_cache"))
+    monkeypatch.setattr(settings, "resolve_lm", lambda spec="local", **_: lm)
+    monkeypatch.setattr(settings, "check_lm", lambda lm: None)
+    before = dspy.cache
+    yield place
+    dspy.cache = before
+
+
+def run(capsys, *argv):
+    """(exit code, stdout, stderr), started with DSPy's disk cache on, as every process is."""
+    dspy.configure_cache(disk_cache_dir=".dspy_cache")
+    with pytest.raises(SystemExit) as end:
+        main([str(a) for a in argv])
+    out = capsys.readouterr()
+    return end.value.code, out.out, out.err
+
+
+def rows(user_id, n=16):
+    mark = MARKS[user_id]
+    for number, i in enumerate(SyntheticUser(seed=1).interactions(n)):
+        yield {
+            "user_id": user_id,
+            "id": f"{mark}-id-{i.id}",
+            "query": f"{i.query} {mark}query",
+            "response": f"{mark}label" if number % 3 == 0 else i.response,
+            "time": i.time.date().isoformat(),
+            "metadata": {"note": f"{mark}meta"},
+        }
+
+
+def found(place, mark):
+    """Files below, by first folder, that hold the mark in any byte, name included."""
+    hits = [p for p in place.rglob("*") if mark in p.name or (p.is_file() and mark.encode() in p.read_bytes())]
+    return {p.relative_to(place).parts[0] for p in hits}
+
+
+def plant(place):
+    """What the commands do not leave behind by themselves: a killed compile, a renamed export, MLflow's other kinds."""
+    from mlflow import MlflowClient, flush_trace_async_logging
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{place}/mlflow.db")
+    experiment = client.get_experiment_by_name("persona-dspy").experiment_id
+    parent = next(r for r in client.search_runs([experiment]) if USER_TAG not in r.data.tags)
+    client.log_table(parent.info.run_id, {"user_id": [VICTIM, OTHER], "score": [0.1, 0.2]}, "users.json")
+    with Store.open("s.db") as store:
+        for user, mark in MARKS.items():
+            first = store.episodes(user)[0].id
+            store.put_vectors(user, "encoder", {first: np.frombuffer(mark[:4].encode() * 8, "<f4")})
+            CallFolder(place / ".p.fleet" / "calls").add(user, {"key": "k", "outputs": [f"{mark}answer"]})
+            (place / "p" / f"{mark[0]}-copy.json").write_text((place / "p" / persona_file_name(user)).read_text())
+            (place / "e" / f".{mark[0]}.part").write_text(f'{{"user_id": {json.dumps(user)}, "half": "{mark}')
+            PageCache(place / "pages").put(user, "key", [Document(title=f"{mark}page", text="x")])
+            name = f"persona-{mark[0]}"
+            client.register_prompt(name, template=f"{mark}prompt", tags={USER_TAG: user})
+            client.set_prompt_tag(name, USER_TAG, user)
+            with warnings.catch_warnings(action="ignore"):
+                span = client.start_trace(
+                    "ask", inputs={"query": f"{mark}trace"}, experiment_id=experiment, tags={USER_TAG: user}
+                )
+                client.end_trace(span.trace_id, outputs={"answer": f"{mark}traced"})
+    flush_trace_async_logging()
+    return client, experiment
+
+
+@pytest.mark.slow
+def test_no_byte_of_a_forgotten_user_is_left(home, tmp_path, capsys):
+    data = tmp_path / "d.jsonl"
+    data.write_text("".join(json.dumps(r) + "\n" for u in (VICTIM, OTHER) for r in rows(u)), encoding="utf-8")
+    tracking = ["--tracking-uri", "sqlite:///mlflow.db"]
+    assert run(capsys, "ingest", data, "--store", "s.db")[0] == 0
+    assert run(capsys, "compile", data, "--out", "p", "--store", "s.db", "--runs", "all", *tracking)[0] == 0
+    assert run(capsys, "ask", "--user", VICTIM, "--store", "s.db", "a rocket qzxcanaryasked")[0] == 0
+    assert run(capsys, "export", "--all", "--out", "e", "--store", "s.db")[0] == 0
+    evaluated = ["--users", f"{VICTIM},{OTHER}", "--systems", "rag", "--queries", "2", "--tracking-uri", "off"]
+    code, out, err = run(capsys, "evaluate", data, "--out", "ev", *evaluated)
+    assert code == 0, out + err
+    client, experiment = plant(home)
+    everywhere = set(PLACES) - {".dspy_cache"}
+    for mark in MARKS.values():
+        assert found(home, mark) >= everywhere
+    assert ".dspy_cache" not in found(home, "qzxcanary"), "the CLI's LM calls are in a cache that knows no users"
+    options = ["--store", "s.db", "--out", "p", "--out", "e", "--out", "ev", "--pages", "pages", *tracking]
+    code, out, err = run(capsys, "forget", VICTIM, *options, "--yes", "--json")
+    assert code == 0, err
+    told = {place["place"]: place for place in json.loads(out)["places"]}
+    assert found(home, "qzxcanary") == set()
+    assert all(place["removed"] and not place["note"] for place in told.values()), told
+    assert told["MLflow"]["removed"] == {"runs": 1, "artifacts": 2, "table rows": 2, "prompts": 1, "traces": 1}
+    assert told["store"]["removed"]["episodes"] == 16
+    assert told["p"]["removed"]["kept LM answers"] == 1
+    # the other user
+    assert found(home, "keepme") >= everywhere
+    with Store.open("s.db") as store:
+        assert list(store.users()) == [OTHER]
+        assert [i.id for i in store.episodes(OTHER)] == [r["id"] for r in rows(OTHER)]
+        assert store.current(OTHER).document == json.loads((home / "p" / persona_file_name(OTHER)).read_text())
+        assert len(store.vectors(OTHER, "encoder")) == 1
+    assert [load_document(p).user_id for p in (home / "e").glob("*.json")] == [OTHER]
+    answers = (home / "ev" / "answers.jsonl").read_text().splitlines()
+    assert {json.loads(line)["user_id"] for line in answers} == {OTHER}
+    assert [r.data.tags[USER_TAG] for r in client.search_runs([experiment]) if USER_TAG in r.data.tags] == [OTHER]
+    assert [p.name for p in client.search_prompts()] == ["persona-k"]
+    assert len(client.search_traces(locations=[experiment])) == 1
+    with closing(sqlite3.connect("mlflow.db")) as db:
+        for (table,) in db.execute("select name from sqlite_master where type = 'table'").fetchall():
+            assert not [row for row in db.execute(f'select * from "{table}"') if "qzxcanary" in repr(row)], table
+    # again: nothing is left to remove, and a user nobody knows is no error
+    for user in (VICTIM, "nobody"):
+        code, out, _ = run(capsys, "forget", user, *options, "--yes")
+        assert (code, out.count("nothing was there")) == (0, len(told))
+
+
+def test_it_asks_first_and_wants_real_places(home, capsys, monkeypatch):
+    with Store.open("s.db") as store:
+        store.put_persona("u", Persona.from_text("Likes tea.", user_id="u").to_json())
+    monkeypatch.setattr("typer.confirm", lambda *_, **__: False)
+    assert run(capsys, "forget", "u", "--store", "s.db", "--tracking-uri", "off")[0] == 1
+    for option in (["--store", "no.db"], ["--out", "nowhere"], ["--tracking-uri", "sqlite:///no.db"]):
+        code, _, err = run(capsys, "forget", "u", *option, "--yes")
+        assert (code, option[1].removeprefix("sqlite:///") in err) == (2, True)
+    assert not {"no.db", "nowhere", "mlflow.db"} & {p.name for p in home.iterdir()}
+    with Store.open("s.db") as store:
+        assert store.current("u").version == 0
+    code, out, err = run(capsys, "forget", "u", "--store", "s.db", "--yes")
+    assert (code, out.strip()) == (0, "store: 1 current, 1 versions, 1 users")
+    assert "no MLflow runs" in err
+
+
+def test_a_running_compile_is_not_forgotten_under(tmp_path):
+    with FleetFolder(tmp_path / "p"), Store.open(tmp_path / "s.db") as store:
+        store.put_persona("u", Persona.from_text("Likes tea.", user_id="u").to_json())
+        with pytest.raises(InputError, match="another process"):
+            forget_user("u", store=store, folders=[tmp_path / "p"])
+        assert store.current("u") is not None
+    with pytest.raises(InputError, match="blank"):
+        forget_user(" ")
+
+
+def test_files_are_known_by_what_is_in_them(tmp_path):
+    for user in ("u", "U", "v", "u "):
+        Persona.from_text(f"Says u, {user!r}.", user_id=user).to_json(tmp_path / f"{ord(user[0])}{len(user)}.json")
+    (tmp_path / "list.json").write_text('["u"]')
+    (tmp_path / "notes.txt").write_text('"user_id": "u"')
+    (tmp_path / "x.csv").write_text('user_id,score\nu,1\n"v",2\n')
+    assert forget_in_folder(tmp_path, "u").removed == {"persona files": 1, "table rows": 1}
+    left = {load_document(p).user_id for p in tmp_path.glob("*2.json")} | {
+        load_document(p).user_id for p in tmp_path.glob("*1.json")
+    }
+    assert left == {"U", "v", "u "}
+    assert (tmp_path / "x.csv").read_text() == "user_id,score\nv,2\n"
+    assert len(list(tmp_path.iterdir())) == 6
+
+
+@pytest.mark.parametrize("user", ["u", 'q"u,\n', "é🦊", "'; drop"])
+def test_rows_of_tables(user):
+    table = json.dumps({"columns": ["user_id", "said"], "data": [[user, "u"], ["v", user], ["U", "x"]]})
+    kept, gone = without_user(table, ".json", user)
+    assert (json.loads(kept)["data"], gone) == ([["v", user], ["U", "x"]], 1)
+    lines = [json.dumps({"user_id": u, "said": user}) + "\n" for u in (user, "v")]
+    assert without_user("".join(lines), ".jsonl", user) == (lines[1], 1)
+    for text, suffix in (("{]", ".json"), ("[1]", ".json"), ("", ".csv"), ("not json\n", ".jsonl")):
+        assert without_user(text, suffix, user) == (text, 0)
+
+
+def test_answers_in_dspys_own_cache_are_counted(tmp_path, monkeypatch):
+    monkeypatch.setenv("DSPY_CACHEDIR", str(tmp_path / "none"))
+    assert dspy_cache_entries() == (tmp_path / "none", 0)
+    from dspy.clients.cache import Cache
+
+    cache = Cache(True, False, str(tmp_path / "some"), 10**8)
+    cache.put({"model": "m", "prompt": "p"}, "an answer")
+    monkeypatch.setenv("DSPY_CACHEDIR", str(tmp_path / "some"))
+    assert dspy_cache_entries() == (tmp_path / "some", 1)
+    cache.disk_cache.close()
