@@ -1,0 +1,278 @@
+"""What a report is made from: folders, stores, evaluations, traces. Owns: reading them into frozen values.
+
+Not here: what is shown of them (user_view.py, overview.py), the page (page.py).
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from persona_dspy.errors import DataError, InputError, PersonaFormatError
+from persona_dspy.export import PersonaDocument, load_document, parse_document
+from persona_dspy.records import Interaction
+from persona_dspy.trace import Trace
+
+if TYPE_CHECKING:
+    from persona_dspy.store import Store
+
+__all__ = [
+    "Subject",
+    "SystemScore",
+    "read_evaluation",
+    "read_folder",
+    "read_store",
+    "read_traces",
+    "with_episodes",
+    "with_store",
+]
+
+Skipped = Callable[[str], None]
+"""Told of each file or version that cannot be read; where there is none, the first one ends the reading."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """One user of a report.
+
+    Args:
+        versions: all known versions, lowest number first; at least one.
+        current: the number of the version in force.
+        episodes: the user's interactions by id, as far as they are at hand: evidence is shown from them.
+        traces: how queries of this user were answered.
+    """
+
+    user_id: str
+    versions: tuple[PersonaDocument, ...]
+    current: int
+    episodes: Mapping[str, Interaction] = field(default_factory=dict[str, Interaction])
+    traces: tuple[Trace, ...] = ()
+
+    @property
+    def document(self) -> PersonaDocument:
+        """The version in force."""
+        return next(d for d in self.versions if d.version == self.current)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SystemScore:
+    """One row of an evaluation: mean ``score`` by ``metric`` with its interval, and all columns as they were."""
+
+    system: str
+    metric: str
+    score: float
+    low: float
+    high: float
+    columns: Mapping[str, str]
+
+
+def read_folder(
+    folder: Path | str, *, users: Collection[str] | None = None, skipped: Skipped | None = None
+) -> list[Subject]:
+    """Users from the persona JSONs of a folder, by user id. Several files of one user are versions of one persona, the
+    highest of which is in force.
+
+    Args:
+        users: only these.
+
+    Raises:
+        InputError: no such folder, no persona in it, or two files disagree on one version.
+        PersonaFormatError: a file cannot be read, unless ``skipped`` is given.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise InputError(f"{str(folder)!r}: no such folder; expected one with persona JSONs, such as personas/")
+    found: dict[str, dict[int, tuple[Path, PersonaDocument]]] = {}
+    for file in sorted(p for p in path.glob("*.json") if not p.name.startswith(".")):
+        document = _read(lambda file=file: load_document(file), skipped)
+        if document is None or (users is not None and document.user_id not in users):
+            continue
+        mine = found.setdefault(document.user_id, {})
+        other = mine.get(document.version)
+        if other is not None and other[1] != document:
+            raise InputError(
+                f"{str(file)!r} and {str(other[0])!r} both hold version {document.version} of user "
+                f"{document.user_id!r}, with other content: expected one of them in the folder"
+            )
+        mine[document.version] = (file, document)
+    if not found:
+        raise InputError(f"{str(folder)!r}: expected persona JSONs{_of(users)}; type: persona-dspy compile ... --out")
+    return [
+        Subject(user_id=user, versions=tuple(mine[v][1] for v in sorted(mine)), current=max(mine))
+        for user, mine in sorted(found.items())
+    ]
+
+
+def read_store(
+    store: Store, *, users: Collection[str] | None = None, skipped: Skipped | None = None
+) -> tuple[list[Subject], int]:
+    """Users from a store, by user id, and how many there are without any persona yet.
+
+    Raises:
+        PersonaFormatError: a stored version cannot be read, unless ``skipped`` is given.
+        InputError: no user has a persona.
+    """
+    found: list[Subject] = []
+    without = 0
+    for user in sorted(u for u in store.users() if users is None or u in users):
+        subject = _from_store(store, user, skipped)
+        if subject is None:
+            without += 1
+        else:
+            found.append(subject)
+    if not found:
+        raise InputError(f"store {store!r}: expected personas{_of(users)}; it has none, and {without} users without")
+    return found, without
+
+
+def with_store(subjects: Iterable[Subject], store: Store, *, skipped: Skipped | None = None) -> list[Subject]:
+    """Subjects from a folder, with the versions and episodes that a store has of the same users and no others. Where
+    both hold a version, the folder's is shown."""
+    from persona_dspy.errors import UnknownUser
+
+    made: list[Subject] = []
+    for subject in subjects:
+        try:
+            kept = _from_store(store, subject.user_id, skipped)
+            episodes = store.episodes(subject.user_id)
+        except UnknownUser:
+            made.append(subject)
+            continue
+        versions = {d.version: d for d in (*(kept.versions if kept else ()), *subject.versions)}
+        ordered = tuple(versions[v] for v in sorted(versions))
+        made.append(replace(subject, versions=ordered, episodes=_cited(episodes, ordered)))
+    return made
+
+
+def with_episodes(subject: Subject, interactions: Iterable[Interaction]) -> Subject:
+    """The subject with those of its own interactions that it cites, beside the episodes it has.
+
+    Raises:
+        InputError: an interaction of another user.
+    """
+    mine = list(interactions)
+    for other in (i for i in mine if i.user_id != subject.user_id):
+        raise InputError(f"interaction {other.id!r} of user {other.user_id!r}: expected user {subject.user_id!r}'s")
+    return replace(subject, episodes={**_cited(mine, subject.versions), **subject.episodes})
+
+
+def _from_store(store: Store, user: str, skipped: Skipped | None) -> Subject | None:
+    versions: list[PersonaDocument] = []
+    current = None
+    for kept in store.versions(user):
+        document = _read(lambda kept=kept: _stored(kept), skipped)
+        if document is not None:
+            versions.append(document)
+            current = kept.version if kept.current else current
+    if not versions:
+        return None
+    episodes = _cited(store.episodes(user), versions)
+    last = versions[-1].version if current is None else current
+    return Subject(user_id=user, versions=tuple(versions), current=last, episodes=episodes)
+
+
+def _cited(episodes: Iterable[Interaction], versions: Iterable[PersonaDocument]) -> dict[str, Interaction]:
+    """Those that a bullet or a step of alignment names: a report of many users holds no other text."""
+    named: set[str] = set()
+    for document in versions:
+        named |= {i for section in document.sections for bullet in section.bullets for i in bullet.evidence}
+        named |= {i for step in (document.alignment.steps if document.alignment else ()) for i in step.simulated}
+    return {i.id: i for i in episodes if i.id in named}
+
+
+def _stored(kept: Any) -> PersonaDocument:
+    name = f"store, user {kept.user_id!r}, version {kept.version}"
+    data = kept.document
+    if data.get("alignment") is None and kept.alignment is not None:
+        data = {**data, "alignment": kept.alignment}
+    return parse_document(data, name)
+
+
+def _read(read: Callable[[], PersonaDocument], skipped: Skipped | None) -> PersonaDocument | None:
+    try:
+        return read()
+    except PersonaFormatError as error:
+        if skipped is None:
+            raise
+        skipped(str(error))
+        return None
+
+
+def _of(users: Collection[str] | None) -> str:
+    return "" if users is None else f" of {sorted(users)!r}"
+
+
+def read_evaluation(path: Path | str) -> list[SystemScore]:
+    """The systems of an evaluation, in its order: a folder with ``table.csv``, or a CSV with the columns
+    ``system``, one metric, ``low`` and ``high`` (the metric right before ``low``).
+
+    Raises:
+        DataError: not such a file; names the row and the field.
+    """
+    file = Path(path) / "table.csv" if Path(path).is_dir() else Path(path)
+    expected = "the table.csv of persona-dspy evaluate: columns system, a metric, low, high"
+    try:
+        with file.open(newline="", encoding="utf-8") as lines:
+            reader = csv.DictReader(lines)
+            names = list(reader.fieldnames or [])
+            rows = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as failure:
+        raise DataError(str(file), value=str(failure), expected=expected) from None
+    if "system" not in names:
+        raise DataError(str(file), line=1, value=",".join(names), expected=expected)
+    if "low" in names and "high" in names and names.index("low") > 1:
+        metric = names[names.index("low") - 1]
+    else:
+        metric = next((n for n in names if n not in ("system", "users", "queries", "expected")), "")
+    found: list[SystemScore] = []
+    for line, row in enumerate(rows, 2):
+        score = _number(file, line, metric, row)
+        low = _number(file, line, "low", row) if row.get("low") else score
+        high = _number(file, line, "high", row) if row.get("high") else score
+        said = {k: v or "" for k, v in row.items() if isinstance(k, str)}
+        found.append(SystemScore(system=row["system"], metric=metric, score=score, low=low, high=high, columns=said))
+    return found
+
+
+def _number(file: Path, line: int, name: str, row: Mapping[str, str | None]) -> float:
+    try:
+        value = float(row.get(name) or "")
+    except ValueError:
+        value = float("nan")
+    if value != value or value in (float("inf"), float("-inf")):
+        raise DataError(str(file), line=line, field=name, value=row.get(name), expected="a number")
+    return value
+
+
+def read_traces(path: Path | str) -> Iterator[Trace]:
+    """Traces (``Trace.to_json``) from a JSON file, a JSON-lines file, or all such files of a folder.
+
+    Raises:
+        DataError: a file or line that holds no trace.
+    """
+    root = Path(path)
+    files: Sequence[Path] = sorted(p for p in root.glob("*.json*") if p.is_file()) if root.is_dir() else [root]
+    for file in files:
+        try:
+            text = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as failure:
+            raise DataError(
+                str(file), value=str(failure), expected="traces, as PersonaPrediction.trace.to_json()"
+            ) from None
+        lines = text.splitlines() if file.suffix == ".jsonl" else [text]
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                data = json.loads(line)
+                for one in data if isinstance(data, list) else [data]:
+                    yield Trace.from_json(json.dumps(one))
+            except ValueError:
+                where = number if file.suffix == ".jsonl" else None
+                raise DataError(
+                    str(file), line=where, value=line, expected="a trace, as Trace.to_json() writes"
+                ) from None
