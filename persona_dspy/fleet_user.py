@@ -85,8 +85,19 @@ class UserWork:
     lm: Any = None
     task: str | Callable[[History], str] | None = None
     base: str = field(default="", init=False)
+    _given: dict[str, Any] = field(default_factory=dict, init=False)
+
+    def given(self) -> dict[str, Any]:
+        """The arguments this was made with, to make it again in another process."""
+        given = dict(self._given)
+        if isinstance(self.program, PersonalProgram):
+            given["program"] = copy.copy(given["program"])  # binding to a user replaces its memory; locks do not travel
+            given["program"].memory = None
+        return given
 
     def __post_init__(self) -> None:
+        names = ("program", "optimizer", "lm", "task")
+        object.__setattr__(self, "_given", {name: getattr(self, name) for name in names})
         object.__setattr__(
             self, "base", json.dumps(_described([self.program, self.optimizer, self.lm]), sort_keys=True)
         )

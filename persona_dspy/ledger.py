@@ -146,6 +146,11 @@ class Ledger(BaseCallback):
         """Let no further call begin: whoever works on this account ends before the next one, as with a spent budget."""
         self._stopped = why
 
+    @property
+    def stopping(self) -> str:
+        """What ``stop`` was called with, or empty."""
+        return self._stopped
+
     def settle(self) -> None:
         """Give back one reservation: the call it was for has ended (and was counted) or was not made."""
         self._release()
