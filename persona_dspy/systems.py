@@ -13,11 +13,13 @@ from typing import Any, Protocol
 import dspy
 
 from persona_dspy import baselines
+from persona_dspy.act import Act, Policy
 from persona_dspy.agent import PersonaAgent, PersonalProgram, personalize
 from persona_dspy.alignment import Alignment
 from persona_dspy.errors import BudgetExceeded
 from persona_dspy.export import PersonaDocument, load_document, persona_file_name, write_text
-from persona_dspy.memory.episodic import EpisodicMemory
+from persona_dspy.knowledge import KnowledgeSource
+from persona_dspy.memory.episodic import EpisodicMemory, Recall
 from persona_dspy.persona import Persona
 from persona_dspy.task import Task
 from persona_dspy.variants import Variant
@@ -49,13 +51,14 @@ class Maker(Protocol):
 class Setting:
     """What all systems share: how many episodes are shown, tokens of each, and the optimizer's maker.
 
-    ``agent``: further options of PersonaAgent, such as ``actions`` or ``knowledge``; ablations change them.
+    ``actions`` and ``knowledge``: PersonaAgent's policy, and where its knowledge tool looks (None = no such tool).
     """
 
     align: Maker
     k: int = 4
     turn_tokens: int = 96
-    agent: tuple[tuple[str, Any], ...] = ()
+    actions: Policy = "fixed"
+    knowledge: KnowledgeSource | None = None
 
 
 class Prepared:
@@ -76,25 +79,31 @@ class Prepared:
     def _persona(self, k: int) -> PersonalProgram:
         without, signature = self.variant.without, self.task.signature()
         given = Persona(user_id=self.user_id) if without == "no-persona" else None
-        options: dict[str, Any] = dict(self.setting.agent)
         if without == "no-action":
             program: PersonalProgram = personalize(
                 dspy.Predict(signature), history=self.memory, user_id=self.user_id, recall_k=k
             )
         else:
-            if without == "block":
-                options["episodes_as"] = "block"
-            if without == "no-knowledge":
-                options.pop("knowledge", None)
             if without == "no-memory":
                 # An empty persona would be filled with facts counted in memory; one with a line is left alone.
                 given = Persona.from_text(_NEUTRAL, user_id=self.user_id)
-                options, k = {**options, "actions": "none"}, 0
             program = PersonaAgent(
-                signature, history=self.memory, user_id=self.user_id, persona=given, recall_k=k, **options
+                signature,
+                history=self.memory,
+                user_id=self.user_id,
+                persona=given,
+                actions=self._act(0 if without == "no-memory" else k),
+                episodes_as="block" if without == "block" else "turns",
             )
         program.turn_tokens = self.setting.turn_tokens
         return program
+
+    def _act(self, k: int) -> Act:
+        without, policy = self.variant.without, self.setting.actions
+        # No memory, and no knowledge either to choose from: nothing to look up.
+        nothing = without == "no-memory" and self.setting.knowledge is None
+        knowledge = None if without == "no-knowledge" else self.setting.knowledge
+        return Act(policy="none" if nothing else policy, recall=Recall(k=k), knowledge=knowledge)
 
     @property
     def needs_preparation(self) -> bool:

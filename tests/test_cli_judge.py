@@ -104,6 +104,37 @@ def test_what_is_cut_short_says_so_and_goes_on(lm, data, tmp_path, capsys):
     assert {r["system"]: r["queries"] for r in table(out)} == {"direct": "10", "majority": "10", "nearest": "10"}
 
 
+def test_the_knowledge_tool_is_there_and_can_be_taken_away(lm, data, tmp_path, capsys):
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "space.md").write_text("rocket: a thing of planets")
+    out = tmp_path / "out"
+    argv = ("--actions", "plan", "--knowledge", tmp_path / "corpus", "--ablations", "all", "--out", out)
+    argv = ("evaluate", data, "--systems", "persona", "--users", "1", "--queries", "1", "--epochs", "1", *argv)
+    lm.engine.handlers.insert(
+        0,
+        lambda p: (
+            {
+                "actions": [
+                    {
+                        "action": "search_knowledge" if "search_knowledge" in p.system else "recall_profile",
+                        "words": "rocket",
+                    }
+                ]
+            }
+            if "actions" in p.outputs
+            else None
+        ),
+    )
+    assert run(capsys, *argv, "--tracking-uri", "off")[0] == 0
+    assert [r["system"] for r in table(out)][-6:] == [
+        "persona@no-alignment", "persona@no-persona", "persona@no-memory", "persona@no-action", "persona@no-knowledge",
+        "persona@block",
+    ]  # fmt: skip
+    tags = [c for c in lm.engine.calls if "response" in c.outputs]
+    assert any("a thing of planets" in c.user for c in tags)
+    assert not all("a thing of planets" in c.user for c in tags)
+
+
 def test_bad_input_is_named(lm, data, tmp_path, capsys):
     out = ("--out", tmp_path / "out", "--tracking-uri", "off")
     assert run(capsys, "evaluate", data, "--systems", "gpt", *out)[0] == 2
@@ -112,6 +143,8 @@ def test_bad_input_is_named(lm, data, tmp_path, capsys):
     assert run(capsys, "evaluate", data, "--systems", "direct", *out)[0] == 0
     code, _, said = run(capsys, "evaluate", data, "--systems", "direct", "--k", "8", *out)
     assert code == 2 and "other settings" in said
+    code, _, said = run(capsys, "evaluate", data, "--knowledge", "wikipedia:me@example.org", *out)
+    assert code == 2 and "plan or react" in said
     with data.open("a", encoding="utf-8") as file:
         file.write('{"user_id": "user 1", "query": "x"}\n')
     code, _, said = run(capsys, "evaluate", data, *out)

@@ -30,6 +30,11 @@ Ablations = Annotated[str, typer.Option(help="Of the persona system: all, or nam
 Scale = Annotated[list[str] | None, typer.Option(help="A curve of the persona system: recent=1,3 / epochs=1,3 / k=1,4")]
 Cold = Annotated[str, typer.Option(help="Cut every history to these lengths too, such as 0,1,3,10.")]
 References = Annotated[bool, typer.Option(help="Rows without an LM: majority and nearest-neighbour vote.")]
+Actions = Annotated[str, typer.Option(help="How the persona system looks things up: fixed, plan or react.")]
+Knowledge = Annotated[
+    str | None,
+    typer.Option(help="For its knowledge tool: wikipedia, or a folder or JSONL of texts; needs plan or react."),
+]
 Shown = Annotated[int, typer.Option(min=0, help="Episodes shown.")]
 TurnTokens = Annotated[int, typer.Option(min=8, help="Estimated tokens of an episode's query, at most.")]
 Recent = Annotated[int, typer.Option(min=1, help="Interactions simulated in a step of alignment.")]
@@ -54,6 +59,8 @@ def evaluate_command(  # noqa: PLR0913 - a command's options
     scale: Scale = None,
     cold: Cold = "",
     references: References = True,
+    actions: Actions = "fixed",
+    knowledge: Knowledge = None,
     k: Shown = 4,
     turn_tokens: TurnTokens = 96,
     recent: Recent = 3,
@@ -72,7 +79,9 @@ def evaluate_command(  # noqa: PLR0913 - a command's options
     from persona_dspy.cli.judging import Order, judge
     from persona_dspy.variants import ABLATIONS, variants
 
-    names = list(ABLATIONS) if ablations == "all" else _split(ablations)
+    # Without a knowledge tool there is nothing to take away: the row would be the persona's own once more.
+    every = [name for name in ABLATIONS if knowledge or name != "no-knowledge"]
+    names = every if ablations == "all" else _split(ablations)
     chosen = variants(
         _split(systems),
         references=references,
@@ -93,6 +102,8 @@ def evaluate_command(  # noqa: PLR0913 - a command's options
         epochs=epochs,
         gate=gate,
         seed=seed,
+        actions=actions,
+        knowledge=knowledge,
         skip_bad_rows=skip_bad_rows,
     )
     return judge(order, chosen, workers=workers, seconds=seconds, tracking_uri=tracking_uri)

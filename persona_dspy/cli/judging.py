@@ -36,6 +36,8 @@ class Order:
     epochs: int
     gate: int | None
     seed: int
+    actions: str
+    knowledge: str | None
     skip_bad_rows: bool
 
 
@@ -52,12 +54,13 @@ def judge(
     from persona_dspy.terse import TerseJSON
     from persona_dspy.tracking import tracker_for
 
+    setting = Setting(align=_maker(order), k=order.k, turn_tokens=order.turn_tokens, **_tools(order))
     task, people, names = _people(order)
     model: Any = None
     if any(v.system in names for v in chosen):
         model = resolve_lm(order.lm, seed=order.seed) if order.lm.startswith("local") else resolve_lm(order.lm)
         check_lm(model)
-    same = ("k", "turn_tokens", "recent", "epochs", "gate", "seed", "queries")
+    same = ("k", "turn_tokens", "recent", "epochs", "gate", "seed", "queries", "actions", "knowledge")
     protocol = {
         "task": task.name,
         "data": data_hash(order.source),
@@ -67,7 +70,6 @@ def judge(
     run = {"commit": commit(), "systems": [v.name for v in chosen], "users": order.users, "workers": workers}
     results = Results(order.out, protocol, run)
     terse = bool(getattr(model, "supports_response_schema", False))
-    setting = Setting(align=_maker(order), k=order.k, turn_tokens=order.turn_tokens)
     _own_cache(order.out)
     tracker = tracker_for(tracking_uri)
     tracker.begin({**protocol, "users": len(people), "systems": run["systems"], "commit": run["commit"]})
@@ -105,6 +107,21 @@ def _people(order: Order) -> tuple[Task, list[Case], tuple[str, ...]]:
     if not people:
         raise DataError(str(order.source), expected="users with held-out queries or 2 interactions", value="none")
     return scored_as(people), people, SYSTEMS
+
+
+def _tools(order: Order) -> dict[str, Any]:
+    from persona_dspy.errors import InputError
+    from persona_dspy.knowledge import LocalCorpus, Wikipedia
+
+    if order.actions not in ("fixed", "plan", "react"):
+        raise InputError(f"--actions {order.actions!r}: expected fixed, plan or react")
+    if order.knowledge is None:
+        return {"actions": order.actions}
+    if order.actions == "fixed":
+        raise InputError(f"--knowledge {order.knowledge!r}: expected --actions plan or react, which can call the tool")
+    kind, _, contact = order.knowledge.partition(":")
+    source = Wikipedia(contact) if kind == "wikipedia" else LocalCorpus.from_path(order.knowledge)
+    return {"actions": order.actions, "knowledge": source}
 
 
 def _maker(order: Order) -> Any:
