@@ -18,6 +18,7 @@ import shutil
 import tempfile
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,9 +50,8 @@ class LlamaEngine:
             taken for ``slots * context``.
         threads: CPU threads; None = all this process may use.
 
-    Thread-safe. ``calls`` counts the requests seen, failed ones too. Copies are the engine itself. The same request at
-    temperature 0 gets the same answer, whatever ran before or beside it, for weights whose arithmetic does not depend
-    on the batch (Q4_1: measured; Q5_0 and Q8_0 tensors can flip a near-tie when requests overlap).
+    Thread-safe. ``calls`` counts the requests seen, failed ones too. Copies are the engine itself. At temperature 0 a
+    request gets the same answer whatever ran before it; beside others, weights with Q5_0 tensors can flip a near-tie.
 
     Raises:
         ModelError: a missing or non-GGUF file, xllamacpp not installed.
@@ -76,6 +76,7 @@ class LlamaEngine:
         self.path = check_gguf(path).resolve()
         self.slots, self.context, self.threads = slots, context, threads or _cores()
         self.calls = 0
+        self._recent: OrderedDict[int, None] = OrderedDict()
         self._lock = threading.Lock()
         self._load_lock = threading.Lock()
         self._server: Any = None
@@ -123,8 +124,8 @@ class LlamaEngine:
 
     def dump_state(self) -> dict[str, Any]:
         """What ``load_state`` needs, JSON-safe."""
-        options = {"slots": self.slots, "context": self.context}
-        return {"file": self.path.name, "path": str(self.path), "sha256": weights_hash(self.path), **options}
+        found = {"file": self.path.name, "path": str(self.path), "sha256": weights_hash(self.path)}
+        return {**found, "slots": self.slots, "context": self.context}
 
     @classmethod
     def load_state(cls, state: Mapping[str, Any]) -> LlamaEngine:
@@ -133,8 +134,7 @@ class LlamaEngine:
         Raises:
             ModelError: other weights are there now.
         """
-        path = Path(str(state["path"]))
-        path = path if path.is_file() else find_model(str(state["file"]))
+        path = Path(state["path"]) if Path(state["path"]).is_file() else find_model(str(state["file"]))
         if weights_hash(path) != state["sha256"]:
             raise ModelError(
                 f"model file {str(path)!r}: sha256 {weights_hash(path)[:12]!r}, expected "
@@ -162,6 +162,7 @@ class LlamaEngine:
             self.calls += 1
         validate_request(request)
         body = {**to_server(request), "stream": True, "stream_options": {"include_usage": True}}
+        body["cache_prompt"] = not self._repeats(body)
         server = self._loaded()
         chunks: queue.SimpleQueue[Any] = queue.SimpleQueue()
         stopped = threading.Event()
@@ -188,6 +189,18 @@ class LlamaEngine:
                 yield chunk
         finally:
             stopped.set()
+
+    def _repeats(self, body: Mapping[str, Any]) -> bool:
+        """A greedy repeat is computed in full: from a whole cached prompt its last token would be computed alone, which
+        rounds differently and can flip a near-tie."""
+        key = hash(str(body["messages"]))
+        with self._lock:
+            known = key in self._recent
+            self._recent[key] = None
+            self._recent.move_to_end(key)
+            if len(self._recent) > 4096:
+                self._recent.popitem(last=False)
+        return known and body["temperature"] == 0
 
     def _loaded(self) -> Any:
         with self._load_lock:
