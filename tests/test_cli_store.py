@@ -11,7 +11,7 @@ from persona_dspy.cli.store import sqlite_file
 from persona_dspy.export import load_document, save_persona
 from persona_dspy.persona import Bullet, Edit, Persona
 from persona_dspy.store import Store
-from persona_dspy.synthetic import SyntheticUser
+from persona_dspy.synthetic import SyntheticUser, rule_following_lm
 
 ODD_IDS = [
     "../../x",
@@ -212,6 +212,64 @@ def test_odd_ids_stay_apart_and_inside(home, capsys):
     with sqlite3.connect("s.db") as db:
         assert db.execute("select count(*) from persona_users").fetchone() == (len(ODD_IDS),)
     db.close()
+
+
+@pytest.fixture
+def lm(home, monkeypatch):
+    """Commands may ask this LM."""
+    fake = rule_following_lm()
+    monkeypatch.setattr(settings, "resolve_lm", lambda *_, **__: fake)
+    monkeypatch.setattr(settings, "check_lm", lambda lm: None)
+    return fake
+
+
+def test_odd_ids_from_ingest_to_forget(home, lm, capsys):
+    file = write(home / "odd.jsonl", [row for user_id in ODD_IDS for row in lines(user_id, 16)])
+    run(capsys, "ingest", file, "--store", "s.db")
+    options = ["--store", "s.db", "--tracking-uri", "off", "--epochs", "1"]
+    code, out, err = run(capsys, "compile", *options, "--out", "p")
+    assert code == 0, out + err
+    assert {load_document(p).user_id for p in (home / "p").iterdir()} == set(ODD_IDS)
+    for number, user_id in enumerate(ODD_IDS):
+        assert json.loads(run(capsys, "show", "--store", "s.db", "--json", "--", user_id)[1])["user_id"] == user_id
+        code, out, _ = run(capsys, "export", "--out", "e", "--store", "s.db", "--", user_id)
+        assert (code, load_document(out.strip()).user_id) == (0, user_id)
+        assert len(list((home / "e").iterdir())) == number + 1
+    for number, user_id in enumerate(ODD_IDS, 1):
+        argv = ["--store", "s.db", "--out", "p", "--out", "e", "--tracking-uri", "off", "--yes", "--json"]
+        places = json.loads(run(capsys, "forget", *argv, "--", user_id)[1])["places"]
+        told = {place["place"]: place["removed"] for place in places}
+        assert told["store"] == {"current": 1, "versions": 1, "episodes": 16, "users": 1}
+        assert told["p"] == {"persona files": 1, "journal rows": 1}
+        assert told["e"] == {"persona files": 1}
+        with Store.open("s.db") as store:
+            assert set(store.users()) == set(ODD_IDS[number:])
+        assert {load_document(p).user_id for p in (home / "e").iterdir()} == set(ODD_IDS[number:])
+
+
+def test_compile_goes_on_from_the_store(home, lm, capsys):
+    options = ["--store", "s.db", "--tracking-uri", "off", "--out"]
+    persona = Persona.from_text("Is a nurse.", user_id="ana")
+    persona = persona.lock(persona.bullets[0].id)
+    run(capsys, "import", save_persona(persona, home / "x.json"), "--store", "s.db")
+    assert run(capsys, "compile", write(home / "d.jsonl", lines("ana", 20)), *options, "p")[0] == 0
+    with Store.open("s.db") as store:
+        assert len(store.episodes("ana")) == 20
+        assert (store.current("ana").version, store.current("ana").parent) == (2, 1)
+        assert "Is a nurse." in store.current("ana").document["system_prompt"]
+    run(capsys, "ingest", write(home / "more.jsonl", lines("ana", 4, start=20)), "--store", "s.db")
+    run(capsys, "ingest", write(home / "bo.jsonl", lines("bo", 8)), "--store", "s.db")
+    assert run(capsys, "compile", *options, "q", "--users", "ana")[0] == 0
+    assert [load_document(p).version for p in (home / "q").iterdir()] == [3]
+    rows = json.loads(run(capsys, "history", "ana", "--store", "s.db", "--json")[1])
+    assert (rows["interactions"], [r["parent"] for r in rows["versions"]]) == (24, [0, 1, 2])
+    lm.engine.calls.clear()
+    assert run(capsys, "ask", "a rocket", "--user", "ana", "--store", "s.db")[0] == 0
+    assert "Is a nurse." in lm.engine.calls[-1].system
+    assert len(lm.engine.calls[-1].turns) == 4
+    for argv, says in ((["compile"], "--store"), (["compile", *options, "q", "--users", "nobody"], "'nobody'")):
+        code, _, err = run(capsys, *argv)
+        assert (code, says in err) == (2, True)
 
 
 def test_which_file_a_url_means():

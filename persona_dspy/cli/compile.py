@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from persona_dspy.cli.sources import Source
 
 __all__ = ["register"]
 
@@ -18,8 +20,9 @@ def register(app: typer.Typer) -> None:
 
 def compile_command(  # noqa: PLR0913 - a command's options
     source: Annotated[
-        Path, typer.Argument(metavar="INPUT", help="JSONL, LaMP questions.json or OPPU-style users.json.")
-    ],
+        Path | None,
+        typer.Argument(metavar="[INPUT]", help="JSONL, LaMP questions.json or OPPU-style users.json; or --store."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the persona JSONs.")] = Path("personas"),
     task: Annotated[str | None, typer.Option(help="lamp-1 ... lamp-7, or fields such as 'film -> tag'.")] = None,
     lm: Annotated[str, typer.Option(help="local, local:/path/model.gguf, or any name dspy.LM takes.")] = "local",
@@ -32,7 +35,10 @@ def compile_command(  # noqa: PLR0913 - a command's options
     ] = "local",
     resume: Annotated[bool, typer.Option(help="Go on where an earlier compile into --out ended.")] = False,
     store: Annotated[
-        str | None, typer.Option(help="Also keep versions in this store: a file or postgresql URL.")
+        str | None,
+        typer.Option(
+            help="Keep interactions and versions in this store (a file or postgresql URL) and start from them."
+        ),
     ] = None,
     budget_calls: Annotated[int | None, typer.Option(min=0, help="LM calls at most, all users together.")] = None,
     budget_tokens: Annotated[int | None, typer.Option(min=0, help="Tokens at most, all users together.")] = None,
@@ -58,7 +64,7 @@ def compile_command(  # noqa: PLR0913 - a command's options
     from persona_dspy.ledger import Budget
     from persona_dspy.tracking import tracker_for
 
-    source_ = _Source(source, task, users, skip_bad_rows)
+    source_ = _source(source, store, task, users, skip_bad_rows)
     total = source_.check()
     budget = Budget(calls=budget_calls, tokens=budget_tokens, usd=budget_usd)
     own = Budget(calls=user_budget_calls, tokens=user_budget_tokens)
@@ -71,46 +77,15 @@ def compile_command(  # noqa: PLR0913 - a command's options
     return code
 
 
-class _Source:
-    """The input file, read twice as a stream: first to the end, before any LM call, so that bad input does not surface
-    after minutes of work; then user by user as there is room."""
+def _source(path: Path | None, store: str | None, task: str | None, users: str | None, skip_bad_rows: bool) -> Source:
+    from persona_dspy.cli.sources import FileSource, StoreSource
+    from persona_dspy.errors import InputError
 
-    def __init__(self, path: Path, task: str | None, users: str | None, skip_bad_rows: bool) -> None:
-        from persona_dspy.histories import detect_task
-
-        self.path, self.task, self.skip_bad_rows, self.bad = path, task, skip_bad_rows, 0
-        digits = users is not None and users.isdigit()
-        self.limit = int(users) if users and digits else None
-        self.wanted = [u.strip() for u in users.split(",") if u.strip()] if users and not digits else None
-        self.known = detect_task(path, task)
-
-    def read(self, bad: list[Any] | None = None) -> Iterator[Any]:
-        from persona_dspy.histories import read_users
-
-        skip = self.skip_bad_rows
-        return read_users(
-            self.path, task=self.task, limit=self.limit, users=self.wanted, skip_bad_rows=skip, bad_rows=bad
-        )
-
-    def check(self) -> int:
-        """How many users there are; raises DataError for the first row that cannot be used."""
-        from persona_dspy.errors import DataError
-
-        bad: list[Any] = []
-        count = 0
-        for _ in self.read(bad):
-            count += 1
-            self._tell(bad)
-        self._tell(bad)
-        if not count:
-            raise DataError(str(self.path), expected="at least one user with interactions", value="no users")
-        return count
-
-    def _tell(self, bad: list[Any]) -> None:
-        for row in bad:
-            typer.echo(f"skipped: {row}", err=True)
-        self.bad += len(bad)
-        bad.clear()
+    if path is not None:
+        return FileSource(path, task, users, skip_bad_rows)
+    if store is None:
+        raise InputError("compile: expected a file of interactions, or --store URL to compile the users who are there")
+    return StoreSource(store, task, users)
 
 
 class _Program:
@@ -120,19 +95,24 @@ class _Program:
         self.known, self.text = known, text
 
     def __call__(self, history: Any) -> Any:
-        from persona_dspy.cli.programs import agent_for, users_task
+        from persona_dspy.cli.programs import agent_for
 
-        mine = users_task(self.known, self.text, history.interactions)
-        return agent_for(mine, history=history.interactions, user_id=history.user_id)
+        persona = getattr(history, "persona", None)  # of a user in the store: the next version starts from it
+        return agent_for(self._task(history), history=history.interactions, user_id=history.user_id, persona=persona)
 
     def task(self, history: Any) -> str:
-        from persona_dspy.cli.programs import task_text, users_task
+        from persona_dspy.cli.programs import task_text
 
-        return task_text(users_task(self.known, self.text, history.interactions))
+        return task_text(self._task(history))
+
+    def _task(self, history: Any) -> Any:
+        from persona_dspy.cli.programs import users_task
+
+        return users_task(self.known, self.text or getattr(history, "task", None), history.interactions)
 
 
 def _compile(
-    source: _Source,
+    source: Source,
     total: int,
     lm: str,
     out: Path,
@@ -148,6 +128,7 @@ def _compile(
     from optimizers import PersonaAlignment
     from persona_dspy.cli.programs import task_text
     from persona_dspy.cli.progress import View
+    from persona_dspy.cli.sources import ingested
     from persona_dspy.fleet import compile_users
     from persona_dspy.fleet_folder import FleetFolder
     from persona_dspy.ledger import Ledger
@@ -179,7 +160,7 @@ def _compile(
             with dspy.context(lm=model), view:
                 for result in compile_users(
                     program,
-                    source.read([]),
+                    ingested(opened, source.read([])),
                     optimizer,
                     store=opened,
                     folder=folder,

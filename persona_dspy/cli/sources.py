@@ -1,0 +1,149 @@
+"""Where ``persona-dspy compile`` takes users from: a file, or the store. Owns: both, and a user as the store knows one.
+
+Not here: reading files (histories.py), the store (store.py), compiling (compile.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import typer
+
+if TYPE_CHECKING:
+    from persona_dspy.persona import Persona
+    from persona_dspy.records import Interaction
+    from persona_dspy.store import Store
+
+__all__ = ["FileSource", "Source", "StoreSource", "StoredHistory", "ingested"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredHistory:
+    """A user in the store: all interactions, and the current persona, which the next version starts from."""
+
+    user_id: str
+    interactions: tuple[Interaction, ...]
+    persona: Persona | None = None
+    task: str | None = None
+
+    @classmethod
+    def of(cls, store: Store, user_id: str) -> StoredHistory:
+        """The user as of now.
+
+        Raises:
+            UnknownUser: nothing is kept of that user.
+        """
+        from persona_dspy.export import parse_document
+
+        now = store.current(user_id)
+        document = parse_document(now.document, f"persona of {user_id!r}") if now is not None else None
+        return cls(
+            user_id=user_id,
+            interactions=tuple(store.episodes(user_id)),
+            persona=document.persona() if document is not None else None,
+            task=document.task if document is not None else None,
+        )
+
+
+class Source(Protocol):
+    """Users to compile, read twice as a stream: ``check`` first, before any LM call; then one by one as there is room.
+
+    ``known``: the task that the input itself names; ``task``: the one that was typed; ``bad``: rows passed over.
+    """
+
+    known: Any
+    task: str | None
+    bad: int
+
+    def check(self) -> int:
+        """How many users there are."""
+        ...
+
+    def read(self, bad: list[Any] | None = None) -> Iterator[Any]: ...
+
+
+class FileSource:
+    """Users of an input file, read to the end first, so that bad input does not surface after minutes of work."""
+
+    def __init__(self, path: Path, task: str | None, users: str | None, skip_bad_rows: bool) -> None:
+        from persona_dspy.cli.programs import which_users
+        from persona_dspy.histories import detect_task
+
+        self.path, self.task, self.skip_bad_rows, self.bad = path, task, skip_bad_rows, 0
+        self.limit, self.wanted = which_users(users)
+        self.known = detect_task(path, task)
+
+    def read(self, bad: list[Any] | None = None) -> Iterator[Any]:
+        from persona_dspy.histories import read_users
+
+        skip = self.skip_bad_rows
+        return read_users(
+            self.path, task=self.task, limit=self.limit, users=self.wanted, skip_bad_rows=skip, bad_rows=bad
+        )
+
+    def check(self) -> int:
+        """How many users there are; raises DataError for the first row that cannot be used."""
+        from persona_dspy.errors import DataError
+
+        bad: list[Any] = []
+        count = 0
+        for _ in self.read(bad):
+            count += 1
+            self._tell(bad)
+        self._tell(bad)
+        if not count:
+            raise DataError(str(self.path), expected="at least one user with interactions", value="no users")
+        return count
+
+    def _tell(self, bad: list[Any]) -> None:
+        for row in bad:
+            typer.echo(f"skipped: {row}", err=True)
+        self.bad += len(bad)
+        bad.clear()
+
+
+class StoreSource:
+    """Users of the store who have interactions."""
+
+    def __init__(self, url: str, task: str | None, users: str | None) -> None:
+        from persona_dspy.cli.programs import which_users
+        from persona_dspy.lamp import get_task
+
+        self.url, self.task, self.bad = url, task, 0
+        self.limit, self.wanted = which_users(users)
+        self.known = get_task(task) if task and "->" not in task else None
+
+    def read(self, bad: list[Any] | None = None) -> Iterator[StoredHistory]:
+        from persona_dspy.cli.store import open_store
+
+        with open_store(self.url) as store:
+            found = (StoredHistory.of(store, user) for user in self.wanted or store.users())
+            yield from islice((history for history in found if history.interactions), self.limit)
+
+    def check(self) -> int:
+        """How many users there are; raises UnknownUser for one who was named and is not there."""
+        from persona_dspy.cli.store import open_store
+        from persona_dspy.errors import InputError
+
+        with open_store(self.url) as store:
+            if self.wanted is not None:
+                for user in self.wanted:
+                    store.current(user)
+            count = len(self.wanted) if self.wanted is not None else sum(1 for _ in islice(store.users(), self.limit))
+        if not count:
+            raise InputError(f"store {self.url!r}: no users; expected some, type: persona-dspy ingest FILE --store ...")
+        return count
+
+
+def ingested(store: Store | None, histories: Iterable[Any]) -> Iterator[Any]:
+    """Each user of a file as the store has the user once the file's interactions are in it; without a store, as is."""
+    for history in histories:
+        if store is None or isinstance(history, StoredHistory):
+            yield history
+        else:
+            store.add_episodes(history.user_id, history.interactions)
+            yield StoredHistory.of(store, history.user_id)
