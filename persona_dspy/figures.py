@@ -158,10 +158,11 @@ def before_and_after(alignments: Sequence[Alignment]) -> Any:
     return figure
 
 
-def each_user(scores: Mapping[str, tuple[float, float]]) -> Any:
-    """What became of each user, from (without persona, aligned): a line a user, or a distribution of gains for many."""
+def each_user(scores: Mapping[str, tuple[float, float]], *, named: bool = True) -> Any:
+    """What became of each user, from (without persona, aligned): a line a user; the distribution of gains where there
+    are many users, or they are not to be ``named``."""
     go, figure = blank(height=220)
-    if len(scores) > _SHOWN_ALONE:
+    if not named or len(scores) > _SHOWN_ALONE:
         gains = [after - before for before, after in scores.values()]
         for name, colour, chosen in (
             ("worse", WORSE, [g for g in gains if g < 0]),
@@ -283,7 +284,7 @@ def blank(*, height: int) -> tuple[Any, Any]:
         "title": {"font": {"size": 13}},
     }
     layout = {
-        "template": None,
+        "template": go.layout.Template(),  # Plotly's own is 7 kB in every figure
         "height": height,
         "margin": {"l": 8, "r": 12, "t": 8, "b": 8},
         "font": {"family": _FONT, "size": 13, "color": "#3d4757"},

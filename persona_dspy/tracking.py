@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -21,6 +22,8 @@ from persona_dspy.alignment import Alignment
 from persona_dspy.call_folder import user_key
 from persona_dspy.errors import InputError, RunError
 from persona_dspy.export import PersonaDocument
+from persona_dspy.figures import curve, learning_curve
+from persona_dspy.fleet_figures import FleetFigures
 from persona_dspy.run_figures import COLUMNS, metrics_of, params_of, row_of
 
 if TYPE_CHECKING:
@@ -78,9 +81,9 @@ def prompt_name(user_id: str) -> str:
 
 
 class MlflowTracker:
-    """A parent run for the batch: curves over users, and a table ``users.csv`` with a row a user (hashed names, scores,
-    cost; no text). Child runs have step metrics, the persona JSON and the alignment record as artifacts. Uses
-    ``MlflowClient`` only, never the fluent API's global state.
+    """A parent run for the batch: curves over users, a table ``users.csv`` with a row a user (hashed names, scores,
+    cost; no text), and nameless figures. Child runs have step metrics, the persona JSON, the alignment record and its
+    learning curve as artifacts. Uses ``MlflowClient`` only, never the fluent API's global state.
 
     Args:
         uri: tracking URI, such as ``sqlite:///mlflow.db`` or ``http://localhost:5000``.
@@ -113,6 +116,7 @@ class MlflowTracker:
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         self._totals: dict[str, float] = {}
+        self._figures = FleetFigures()
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._table: Any = None
 
@@ -134,6 +138,7 @@ class MlflowTracker:
             number = int(self._totals["users"] + self._totals["failed"])
             self._count(document)
             self._table.writerow(row_of(user_id, document))
+            self._figures.add(document.alignment if document else None)
         child = self.runs == "all" or (self.runs == "sampled" and (number < _FIRST or number % _EACH == 0))
         if not child and not (self.register and document is not None):
             return
@@ -235,6 +240,9 @@ class MlflowTracker:
         with tempfile.TemporaryDirectory(prefix="persona-dspy-") as folder:
             Path(folder, "persona.json").write_text(document.to_json(), encoding="utf-8")
             Path(folder, "alignment.json").write_text(alignment.model_dump_json(indent=2), encoding="utf-8")
+            with suppress(RunError):  # without Plotly; the parent run says so
+                drawn = learning_curve(curve(alignment), without_persona=alignment.scores.without_persona)
+                Path(folder, "learning_curve.json").write_text(drawn.to_json(), encoding="utf-8")
             client.log_artifacts(child, folder)
         client.set_terminated(child)
 
@@ -268,6 +276,11 @@ class MlflowTracker:
         if self.trouble:
             client.set_tag(self.run_id, "persona_dspy.trouble", self.trouble[:5000])
         client.log_artifact(self.run_id, self._file.name)
+        try:
+            for name, text in self._figures.files().items():
+                client.log_text(self.run_id, text, f"figures/{name}")
+        except RunError as missing:
+            client.set_tag(self.run_id, "persona_dspy.figures", str(missing))
         client.set_terminated(self.run_id)
 
     def _connect(self) -> Any:

@@ -100,6 +100,11 @@ def test_a_parent_with_curves_and_a_table_and_a_run_a_user(tracked):
     assert runs["ann"].data.params["recent"] == "3"
     file = client.download_artifacts(runs["c/../d'e"].info.run_id, "persona.json")
     assert json.loads(Path(file).read_text())["user_id"] == "c/../d'e"
+    drawn = client.download_artifacts(runs["ann"].info.run_id, "learning_curve.json")
+    assert json.loads(Path(drawn).read_text())["data"][1]["y"] == [0.25, 0.75]
+    page = Path(client.download_artifacts(tracker.run_id, "figures/figures.html")).read_text()
+    assert "3 users" in page
+    assert not any(name in page for name in ("c/../d", SECRET))
     assert tracker.where == f"mlflow ui --backend-store-uri sqlite:///{path}/mlflow.db"
 
 
@@ -119,7 +124,7 @@ def test_prompts_have_hashed_names_and_an_alias_that_rolls_back(tracked):
 def test_forgetting_leaves_nothing_of_the_user(uri, tmp_path):
     other = MlflowTracker(uri, runs="all", register=True)
     track(other, ["zoe-unique", "bob"])
-    gone = {"runs": 1, "artifacts": 2, "table_rows": 1, "prompts": 1, "traces": 0}
+    gone = {"runs": 1, "artifacts": 3, "table_rows": 1, "prompts": 1, "traces": 0}
     assert other.forget("zoe-unique").to_dict() == gone
     assert other.forget("zoe-unique").to_dict() == dict.fromkeys(gone, 0)
     assert set(children(other)) == {"bob"}
