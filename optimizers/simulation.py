@@ -16,8 +16,11 @@ from dspy.utils.exceptions import AdapterParseError
 from persona_dspy.agent import PersonalProgram
 from persona_dspy.feedback import Metric, Simulated, score_of
 from persona_dspy.persona import Persona
+from persona_dspy.untrusted import unheard
 
 __all__ = ["Simulator"]
+
+EPISODES = 2  # of those recalled, how many the textual loss is shown
 
 
 class Simulator:
@@ -59,16 +62,20 @@ class Simulator:
             steps = prediction.trace.steps
         except AdapterParseError:
             prediction = dspy.Prediction(**{field: ""})
+        shown = dict.fromkeys(r.id for s in steps for r in s.recalled)
+        past = {i.id: i for i in program.memory.interactions} if shown else {}
         score, said = score_of(self.metric, program.kind, example, prediction, field)
+        heard = [s.observation for s in steps if s.observation]  # a tool's words must not become the persona's
         return Simulated(
             interaction_id=str(example.get("interaction_id", "")),
             query=str(example.get(program.query_field, "")),
-            answer=str(prediction.get(field, "")),
+            answer=unheard(str(prediction.get(field, "")), heard),
             gold=str(example.get(field, "")),
             score=score,
-            said=said,
-            actions=tuple(f"{s.action}({s.query})" for s in steps),
-            episodes=tuple(r.id for s in steps for r in s.recalled),
+            said=unheard(said, heard),
+            actions=tuple(f"{s.action}({unheard(s.query, heard)})" for s in steps),
+            episodes=tuple(shown),
+            recalled=tuple(f"{past[i].query} -> {past[i].response}" for i in list(shown)[:EPISODES] if i in past),
         )
 
     def _map(self, work: Callable[[dspy.Example], Simulated], items: Iterable[dspy.Example]) -> list[Simulated]:

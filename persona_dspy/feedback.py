@@ -7,12 +7,14 @@ the gradient with respect to the persona.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import dspy
 
+from persona_dspy.errors import InputError
 from persona_dspy.ledger import role
 from persona_dspy.records import Feedback
 from persona_dspy.responses import ResponseKind
@@ -27,7 +29,8 @@ Metric = Callable[..., Any]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Simulated:
     """What the textual loss sees of one simulated interaction: the query, our response, the user's own, and which
-    actions and episodes led to ours. ``score`` in [0, 1], higher is better; ``said`` is the metric's own feedback."""
+    actions and episodes (ids, and as short lines) led to ours. ``score`` in [0, 1], higher is better; ``said`` is the
+    metric's own feedback."""
 
     interaction_id: str
     query: str
@@ -37,6 +40,7 @@ class Simulated:
     said: str = ""
     actions: tuple[str, ...] = ()
     episodes: tuple[str, ...] = ()
+    recalled: tuple[str, ...] = ()
 
     @property
     def right(self) -> bool:
@@ -52,6 +56,8 @@ class Simulated:
         ]
         if self.actions:
             lines.append("looked up: " + clip_tokens(one_line("; ".join(self.actions)), tokens))
+        if self.recalled:
+            lines.append("recalled of the user: " + clip_tokens(one_line("; ".join(self.recalled)), tokens))
         return "\n".join(lines)
 
 
@@ -60,14 +66,32 @@ def score_of(
 ) -> tuple[float, str]:
     """Score in [0, 1] and the metric's feedback text (empty where it gives none) for one prediction.
 
-    Without a metric: equality for labels, closeness for ratings, ROUGE-L for text.
+    Without a metric: equality for labels, closeness for ratings, ROUGE-L for text. A metric with GEPA's five arguments
+    gets None for those that only GEPA knows.
+
+    Raises:
+        InputError: the metric's score is no number in [0, 1].
     """
     if metric is None:
         return kind.score(example[field], prediction.get(field, "")), ""
-    result = metric(example, prediction, trace=None)
-    if isinstance(result, dspy.Prediction):
-        return float(result.score), str(result.get("feedback", "") or "")
-    return float(result), ""
+    result = metric(example, prediction, *[None] * _further(metric))
+    said = ""
+    if isinstance(result, dspy.Prediction | Mapping):
+        result, said = result["score"], str(result.get("feedback", "") or "")
+    score = float(result)
+    if not 0 <= score <= 1:
+        raise InputError(f"metric {getattr(metric, '__name__', metric)!r} gave {score!r}: expected a score in [0, 1]")
+    return score, said
+
+
+def _further(metric: Metric) -> int:
+    """How many arguments a metric must be given beside example and prediction: trace, and GEPA's two."""
+    try:
+        named = inspect.signature(metric).parameters.values()
+    except ValueError:
+        return 1  # written in C: DSPy's own protocol
+    needed = [p for p in named if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty]
+    return max(0, len(needed) - 2)
 
 
 class Critique(dspy.Signature):
@@ -93,6 +117,8 @@ class TextualLoss(dspy.Module):
 
     def __init__(self, mode: str = "each") -> None:
         super().__init__()
+        if mode not in ("each", "batch"):
+            raise InputError(f"loss {mode!r}: expected 'each' (a call for each mistake) or 'batch' (one call a step)")
         self.mode = mode
         self.critique = dspy.Predict(Critique, max_tokens=60)
 

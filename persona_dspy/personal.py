@@ -122,6 +122,12 @@ class PersonalProgram(dspy.Module):
         twin.history, twin.callbacks = [], list(self.callbacks)
         return twin
 
+    def reset_copy(self) -> Self:
+        """DSPy's, for optimizers that start from bare predictors: the persona is the user's, not theirs, and stays."""
+        copy = super().reset_copy()
+        copy.persona.value = self.persona.value
+        return copy
+
     def examples(self) -> list[dspy.Example]:
         """The user's interactions as DSPy examples, oldest first: a trainset for PersonaAlignment.
 

@@ -56,7 +56,7 @@ class Prompt:
         found = _CHAT_FIELD.findall(user) or _XML_FIELD.findall(user)
         listed = _OUTPUTS.search(system)
         outputs = re.findall(r"^\d+\. `(\w+)`", listed.group(1), re.MULTILINE) if listed else []
-        form = request.config.response_format or {}
+        form: Any = request.config.response_format or {}
         schema = form.get("schema") or (form.get("json_schema") or {}).get("schema") or {}
         return cls(
             system=system,
