@@ -124,7 +124,6 @@ class EpisodeTable:
                 self.embed(user_id, dense, text=text)
             known = self.vectors(user_id, dense.name) if dense is not None else {}
             memory = StoredMemory(user_id=user_id, retriever=retriever, text=text, recency=recency, vectors=known)
-            self._sync(user_id, memory)
             memory = self._handles.put(user_id, config, memory)
         if not self._sync(user_id, memory):
             raise self._database.unknown(user_id)
