@@ -13,13 +13,13 @@ PIECES = [
     "\u200b", "\u202e", "\x00", "\n", " ", "［", "］", "＜", "＞", "｜", "<s>", "x", "<<SYS>>", "é",
 ]  # fmt: skip
 hostile = st.lists(st.sampled_from(PIECES), max_size=30).map("".join)
-STRUCTURE = re.compile(r"\[\[\s*##|##\s*\]\]|<\|[^|>\n]{0,40}\|>|\[/?INST\]|<</?SYS>>|</?s>")
+OPENS = re.compile(r"\[\[\s*##|<\|[^|>\n]{0,40}\|>|\[/?INST\]|<</?SYS>>|</?s>")
 
 
 @given(hostile)
 def test_cleaned_text_has_no_structure_and_cleaning_again_changes_nothing(text):
     clean = data_text(text)
-    assert not STRUCTURE.search(clean.replace("## ]]", "")) and "```" not in clean
+    assert not OPENS.search(clean) and "```" not in clean
     assert data_text(clean) == clean
     assert not re.search("[\x00\u200b\u202e]", clean)
 
@@ -27,7 +27,7 @@ def test_cleaned_text_has_no_structure_and_cleaning_again_changes_nothing(text):
 @given(hostile)
 def test_defused_text_has_no_structure_and_loses_no_letter(text):
     safe = defused(text, ["answer", "data"])
-    assert not STRUCTURE.search(safe)
+    assert not OPENS.search(safe) and not re.search(r"##\s*\]\]", safe)
     assert not re.search(r"</?(answer|data)\s*>", safe)
     assert re.sub(r"\s", "", safe) == re.sub(r"\s", "", text)
 
