@@ -16,7 +16,7 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import cache
@@ -166,15 +166,13 @@ class _Recorded:
             if flying is None:
                 break
             flying.result()
-        began, token = time.monotonic(), CALL_DRAFT.set({})
         try:
-            with reserved(_tokens_at_least(prompt, messages)):
+            with reserved(_tokens_at_least(prompt, messages)), _made() as keep:
                 outputs = super().__call__(prompt, messages=messages, **options)  # type: ignore[misc]
-            calls.keep(slot, _record(outputs, began))
-            return outputs
+                calls.keep(slot, keep(outputs))
+                return outputs
         finally:
             calls.give_up(slot)
-            CALL_DRAFT.reset(token)
 
     async def acall(self, prompt: Any = None, *, messages: Any = None, **options: Any) -> Any:
         calls: UserCalls | None = dspy.settings.get("persona_calls")
@@ -188,15 +186,13 @@ class _Recorded:
             if flying is None:
                 break
             await asyncio.wrap_future(flying)
-        began, token = time.monotonic(), CALL_DRAFT.set({})
         try:
-            with reserved(_tokens_at_least(prompt, messages)):
+            with reserved(_tokens_at_least(prompt, messages)), _made() as keep:
                 outputs = await super().acall(prompt, messages=messages, **options)  # type: ignore[misc]
-            calls.keep(slot, _record(outputs, began))
-            return outputs
+                calls.keep(slot, keep(outputs))
+                return outputs
         finally:
             calls.give_up(slot)
-            CALL_DRAFT.reset(token)
 
     def _slot(self, calls: UserCalls, prompt: Any, messages: Any, options: dict[str, Any]) -> str:
         samples = self._samples if options.get("cache") is None else not options["cache"]
@@ -222,10 +218,23 @@ def _tokens_at_least(prompt: Any, messages: Any) -> int:
     return sum(len(text) for text in texts if isinstance(text, str)) // _CHARS
 
 
-def _record(outputs: Any, began: float) -> dict[str, Any]:
-    draft = CALL_DRAFT.get() or {}
-    seconds = round(time.monotonic() - began, 3)
-    return {"outputs": outputs, "usage": draft.get("usage") or {}, "cost": draft.get("cost"), "seconds": seconds}
+@contextmanager
+def _made() -> Generator[Callable[[Any], dict[str, Any]]]:
+    """A call that is being made: what it cost goes to the ledger when it ends; yields what makes a record of it."""
+    draft: dict[str, Any] = {}
+    began, token, ledger, failed = time.monotonic(), CALL_DRAFT.set(draft), current_ledger(), True
+
+    def record(outputs: Any) -> dict[str, Any]:
+        seconds = round(time.monotonic() - began, 3)
+        return {"outputs": outputs, "usage": draft.get("usage") or {}, "cost": draft.get("cost"), "seconds": seconds}
+
+    try:
+        yield record
+        failed = False
+    finally:
+        CALL_DRAFT.reset(token)
+        if ledger is not None:
+            ledger.report(draft, time.monotonic() - began, failed=failed)
 
 
 def _answer(record: dict[str, Any], first: bool) -> Any:

@@ -24,7 +24,7 @@ from persona_dspy.records import Usage
 __all__ = ["CALL_DRAFT", "Budget", "Ledger", "Role", "current_ledger", "reserved", "role"]
 
 CALL_DRAFT: ContextVar[dict[str, Any] | None] = ContextVar("persona_call_draft", default=None)
-"""What DSPy said of the LM call that is being made here (``usage``, ``cost``), while a recorded LM makes it."""
+"""What DSPy said of the LM call that a recorded LM is making here: ``usage``, ``entries`` of it, ``cost``."""
 _RESERVED: ContextVar[bool] = ContextVar("persona_call_reserved", default=False)
 
 Role = Literal["respond", "act", "loss", "update", "summarise"]
@@ -80,7 +80,9 @@ class Ledger(BaseCallback):
     def recording(self) -> Generator[Ledger]:
         """Count every LM call made inside, in this thread and in those that copy its context."""
         callbacks = [c for c in dspy.settings.get("callbacks", []) if not isinstance(c, Ledger)]
-        with dspy.context(usage_tracker=self, callbacks=[*callbacks, self], persona_ledger=self):
+        if dspy.settings.get("persona_calls") is None:  # recorded LMs report by themselves; a callback costs DSPy an
+            callbacks.append(self)  # inspection of every module's and adapter's arguments
+        with dspy.context(usage_tracker=self, callbacks=callbacks, persona_ledger=self):
             yield self
 
     @property
@@ -157,6 +159,14 @@ class Ledger(BaseCallback):
         if self.parent is not None:
             self.parent.settle()
 
+    def report(self, draft: dict[str, Any], seconds: float, *, failed: bool) -> None:
+        """A recorded LM's call has ended; ``draft`` is its ``CALL_DRAFT``."""
+        named, entries = dspy.settings.get("persona_role", "respond"), draft.get("entries") or []
+        if failed and not entries:
+            self._add(named, Usage(calls=1, failures=1, seconds=seconds))
+        else:
+            self._add(named, _usage(entries or [{}], seconds, draft.get("cost")))
+
     def hit(self) -> None:
         """An answer that this run had already: no call."""
         self._add(dspy.settings.get("persona_role", "respond"), Usage(cache_hits=1))
@@ -176,6 +186,10 @@ class Ledger(BaseCallback):
 
     def add_usage(self, lm: str, usage_entry: dict[str, Any]) -> None:
         """One entry per answer that an engine gave (DSPy's usage-tracker protocol)."""
+        draft = CALL_DRAFT.get()
+        if draft is not None:
+            draft.setdefault("entries", []).append(dict(usage_entry))
+            return
         with self._lock:
             opened = self._open.get(ACTIVE_CALL_ID.get() or "")
             if opened is not None:
@@ -228,12 +242,8 @@ def _usage(entries: list[dict[str, Any]], seconds: float, usd: float | None) -> 
 
 
 def _cost(lm: Any, outputs: Any) -> float | None:
-    """DSPy's price of the call that returned ``outputs``: in the draft of a recorded LM; else found in the LM's history
-    by identity, not by position, since other threads append to it meanwhile. None where history is off or the model
-    has no known price."""
-    draft = CALL_DRAFT.get()
-    if draft is not None:
-        return draft.get("cost")
+    """DSPy's price of the call that returned ``outputs``: found in the LM's history by identity, not by position,
+    since other threads append to it meanwhile. None where history is off or the model has no known price."""
     for entry in reversed(list(getattr(lm, "history", []) or [])[-64:]):
         if entry.get("outputs") is outputs:
             return entry.get("cost")

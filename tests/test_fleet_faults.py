@@ -17,7 +17,7 @@ from test_fleet import content, history
 from optimizers import PersonaAlignment
 from persona_dspy.agent import PersonaAgent
 from persona_dspy.call_folder import CallFolder
-from persona_dspy.fake_server import FakeServer
+from persona_dspy.fake_server import FakeServer, request_key
 from persona_dspy.fleet import compile_users
 from persona_dspy.fleet_folder import FleetFolder
 from persona_dspy.synthetic import RuleFollower, SyntheticUser, TagFilm
@@ -62,7 +62,15 @@ def quick(monkeypatch):
 
 @pytest.mark.parametrize("fault", ["429", "500", "disconnect", "cut-json"])
 def test_passing_faults_change_nothing(fault, undisturbed, tmp_path, quick):
-    with FakeServer(RuleFollower(), fault=lambda body, nth: fault if nth % 3 == 0 else None, retry_after=0.3) as server:
+    seen = set()
+
+    def at_first(body, nth):
+        """Every third request fails when it comes for the first time."""
+        new = request_key(body) not in seen
+        seen.add(request_key(body))
+        return fault if new and hash_of(body) % 3 == 0 else None
+
+    with FakeServer(RuleFollower(), fault=at_first, retry_after=0.3) as server:
         found = fleet(server, tmp_path / "p")
         assert all(r.document for r in found.values())
         assert dict(server.answered) == undisturbed[1]  # each once

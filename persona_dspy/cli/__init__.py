@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-import click
 import typer
 
 from persona_dspy.cli import compile as _compile
@@ -42,15 +42,19 @@ _judge.register(app)
 _report.register(app)
 
 
+# Typer carries a click of its own, whose errors the click package's classes do not catch.
+_REFUSED: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of ``persona-dspy``; never prints a traceback unless ``PERSONA_DSPY_DEBUG`` is set."""
     try:
         code = app(args=list(argv) if argv is not None else None, standalone_mode=False)
     except PersonaError as error:
         _fail(str(error), error.exit_code)
-    except click.exceptions.Abort:
+    except typer.Abort:
         _fail("interrupted", 130)
-    except click.ClickException as error:
+    except _REFUSED as error:
         error.show()
         sys.exit(error.exit_code)
     except KeyboardInterrupt:

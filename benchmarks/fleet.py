@@ -1,0 +1,378 @@
+"""Speed and size of a fleet: throughput against the ideal and against dspy.Parallel, CPU per LM call and whose it is,
+memory as users grow, the time a resume takes, what MLflow costs, and batching with a model in this process.
+
+LM calls go to an OpenAI-compatible server of fixed latency that this starts on 127.0.0.1, in a process of its own; the
+figures of one section come from one run, so that a busy machine slows all alike.
+
+    python -m benchmarks.fleet --users 200               # two minutes
+    python -m benchmarks.fleet --users 1000              # the figures of the claims
+    python -m benchmarks.fleet --only memory --users 100000
+    python -m benchmarks.fleet --only local --model smol
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+
+import dspy
+import httpx
+
+from optimizers import PersonaAlignment
+from persona_dspy.agent import PersonaAgent
+from persona_dspy.call_cache import UserCalls, recorded, recording_calls
+from persona_dspy.call_folder import CallFolder
+from persona_dspy.fake_server import FakeServer
+from persona_dspy.fleet import compile_users
+from persona_dspy.fleet_folder import FleetFolder
+from persona_dspy.histories import UserHistory
+from persona_dspy.ledger import Ledger
+from persona_dspy.synthetic import SyntheticUser, TagFilm
+from persona_dspy.tracking import MlflowTracker
+
+INTERACTIONS = 12
+
+
+def answer(body: dict[str, Any]) -> str:
+    """Something of the right form, decided by the request's content; cheap, since the server shares the machine."""
+    system = str(body["messages"][0]["content"])
+    if "about_the_user" in system:
+        name, said = "about_the_user", "Likes other tags."
+    elif "`tag`" in system:
+        digest = hashlib.blake2b(str(body["messages"][-1]["content"]).encode(), digest_size=2).digest()
+        labels = system[system.index("Literal[") + 8 :].partition("]")[0].replace("'", "").split(", ")
+        name, said = "tag", labels[digest[0] % len(labels)]
+    else:
+        name, said = "edits", "[]"
+    if "[[ ## completed ## ]]" in system:
+        return f"[[ ## {name} ## ]]\n{said}\n\n[[ ## completed ## ]]"
+    return json.dumps({name: [] if name == "edits" else said})
+
+
+def serve(pipe: Connection, latency: float) -> None:
+    with FakeServer(answer=answer, latency=latency) as server:
+        pipe.send(server.url)
+        while pipe.recv() == "count":
+            pipe.send((server.answered.total(), server.peak))
+
+
+class Server:
+    """The server's process."""
+
+    def __init__(self, latency: float) -> None:
+        self.pipe, theirs = multiprocessing.Pipe()
+        context = multiprocessing.get_context("spawn")
+        self.process = context.Process(target=serve, args=(theirs, latency), daemon=True)
+        self.process.start()
+        self.url = self.pipe.recv()
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.pipe.send("stop")
+        self.process.join(10)
+
+    def count(self) -> tuple[int, int]:
+        """(answered so far, most in flight at once)."""
+        self.pipe.send("count")
+        return self.pipe.recv()
+
+    def lm(self) -> dspy.LM:
+        return dspy.LM("openai/fake", api_base=self.url, api_key="none", engine="lm15", temperature=0.0, cache=False)
+
+
+class Instant:
+    """An engine that answers at once and remembers nothing."""
+
+    supports_response_schema = supports_function_calling = False
+    supported_params = frozenset({"temperature", "max_tokens"})
+
+    def complete(self, request: Any) -> Any:
+        from dspy.lm15 import Message, Response, TextPart, Usage
+
+        system = request.system if isinstance(request.system, str) else "".join(p.text for p in request.system or ())
+        messages = [{"content": system}, {"content": request.messages[-1].text}]
+        message = Message.assistant([TextPart(answer({"messages": messages}))])
+        usage = Usage(input_tokens=300, output_tokens=10)
+        return Response(id=None, model=request.model, message=message, finish_reason="stop", usage=usage)
+
+
+def histories(count: int, first: int = 0) -> Iterator[UserHistory]:
+    for seed in range(first, first + count):
+        user = SyntheticUser(seed=seed)
+        yield UserHistory(user_id=user.user_id, interactions=tuple(user.interactions(INTERACTIONS)))
+
+
+def optimizer() -> PersonaAlignment:
+    return PersonaAlignment(epochs=1)
+
+
+def cpu() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def in_own_process(section: str, *more: str) -> str:
+    """A section's output from a fresh process, whose peak memory is its own."""
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.fleet", "--child", section, *more]
+    done = subprocess.run(
+        command,
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    return done.stdout.strip()
+
+
+# --- sections -----------------------------------------------------------------------------------------------------
+
+
+def throughput(users: int, workers: int, latency: float) -> None:
+    """Calls a second over the whole run, and while there were users left to begin."""
+    ideal = workers / latency
+    print(
+        f"\n## Throughput: {users} users, {workers} in flight, {latency * 1000:.0f} ms a call, ideal {ideal:.0f} calls/s"
+    )
+    for name, run in (("ours", ours), ("Parallel", parallel)):
+        with Server(latency) as server:
+            began, used = time.perf_counter(), cpu()
+            steady = run(server, users, workers)
+            wall, used = time.perf_counter() - began, cpu() - used
+            calls, peak = server.count()
+        whole = calls / wall
+        print(
+            f"{name:8s} {calls} calls in {wall:.1f} s: {whole:.0f} a second = {whole / ideal:.1%} of ideal, while users "
+            f"were left {steady / ideal:.1%}; {peak} in flight at most; {used / calls * 1000:.2f} ms CPU a call"
+        )
+
+
+def ours(server: Server, users: int, workers: int) -> float:
+    marks: list[tuple[float, int]] = []
+
+    def source() -> Iterator[UserHistory]:
+        for n, history in enumerate(histories(users)):
+            if n in (min(2 * workers, users // 2), users - 1):
+                marks.append((time.perf_counter(), server.count()[0]))
+            yield history
+
+    with tempfile.TemporaryDirectory() as path, FleetFolder(Path(path) / "p") as folder, dspy.context(lm=server.lm()):
+        found = compile_users(PersonaAgent(TagFilm), source(), optimizer(), folder=folder, workers=workers)
+        assert sum(r.document is not None for r in found) == users
+    return rate(marks)
+
+
+def parallel(server: Server, users: int, workers: int) -> float:
+    """Plain DSPy over the same compile; no results kept, no budget, no resume."""
+    marks: list[tuple[float, int]] = []
+    agent, how, lock, begun = PersonaAgent(TagFilm), optimizer(), threading.Lock(), [0]
+
+    class Compile(dspy.Module):
+        def forward(self, history: UserHistory) -> dspy.Prediction:
+            with lock:
+                begun[0] += 1
+                if begun[0] in (min(2 * workers, users // 2), users):
+                    marks.append((time.perf_counter(), server.count()[0]))
+            student = agent.for_user(history.user_id, history.interactions)
+            return dspy.Prediction(persona=how.compile(student, trainset=student.examples()).persona.value)
+
+    with dspy.context(lm=server.lm(), disable_history=True):
+        module = Compile()
+        pairs = [(module, dspy.Example(history=h).with_inputs("history")) for h in histories(users)]
+        runner = dspy.Parallel(num_threads=workers, timeout=0, disable_progress_bar=True)
+        assert all(r is not None for r in runner(pairs))
+    return rate(marks)
+
+
+def rate(marks: list[tuple[float, int]]) -> float:
+    (began, first), (ended, last) = marks[0], marks[-1]
+    return (last - first) / max(ended - began, 1e-9)
+
+
+def overhead(calls: int) -> None:
+    """CPU of this process for each call, one after the other, layer by layer."""
+    print(f"\n## CPU per LM call, one at a time ({calls} calls a layer, three rounds, the fastest)")
+    user = SyntheticUser(seed=1)
+    agent = PersonaAgent(TagFilm, history=user.interactions(INTERACTIONS))
+    query = user.interactions(1, start=50)[0].query
+    with Server(0.0) as server, tempfile.TemporaryDirectory() as path, dspy.context(disable_history=True, trace=None):
+        lm, log = server.lm(), CallFolder(path)
+        plain, kept, ledger = dspy.Predict(TagFilm), recorded(lm), Ledger()
+        messages = [{"role": "system", "content": "`tag` (Literal['horror', 'comedy']) " + "x" * 1500}, {"role": "user", "content": query}]
+        client = httpx.Client()
+
+        def bare(n: int) -> None:
+            body = {"model": "fake", "messages": messages, "seed": n}
+            client.post(f"{server.url}/chat/completions", json=body).raise_for_status()
+
+        layers: list[tuple[str, Callable[[int], Any]]] = [
+            ("bare HTTP request (httpx)", bare),
+            ("+ dspy.LM", lambda n: lm(messages=[*messages[:1], {"role": "user", "content": f"{query} {n}"}])),
+            ("+ dspy.Predict and its adapter", lambda n: plain(description=f"{query} {n}", lm=lm)),
+            ("+ PersonaAgent: recall, persona, turns", lambda n: agent(description=f"{query} {n}")),
+            ("+ ledger, answers kept on disk", lambda n: agent(description=f"{query} {n}")),
+        ]
+        best = [1e9] * len(layers)
+        for _ in range(3):
+            for at, (_, work) in enumerate(layers):
+                with ExitStack() as stack:
+                    stack.enter_context(dspy.context(lm=lm))
+                    if at == len(layers) - 1:
+                        stack.enter_context(dspy.context(lm=kept))
+                        stack.enter_context(recording_calls(UserCalls(f"u{time.monotonic()}", log)))
+                        stack.enter_context(ledger.recording())
+                    work(-1)
+                    began = time.thread_time()
+                    for n in range(calls):
+                        work(n)
+                    best[at] = min(best[at], (time.thread_time() - began) / calls * 1000)
+        client.close()
+    for (name, _), ms, before in zip(layers, best, [0.0, *best[:-1]], strict=True):
+        print(f"{name:42s} {ms:.2f} ms (+{ms - before:.2f})")
+    dspys, mine = best[2] - best[0], best[4] - best[2]
+    print(f"over the bare request: {best[4] - best[0]:.2f} ms, of it DSPy {dspys:.2f}, ours {mine:.2f}")
+
+
+def memory(users: int) -> None:
+    print("\n## Peak memory, LM that answers at once")
+    for count in sorted({max(100, users // 10), users}):
+        print(in_own_process("memory", "--users", str(count)))
+
+
+def memory_child(users: int) -> None:
+    with tempfile.TemporaryDirectory() as path, FleetFolder(Path(path) / "p") as folder:
+        lm = dspy.LM("fake/instant", engine=Instant(), cache=False, temperature=0.0)
+        with dspy.context(lm=lm):
+            began, start = time.perf_counter(), 0.0
+            found = compile_users(PersonaAgent(TagFilm), histories(users), optimizer(), folder=folder, workers=8)
+            for n, _ in enumerate(found):
+                if n == 50:
+                    start = peak_mb()
+            seconds = time.perf_counter() - began
+    print(f"{users:>7,} users: peak {peak_mb():.0f} MB ({start:.0f} MB after 50), {users / seconds:.0f} users/s")
+
+
+def resume(users: int) -> None:
+    print(f"\n## Resume: {users:,} finished users, the first unfinished one after them")
+    lm = dspy.LM("fake/instant", engine=Instant(), cache=False, temperature=0.0)
+    with tempfile.TemporaryDirectory() as path:
+        made = Path(path) / "p"
+        # Finished as the fleet leaves them, without the work: the mark, and a file in place
+        from persona_dspy.fleet_user import UserWork
+
+        work = UserWork(program=PersonaAgent(TagFilm), optimizer=optimizer(), lm=lm)
+        known = list(histories(users))
+        with FleetFolder(made) as folder:
+            made.mkdir(exist_ok=True)
+            for history in known:
+                folder.file(history.user_id).touch()
+                folder.note(history.user_id, work.made_from(history), "done")
+        fresh = next(histories(1, first=users))
+        began = time.perf_counter()
+        with FleetFolder(made) as folder, dspy.context(lm=lm):
+            source = iter([*known, fresh])
+            found = [
+                r.user_id for r in compile_users(PersonaAgent(TagFilm), source, optimizer(), folder=folder, resume=True)
+            ]
+        print(f"found and compiled {found == [fresh.user_id]}: {time.perf_counter() - began:.2f} s")
+
+
+def tracking(users: int, workers: int, latency: float) -> None:
+    print(f"\n## MLflow (SQLite file): {users} users, {workers} in flight, {latency * 1000:.0f} ms a call")
+    walls: dict[str, float] = {}
+    for name in ("off", "none", "sampled", "all", "off again"):
+        with Server(latency) as server, tempfile.TemporaryDirectory() as path, dspy.context(lm=server.lm()):
+            uri = f"sqlite:///{path}/mlflow.db"
+            tracker: Any = None if name.startswith("off") else MlflowTracker(uri, runs=name)  # type: ignore[arg-type]
+            if tracker is not None:
+                tracker.begin({"users": users})
+            began = time.perf_counter()
+            for _ in compile_users(
+                PersonaAgent(TagFilm), histories(users), optimizer(), workers=workers, tracker=tracker
+            ):
+                pass
+            fleet = time.perf_counter() - began
+            if tracker is not None:
+                tracker.end({})
+            walls[name] = time.perf_counter() - began
+            lost = f", {tracker.lost} runs lost" if tracker is not None else ""
+        print(f"{name:10s} fleet {fleet:.1f} s, with the end of tracking {walls[name]:.1f} s{lost}")
+    base = (walls["off"] + walls["off again"]) / 2
+    for name in ("none", "sampled", "all"):
+        print(f"{name}: {walls[name] / base - 1:+.1%} of wall time")
+
+
+def local(users: int, model: str) -> None:
+    print(f"\n## In-process model {model!r}: two users in flight against one, {users} users")
+    from persona_dspy.local_lm import local_lm
+
+    lm = local_lm(model, cache=False)
+    lm("warm up")
+    results: dict[int, tuple[float, int, float]] = {}
+    for workers in (1, 2):
+        ledger = Ledger()
+        with dspy.context(lm=lm):
+            began = time.perf_counter()
+            for _ in compile_users(
+                PersonaAgent(TagFilm), histories(users, 100 * workers), optimizer(), workers=workers, ledger=ledger
+            ):
+                pass
+            wall = time.perf_counter() - began
+        usage = ledger.usage
+        results[workers] = (wall / usage.calls, usage.calls, usage.cached_tokens / max(1, usage.input_tokens))
+        print(
+            f"{workers} in flight: {usage.calls / wall:.2f} calls/s, {usage.input_tokens} prompt tokens, {results[workers][2]:.0%} from cache"
+        )
+    print(f"ratio: {results[1][0] / results[2][0]:.2f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--users", type=int, default=200)
+    parser.add_argument("--workers", type=int, default=64)
+    parser.add_argument("--latency", type=float, default=0.2)
+    parser.add_argument("--model", default="smol")
+    parser.add_argument("--only", choices=["throughput", "overhead", "memory", "resume", "tracking", "local"])
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.child == "memory":
+        return memory_child(given.users)
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, dspy {dspy.__version__}")
+    sections: dict[str, Callable[[], None]] = {
+        "throughput": lambda: throughput(given.users, given.workers, given.latency),
+        "overhead": lambda: overhead(300),
+        "memory": lambda: memory(given.users),
+        "resume": lambda: resume(10_000),
+        "tracking": lambda: tracking(given.users, given.workers, given.latency),
+        "local": lambda: local(min(given.users, 2), given.model),
+    }
+    for name, section in sections.items():
+        if given.only in (None, name) and (name != "local" or given.only):
+            section()
+    return None
+
+
+if __name__ == "__main__":
+    main()
