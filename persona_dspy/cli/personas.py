@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
     app.command("show")(show)
 
 
-def ask(
+def ask(  # noqa: PLR0913 - a command's options
     query: Annotated[str, typer.Argument(help="What to ask.")],
     persona: Annotated[Path | None, typer.Option(help="A persona JSON.")] = None,
     user: Annotated[str | None, typer.Option(help="A user in the store, instead of --persona and --history.")] = None,
@@ -31,6 +31,15 @@ def ask(
     ] = None,
     task: Annotated[str | None, typer.Option(help="By default the persona's own.")] = None,
     lm: Annotated[str, typer.Option(help="local, local:/path/model.gguf, or any name dspy.LM takes.")] = "local",
+    actions: Annotated[
+        str, typer.Option(help="fixed: recall by the query; plan or react: the LM chooses tools; none: no memory.")
+    ] = "fixed",
+    knowledge: Annotated[
+        str | None,
+        typer.Option(help="What search_knowledge searches: documents (folder, JSONL), or wikipedia:you@example.org."),
+    ] = None,
+    trace: Annotated[bool, typer.Option("--trace", help="Show how the answer came about, step by step.")] = False,
+    trace_json: Annotated[Path | None, typer.Option(help="Write the trace to this file.")] = None,
 ) -> None:
     """Answer one query as the persona's user would.
 
@@ -38,6 +47,7 @@ def ask(
     """
     import dspy
 
+    from persona_dspy.act import Act
     from persona_dspy.cli.programs import agent_for, forgettable, task_from_text
     from persona_dspy.errors import InputError
     from persona_dspy.settings import check_lm, resolve_lm
@@ -46,13 +56,37 @@ def ask(
         raise InputError(f'query {query!r}: expected a question, such as "A crew drifts through space."')
     document, past = _asked(persona, user, store, history, task)
     chosen = task_from_text(task or document.task or "query -> response", past)
-    agent = agent_for(chosen, history=past, persona=document.persona(), user_id=document.user_id)
+    if knowledge and actions not in ("plan", "react"):
+        raise InputError(f"--knowledge with --actions {actions}: expected --actions plan or react, which use tools")
+    act = Act(policy=actions, knowledge=_knowledge(knowledge))  # type: ignore[arg-type]  # checked there
+    agent = agent_for(chosen, history=past, persona=document.persona(), user_id=document.user_id, actions=act)
     forgettable()
     model = resolve_lm(lm)
     check_lm(model)
     with dspy.context(lm=model):
         answer = agent(**{agent.query_field: query})
-    typer.echo(str(answer[agent.response_field]))
+    if trace_json is not None:
+        from persona_dspy.export import write_text
+
+        write_text(trace_json, answer.trace.to_json() + "\n")
+    if trace:
+        from rich.console import Console
+
+        from persona_dspy.cli.trace_view import print_trace
+
+        bullets = agent.persona.value.bullets
+        print_trace(answer.trace, agent.memory.interactions, bullets, Console(highlight=False))
+    else:
+        typer.echo(str(answer[agent.response_field]))
+
+
+def _knowledge(spec: str | None) -> Any:
+    """The source that ``--knowledge`` names; None for none."""
+    from persona_dspy.knowledge import LocalCorpus, Wikipedia
+
+    if not spec:
+        return None
+    return Wikipedia(spec.removeprefix("wikipedia:")) if spec.startswith("wikipedia:") else LocalCorpus.from_path(spec)
 
 
 def _asked(
