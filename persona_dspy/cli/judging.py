@@ -132,7 +132,7 @@ def _maker(order: Order) -> Any:
         return PersonaAlignment(
             recent=order.recent if recent is None else recent,
             epochs=order.epochs if epochs is None else epochs,
-            gate=HeldOutGate(order.gate),
+            gate=None if order.gate is None else HeldOutGate(order.gate),
         )
 
     return make
