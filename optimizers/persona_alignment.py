@@ -20,7 +20,7 @@ from persona_dspy.errors import BudgetExceeded, InputError
 from persona_dspy.feedback import Metric, TextualLoss
 from persona_dspy.ledger import Budget, Ledger, current_ledger
 from persona_dspy.memory.episodic import EpisodicMemory
-from persona_dspy.memory.semantic import SemanticMemory
+from persona_dspy.memory.profile import SemanticMemory
 from persona_dspy.records import Interaction
 
 __all__ = ["Observer", "PersonaAlignment"]

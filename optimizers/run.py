@@ -25,7 +25,8 @@ from persona_dspy.agent import PersonalProgram
 from persona_dspy.alignment import Alignment, AlignmentStep, Scores, Trial, UsageRecord
 from persona_dspy.feedback import Metric, Simulated, TextualLoss
 from persona_dspy.ledger import Ledger
-from persona_dspy.memory.semantic import SemanticMemory, content_words, facts
+from persona_dspy.memory.profile import SemanticMemory
+from persona_dspy.memory.semantic import content_words, facts
 from persona_dspy.persona import Edit, Persona
 from persona_dspy.records import Feedback, Interaction, Usage
 from persona_dspy.system_prompt import as_persona

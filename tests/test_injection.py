@@ -17,7 +17,7 @@ from optimizers import EditProposer, PersonaAlignment, simulation
 from persona_dspy.act import Act
 from persona_dspy.agent import PersonaAgent, personalize
 from persona_dspy.knowledge import Document, LocalCorpus
-from persona_dspy.memory.semantic import SemanticMemory
+from persona_dspy.memory.profile import SemanticMemory
 from persona_dspy.persona import Bullet, Persona
 from persona_dspy.records import Interaction
 from persona_dspy.tools import search_tool

@@ -4,7 +4,8 @@ import dspy
 import pytest
 
 from persona_dspy import Interaction
-from persona_dspy.memory.semantic import SemanticMemory, content_words, facts, mined_rules
+from persona_dspy.memory.profile import SemanticMemory
+from persona_dspy.memory.semantic import content_words, facts, mined_rules
 from persona_dspy.responses import ResponseKind
 from persona_dspy.testing import FakeLM
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dspy.utils.exceptions import AdapterParseError
 
 from persona_dspy.baselines.base import Baseline
-from persona_dspy.memory.semantic import SemanticMemory
+from persona_dspy.memory.profile import SemanticMemory
 from persona_dspy.records import Episode
 
 __all__ = ["ICL", "PAG", "RAG", "Direct"]
@@ -45,7 +45,7 @@ class PAG(RAG):
 
     def prepare(self) -> None:
         try:
-            bullets = SemanticMemory()(interactions=self.memory.interactions).bullets
+            bullets = SemanticMemory.once()(interactions=self.memory.interactions).bullets
         except AdapterParseError:
             bullets = []  # a summary that cannot be read is none
         self.profile = "\n".join(b.sentence for b in bullets)
