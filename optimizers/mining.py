@@ -28,12 +28,22 @@ _TAIL = 12  # responses looked at for openings and endings: the latest, since st
 def mined(incumbent: Persona, evidence: Evidence, past: Sequence[Interaction]) -> list[Edit]:
     """Drops of what the past has outgrown, then rules counted in ``past``: those that answer a recent mistake first."""
     missed = {s.gold for s in evidence.simulated if not s.right}
-    rules = mined_rules(past, evidence.kind)
+    rules = [kept for rule in mined_rules(past, evidence.kind) if (kept := _current(rule, past))]
     rules.sort(key=lambda rule: (rule.then not in missed, -rule.hits))
     found = [*rules, *mined_style(past, evidence.kind)]
     if moved := shift(evidence.simulated, evidence.kind):
         found.insert(0, moved)
     return [*outdated(incumbent, past), *(Edit(op="add", bullet=bullet) for bullet in found)]
+
+
+def _current(rule: Bullet, past: Sequence[Interaction]) -> Bullet | None:
+    """The rule with those of its words that the latest interactions still bear out; None where none is left."""
+    alone = {word: rule.model_copy(update={"when": _mentions([word])}) for word in rule.quoted}
+    words = [word for word, single in alone.items() if support(single, past).borne_out]
+    if len(words) == len(rule.quoted):
+        return rule
+    values = rule.model_dump(exclude={"id", "when"})
+    return Bullet(**values, when=_mentions(words)) if words else None
 
 
 def outdated(incumbent: Persona, past: Sequence[Interaction]) -> list[Edit]:

@@ -1,0 +1,409 @@
+"""PersonaAlignment: loop, stops, options, other DSPy optimizers beside it, warm start."""
+
+from statistics import fmean
+
+import dspy
+import pytest
+
+from optimizers import (
+    AlwaysAccept,
+    AnchorGate,
+    Cohort,
+    EditProposer,
+    KFoldGate,
+    PersonaAlignment,
+    RewriteProposer,
+    SignTestGate,
+)
+from optimizers.proposals import Challenger
+from persona_dspy.agent import PersonaAgent
+from persona_dspy.errors import InputError
+from persona_dspy.feedback import TextualLoss
+from persona_dspy.ledger import Budget
+from persona_dspy.persona import Bullet, Edit, Persona
+from persona_dspy.personalized import personalize
+from persona_dspy.synthetic import KINDS, SyntheticUser, TagFilm, rule_following_lm
+
+
+def agent_of(user, n=40, **options):
+    return PersonaAgent(user.signature, history=user.interactions(n), **options)
+
+
+def align(program, lm=None, **options):
+    lm = lm or rule_following_lm()
+    with dspy.context(lm=lm):
+        return PersonaAlignment(**options).compile(program, trainset=program.examples()), lm
+
+
+def true_score(program, user, n=20):
+    with dspy.context(lm=rule_following_lm()):
+        return fmean(
+            program.kind.score(user.response(i.query), program(description=i.query)[program.response_field])
+            for i in user.interactions(n, start=1000)
+        )
+
+
+class Feedback:
+    """Proposes by feedback alone: a plain function of incumbent and evidence."""
+
+    def __init__(self):
+        self.inner, self.seen = EditProposer(mine=False), []
+
+    def __call__(self, incumbent, evidence):
+        self.seen.append(evidence)
+        return self.inner(incumbent, evidence)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_user_is_learned(kind):
+    user = SyntheticUser(seed=3, kind=kind)
+    agent = agent_of(user)
+    aligned, lm = align(agent)
+    assert true_score(aligned, user) >= max(0.95, true_score(agent, user))
+    assert aligned.alignment.accepted or true_score(agent, user) == 1
+    assert len(lm.engine.calls) < 60
+    assert not lm.engine.misses
+
+
+def test_noisy_histories_do_not_end_in_a_worse_persona():
+    worse = 0
+    for seed in range(10):
+        user = SyntheticUser(seed=seed, kind=KINDS[seed % len(KINDS)], noise=0.2)
+        agent = agent_of(user, recall_k=0)
+        aligned, _ = align(agent)
+        worse += true_score(aligned, user) < true_score(agent, user)
+    assert worse <= 1  # over 100 seeds of each kind: python -m benchmarks.optimizers --noise-seeds 100
+
+
+@pytest.mark.parametrize("n", range(4))
+def test_fewer_than_four_interactions_keep_the_initial_persona_and_say_so(n):
+    user = SyntheticUser(seed=1)
+    if not n:
+        with pytest.raises(InputError, match="trainset"):
+            align(agent_of(user, 0))
+        return
+    aligned, lm = align(agent_of(user, n))
+    assert "too few" in aligned.alignment.stopped
+    assert aligned.persona.value == aligned.persona.initial
+    assert not lm.engine.calls
+
+
+def test_four_interactions_are_enough():
+    user = SyntheticUser(seed=0, kind="style")
+    agent = agent_of(user, 4)
+    aligned, _ = align(agent)
+    assert aligned.alignment.options["gate"] == "KFoldGate"
+    assert aligned.alignment.gate_size == 2
+    assert "folds" in aligned.alignment.notes[0]
+    assert true_score(aligned, user) > true_score(agent, user)
+
+
+@pytest.mark.parametrize(
+    "gate",
+    [KFoldGate(3), SignTestGate(0.75), AnchorGate(["i5", "i9"]), AlwaysAccept(8)],
+    ids=lambda g: type(g).__name__,
+)
+def test_every_gate_runs_the_whole_loop(gate):
+    user = SyntheticUser(seed=4)
+    aligned, _ = align(agent_of(user), gate=gate)
+    assert aligned.alignment.accepted >= 1
+    assert true_score(aligned, user) > 0.8
+
+
+def test_a_valset_judges_instead_of_what_would_be_held_out():
+    user, lm = SyntheticUser(seed=4), rule_following_lm()
+    agent = agent_of(user, 30)
+    valset = [agent.example(i) for i in user.interactions(5, start=30)]
+    with dspy.context(lm=lm):
+        aligned = PersonaAlignment().compile(agent, trainset=agent.examples(), valset=valset)
+    assert aligned.alignment.gate_size == 5
+    assert len(agent.memory) == 30
+    assert len(aligned.memory) == 35
+
+
+@pytest.mark.parametrize(("loss", "calls"), [("each", 3), ("batch", 1), (TextualLoss("batch"), 1)])
+def test_feedback_is_one_call_a_mistake_or_one_a_step(loss, calls):
+    user = SyntheticUser(seed=1, odd_topics=6)
+    aligned, lm = align(agent_of(user), loss=loss, proposer=Feedback(), epochs=1)
+    assert aligned.alignment.steps[0].scores == (0.0, 0.0, 0.0)
+    assert sum("attempt" in p.fields for p in lm.engine.calls) == calls
+
+
+def test_feedback_that_recurs_reaches_the_proposer():
+    user = SyntheticUser(seed=1, odd_topics=6)
+
+    class Stubborn(Feedback):
+        def __call__(self, incumbent, evidence):
+            self.seen.append(evidence)
+            return []
+
+    same = dspy.Prediction(score=0.0, feedback="Never uses the usual tag.")
+    proposer = Stubborn()
+    align(agent_of(user), metric=lambda gold, pred, trace=None: same, proposer=proposer, patience=3)
+    told = "Never uses the usual tag."
+    assert [list(e.recurring) for e in proposer.seen] == [[], [(told, 2)], [(told, 3)]]
+
+
+def test_it_stops_when_nothing_helps():
+    user = SyntheticUser(seed=1, odd_topics=6)
+    useless = lambda incumbent, evidence: []  # noqa: E731
+    aligned, _ = align(agent_of(user), proposer=useless, epochs=9, patience=2)
+    assert aligned.alignment.stopped.startswith("plateau: 2 steps")
+    assert len(aligned.alignment.steps) == 2
+
+
+def test_it_stops_when_nothing_is_wrong():
+    user = SyntheticUser(seed=1, odd_topics=0)
+    aligned, lm = align(agent_of(user))
+    assert "nothing left to gain" in aligned.alignment.stopped
+    assert aligned.persona.value.render() == aligned.persona.initial.render()
+    assert len(lm.engine.calls) <= 16
+
+
+def test_rejected_edits_are_shown_to_the_next_proposal():
+    user, refused = SyntheticUser(seed=1, odd_topics=6), []
+
+    class Bad:
+        def __call__(self, incumbent, evidence):
+            refused.append(evidence.rejected)
+            bullet = Bullet(section="style", text=f"Useless line {len(refused)}.")
+            return [Challenger(persona=incumbent.apply([Edit(op="add", bullet=bullet)]), edits=(bullet.text,))]
+
+    align(agent_of(user), proposer=Bad(), epochs=3, patience=3)
+    assert [len(r) for r in refused] == [0, 1, 2]
+
+
+def test_a_reflection_lm_does_all_the_reflecting():
+    user, reflecting, lm = SyntheticUser(seed=2), rule_following_lm(), rule_following_lm()
+    aligned, _ = align(agent_of(user), lm, reflection_lm=reflecting, proposer=Feedback())
+    assert all("description" in p.fields for p in lm.engine.calls)
+    assert reflecting.engine.calls
+    assert not any("description" in p.fields for p in reflecting.engine.calls)
+    assert aligned.alignment.total.calls == len(lm.engine.calls) + len(reflecting.engine.calls)
+
+
+def feedback_metric(gold, pred, trace, pred_name, pred_trace):
+    right = gold.tag == pred.tag
+    return dspy.Prediction(score=float(right), feedback="" if right else f"It was {gold.tag}.")
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        None,
+        lambda gold, pred, trace=None: gold.tag == pred.tag,
+        lambda gold, pred, trace=None: {"score": float(gold.tag == pred.tag), "feedback": "no"},
+        feedback_metric,
+    ],
+    ids=["none", "bool", "dict", "five arguments"],
+)
+def test_any_metric_works(metric):
+    user = SyntheticUser(seed=2)
+    aligned, lm = align(agent_of(user), metric=metric, proposer=Feedback())
+    assert aligned.alignment.accepted
+    with_feedback = metric is feedback_metric
+    if with_feedback:
+        assert not any("attempt" in p.fields for p in lm.engine.calls), "the metric's own feedback is enough"
+
+
+def test_a_metric_out_of_range_is_named():
+    def percent(gold, pred, trace=None):
+        return 100 * (gold.tag == pred.tag)
+
+    with pytest.raises(InputError, match=r"'percent' gave 100.*\[0, 1\]"):
+        align(agent_of(SyntheticUser(seed=2)), metric=percent)
+
+
+class TwoSteps(dspy.Module):
+    def __init__(self):
+        super().__init__()
+        self.tag = dspy.ChainOfThought(TagFilm)
+
+    def forward(self, description):
+        return self.tag(description=description)
+
+
+def test_any_personalized_program_is_aligned():
+    user = SyntheticUser(seed=2)
+    program = personalize(TwoSteps(), history=user.interactions(40))
+    aligned, _ = align(program)
+    assert true_score(aligned, user) > 0.9 > true_score(program, user)
+    assert program.persona.value.version == 0
+
+
+# --- beside DSPy's own optimizers ---------------------------------------------------------------------------------
+
+
+def number(gold, pred, trace=None):
+    return float(gold.tag == pred.tag)
+
+
+def test_evaluate_scores_an_aligned_agent():
+    user, lm = SyntheticUser(seed=2), rule_following_lm()
+    aligned, _ = align(agent_of(user), lm)
+    devset = [aligned.example(i) for i in user.interactions(10, start=500)]
+    with dspy.context(lm=lm):
+        found = dspy.Evaluate(devset=devset, metric=number, num_threads=2, display_progress=False)(aligned)
+    assert found.score == 100
+
+
+@pytest.mark.parametrize("first", ["bootstrap", "align"])
+def test_bootstrap_before_and_after(first):
+    user, lm = SyntheticUser(seed=2), rule_following_lm()
+    agent = agent_of(user)
+
+    def bootstrap(program):
+        optimizer = dspy.BootstrapFewShot(metric=number, max_bootstrapped_demos=2, max_labeled_demos=2)
+        return optimizer.compile(program, trainset=program.examples()[:12])
+
+    with dspy.context(lm=lm):
+        align_ = PersonaAlignment()
+        if first == "bootstrap":
+            made = bootstrap(agent)
+            made = align_.compile(made, trainset=made.examples())
+        else:
+            made = align_.compile(agent, trainset=agent.examples())
+            made = bootstrap(made)
+    assert made.respond.predict.demos
+    assert made.persona.value.section("decision rules")
+    assert true_score(made, user) > 0.9
+
+
+@pytest.mark.parametrize("first", ["gepa", "align"])
+def test_gepa_before_and_after(first, capsys):
+    user, lm = SyntheticUser(seed=2), rule_following_lm()
+    agent = agent_of(user, recall_k=0)
+
+    def metric(gold, pred, trace=None, pred_name=None, pred_trace=None):
+        right = gold.tag == pred.tag
+        return dspy.Prediction(
+            score=float(right), feedback="" if right else f'The user\'s own response was "{gold.tag}".'
+        )
+
+    def gepa(program):
+        optimizer = dspy.GEPA(metric=metric, max_metric_calls=40, reflection_lm=lm, num_threads=1, seed=1)
+        return optimizer.compile(program, trainset=program.examples()[:20], valset=program.examples()[-4:])
+
+    with dspy.context(lm=lm):
+        if first == "gepa":
+            evolved = gepa(agent)
+            assert evolved.persona.value == agent.persona.value, "GEPA leaves the persona alone"
+            instructions = evolved.respond.predict.signature.instructions
+            assert instructions != agent.respond.predict.signature.instructions
+            made = PersonaAlignment().compile(evolved, trainset=evolved.examples())
+            assert made.respond.predict.signature.instructions == instructions
+        else:
+            aligned = PersonaAlignment().compile(agent, trainset=agent.examples())
+            made = gepa(aligned)
+            assert made.persona.value == aligned.persona.value
+    assert true_score(made, user) > 0.9
+    assert not lm.engine.misses
+
+
+# --- the paper's mode ---------------------------------------------------------------------------------------------
+
+
+def test_the_papers_mode_rewrites_without_a_gate():
+    user = SyntheticUser(seed=2)
+    optimizer = PersonaAlignment.as_in_paper()
+    assert isinstance(optimizer.proposer, RewriteProposer)
+    lm = rule_following_lm()
+    agent = agent_of(user)
+    with dspy.context(lm=lm):
+        aligned = optimizer.compile(agent, trainset=agent.examples())
+    assert aligned.alignment.gate_size == 0
+    assert [len(s.simulated) for s in aligned.alignment.steps] == [3, 3, 3]
+    assert len({s.simulated for s in aligned.alignment.steps}) == 1, "the same latest three, each iteration"
+    assert aligned.alignment.options["gate"] == "AlwaysAccept"
+
+
+def test_without_feedback_a_rewrite_learns_nothing():
+    user = SyntheticUser(seed=2)
+    agent = agent_of(user)
+    aligned, _ = align(agent, proposer=RewriteProposer(blind=True), summary=None)
+    assert true_score(aligned, user) == true_score(agent, user)
+
+
+# --- warm start ---------------------------------------------------------------------------------------------------
+
+
+def neighbours(seed, count):
+    """Aligned personas of users who share one preference, each with words that nobody else has."""
+    made = []
+    for n in range(count):
+        user = SyntheticUser(seed=seed, user_id=f"neighbour-{n}")
+        agent = agent_of(user)
+        aligned, _ = align(agent)
+        secret = Bullet(section="who", text=f"Lives at canary{n} street.", source="learned")
+        word = "canary" + "abcdef"[n]
+        rule = Bullet(section="decision rules", when=f'it mentions "{word}"', then="horror", source="learned")
+        made.append(
+            aligned.persona.value.model_copy(update={"bullets": (*aligned.persona.value.bullets, secret, rule)})
+        )
+    return made
+
+
+def test_a_cohort_warms_a_new_user_and_gives_away_nobody():
+    cohort = Cohort(neighbours(5, 4))
+    user, lm = SyntheticUser(seed=5, user_id="new"), rule_following_lm()
+    agent = agent_of(user, 3)
+    cold, _ = align(agent)
+    warm, _ = align(agent, lm, cohort=cohort)
+    assert true_score(warm, user) > true_score(cold, user)
+    assert "rules of similar users" in warm.alignment.notes[0]
+    more, _ = align(agent_of(user, 12), lm, cohort=cohort)
+    said = [p.system + p.user + str(p.turns) for p in lm.engine.calls]
+    assert said
+    for text in [warm.persona.value.to_json(), more.persona.value.to_json(), *said]:
+        assert "canary" not in text
+        assert "neighbour" not in text
+
+
+def test_what_two_users_share_stays_with_them():
+    kind = agent_of(SyntheticUser()).kind
+    rule = Bullet(section="decision rules", when='it mentions "ghost"', then="comedy", source="learned")
+    two = [Persona(user_id=f"u{n}", bullets=(rule,)) for n in range(2)]
+    assert Cohort(two).bullets(Persona(user_id="new"), [], kind) == []
+    three = [*two, Persona(user_id="u3", bullets=(rule,))]
+    assert Cohort(three).bullets(Persona(user_id="new"), [], kind)
+    assert Cohort(three).bullets(Persona(user_id="u3"), [], kind) == [], "one's own persona does not count"
+    again = [*two, *two, *two]
+    assert Cohort(again).bullets(Persona(user_id="new"), [], kind) == [], "one user counts once"
+    with pytest.raises(InputError, match="least=2"):
+        Cohort(three, least=2)
+
+
+def test_free_text_never_travels():
+    kind = agent_of(SyntheticUser(kind="style")).kind
+    rule = Bullet(section="decision rules", when='it mentions "ghost"', then="my secret", source="learned")
+    personas = [Persona(user_id=f"u{n}", bullets=(rule,)) for n in range(5)]
+    assert Cohort(personas).bullets(Persona(user_id="new"), [], kind) == []
+    labels = agent_of(SyntheticUser()).kind
+    assert Cohort(personas).bullets(Persona(user_id="new"), [], labels) == [], "not one of the task's labels"
+
+
+def test_similar_users_come_first():
+    kind = agent_of(SyntheticUser()).kind
+
+    def persona(n, favourite, then):
+        liked = Bullet(section="decision rules", when="nothing else fits", then=favourite, hits=9, source="fact")
+        rule = Bullet(section="decision rules", when='it mentions "ghost"', then=then, source="learned")
+        return Persona(user_id=f"u{n}", bullets=(liked, rule))
+
+    cohort = Cohort(
+        [
+            *(persona(n, "horror", "comedy") for n in range(3)),
+            *(persona(n + 9, "romance", "history") for n in range(3)),
+        ],
+        nearest=3,
+    )
+    me = Persona(user_id="new", bullets=persona(0, "romance", "history").bullets[:1])
+    assert [b.then for b in cohort.bullets(me, [], kind)] == ["history"]
+
+
+def test_a_budget_ends_cleanly_in_the_middle():
+    user = SyntheticUser(seed=3)
+    aligned, lm = align(agent_of(user), budget=Budget(calls=12))
+    assert len(lm.engine.calls) == 12
+    assert aligned.alignment.stopped.startswith("budget")
+    assert aligned.persona.value.version == 0
