@@ -222,7 +222,8 @@ def fleet_curve(curves: Sequence[Sequence[float]]) -> Any:
             x=steps, y=[m.value for m in means], mode="lines+markers", name=f"mean of {len(curves):,} users", line=line
         )
     )
-    figure.update_xaxes(title_text="challengers tried", rangemode="tozero", showgrid=False)
+    few = 1 if len(steps) <= 12 else None
+    figure.update_xaxes(title_text="challengers tried", dtick=few, rangemode="tozero", showgrid=False)
     figure.update_yaxes(title_text="held-out score", range=[-0.03, 1.05])
     return figure
 

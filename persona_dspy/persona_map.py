@@ -198,13 +198,13 @@ def _groups(vectors: NDArray[np.float64], seed: int) -> list[int]:
     from sklearn.metrics import silhouette_score
 
     places = len(np.unique(vectors.round(9), axis=0))
-    if places < _LEAST_FOR_GROUPS:
+    if len(vectors) < _LEAST_FOR_GROUPS or places < 2:
         return [0] * len(vectors)
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
     best, chosen = _CLEAR, [0] * len(vectors)
     starts: Any = 5
-    for k in range(2, min(GROUPS, places // 3) + 1):
+    for k in range(2, min(GROUPS, places, len(vectors) // 3) + 1):
         found = KMeans(k, n_init=starts, random_state=seed).fit_predict(unit)
         sizes = Counter(found.tolist())
         if len(sizes) < 2 or min(sizes.values()) < 2:  # one odd persona is no group

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from persona_dspy.report.sources import Subject
 from persona_dspy.report.user_view import alignment_of
 
 __all__ = ["Overview", "overview", "pairs"]
+
+_LABELS = re.compile(r":\s*(Literal|rating)\[.*", re.DOTALL)  # each user's own labels are no task of their own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +81,7 @@ def overview(subjects: Sequence[Subject]) -> Overview:
         cached_tokens=sum(u.cached_tokens for u in spent),
         lm_seconds=sum(u.seconds for u in spent),
         usd=sum(known) if known else None,
-        tasks=_commonest([s.document.task for s in subjects]),
+        tasks=_commonest([_LABELS.sub("", s.document.task or "") for s in subjects]),
         models=_commonest([s.document.model for s in subjects]),
     )
 

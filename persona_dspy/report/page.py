@@ -235,6 +235,8 @@ def _number(value: float) -> str:
         return f"{value / 1e3:.0f}k"
     if value == int(value):
         return f"{int(value):,}"
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.2g}"
 
 

@@ -23,7 +23,7 @@ from persona_dspy.report.sources import Subject
 __all__ = ["alignment_of", "user_view", "word_diff"]
 
 _TEXT = 400  # characters of an episode's query or response, and of feedback, that a page holds
-_WORDS = 3  # examples of a tool's search words
+_WORDS = 2  # examples of a tool's search words
 
 
 def alignment_of(subject: Subject) -> Alignment | None:
@@ -192,7 +192,7 @@ def _actions(subject: Subject) -> list[dict[str, Any]]:
             "times": times,
             "failed": sum(s.failed for s in steps if s.action == name),
             "steered": sum(bool(s.steered_by) for s in steps if s.action == name),
-            "words": list(dict.fromkeys(_clip(s.query, 120) for s in steps[::-1] if s.action == name and s.query))[
+            "words": list(dict.fromkeys(_clip(s.query, 80) for s in steps[::-1] if s.action == name and s.query))[
                 :_WORDS
             ],
         }

@@ -22,6 +22,6 @@ const said = (text, tag = "span", kind = "") => el(tag, { class: `said ${kind}`.
 const plural = (n, one, many) => `${n.toLocaleString("en")} ${n === 1 ? one : many || one + "s"}`;
 const score = (value) => (value === null || value === undefined ? "–" : value.toFixed(2));
 const count = (value) => (value === null || value === undefined ? "–" : value.toLocaleString("en"));
-const signed = (value) => (value > 0 ? "+" : value < 0 ? "−" : "±") + Math.abs(value).toFixed(2);
+const signed = (value) => (value > 1e-9 ? "+" : value < -1e-9 ? "−" : "") + Math.abs(value).toFixed(2);
 const money = (value) => (value === null || value === undefined ? "–" : "$" + value.toPrecision(2));
 const day = (iso) => (iso || "").slice(0, 10);

@@ -124,7 +124,7 @@ function tried(user) {
   if (!record || !record.steps.length) return null;
   const steps = record.steps.map((step) => {
     const won = step.trials.filter((t) => t.accepted).length;
-    const sums = [step.simulated.length ? `${plural(step.simulated.length, "interaction")} simulated` : "", plural(step.trials.length, "challenger"), won ? `${won} accepted` : "none accepted"];
+    const sums = [step.simulated.length ? `${plural(step.simulated.length, "interaction")} simulated` : "", step.trials.length ? plural(step.trials.length, "challenger") : "no challenger", won ? `${won} accepted` : ""];
     return el("details", { class: "step" },
       el("summary", {}, step.epoch ? `Step ${step.epoch}` : "Before the first step", el("span", { class: "soft" }, sums.filter(Boolean).join(" · "))),
       step.simulated.length ? [el("h4", {}, "Simulated, and what the mistakes showed"), el("ul", { class: "episodes" },
