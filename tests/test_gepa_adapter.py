@@ -1,0 +1,64 @@
+"""GEPA over the persona, with the package itself."""
+
+import dspy
+import gepa
+
+from optimizers.gepa_adapter import PersonaGEPAAdapter
+from persona_dspy.agent import PersonaAgent
+from persona_dspy.persona import Bullet, Persona
+from persona_dspy.synthetic import SyntheticUser, rule_following_lm
+from persona_dspy.testing import Prompt
+
+
+def agent_of(user, n=30, **options):
+    return PersonaAgent(user.signature, history=user.interactions(n), **options)
+
+
+def test_gepa_evolves_the_persona_by_our_judge():
+    user, lm = SyntheticUser(seed=2), rule_following_lm()
+    agent = agent_of(user)
+    examples = agent.examples()
+    held = [e.interaction_id for e in examples[-6:]]
+    adapter = PersonaGEPAAdapter(agent, held=held)
+    with dspy.context(lm=lm):
+        result = gepa.optimize(
+            seed_candidate=adapter.seed,
+            trainset=examples[:-6],
+            valset=examples[-6:],
+            adapter=adapter,
+            reflection_lm=lambda prompt: lm.engine.handlers[0](Prompt(system="", user=prompt)),
+            max_metric_calls=60,
+            seed=1,
+            logger=type("Quiet", (), {"log": lambda self, message: None})(),
+        )
+        made = adapter.program_of(result.best_candidate)
+    assert result.val_aggregate_scores[result.best_idx] > result.val_aggregate_scores[0]
+    assert made.persona.value.version == 1
+    assert agent.persona.value.version == 0
+    turns = [t for p in lm.engine.calls for t in p.turns]
+    queries = [i.query for i in agent.memory.interactions[-6:]]
+    assert turns
+    assert not any(q in t[0] for t in turns for q in queries), "the valset is not recalled"
+
+
+def test_locked_bullets_survive_any_candidate():
+    locked = Bullet(section="style", text="Never shouts.", locked=True)
+    agent = agent_of(SyntheticUser(), persona=Persona(user_id="synthetic-0", bullets=(locked,)))
+    assert "Never shouts." in PersonaGEPAAdapter(agent).persona({"persona": "Shouts."}).render()
+
+
+def test_an_empty_candidate_scores_nothing_and_raises_nothing():
+    agent = agent_of(SyntheticUser())
+    found = PersonaGEPAAdapter(agent).evaluate(agent.examples()[:2], {"persona": "  "}, capture_traces=True)
+    assert found.scores == [0.0, 0.0]
+    assert len(found.trajectories) == len(found.outputs) == 2
+
+
+def test_reflection_reads_what_the_user_said_instead():
+    user = SyntheticUser(seed=1, odd_topics=6)
+    agent = agent_of(user)
+    adapter = PersonaGEPAAdapter(agent)
+    with dspy.context(lm=rule_following_lm()):
+        batch = adapter.evaluate(agent.examples()[:1], adapter.seed, capture_traces=True)
+    (record,) = adapter.make_reflective_dataset(adapter.seed, batch, ["persona"])["persona"]
+    assert record["Feedback"] == f'The user\'s own response was "{agent.memory.interactions[0].response}".'

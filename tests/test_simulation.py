@@ -1,0 +1,69 @@
+"""Simulations: as of then, in order, concurrently, and what is kept of them."""
+
+import dspy
+
+from optimizers.simulation import Simulator
+from persona_dspy.agent import PersonaAgent
+from persona_dspy.persona import Persona
+from persona_dspy.records import Interaction
+from persona_dspy.synthetic import SyntheticUser, rule_following_lm
+from persona_dspy.testing import FakeLM
+
+
+def agent_of(n=20, **options):
+    return PersonaAgent(SyntheticUser().signature, history=SyntheticUser().interactions(n), **options)
+
+
+def test_one_for_each_in_order_whatever_the_concurrency():
+    agent = agent_of()
+    with dspy.context(lm=rule_following_lm()):
+        one, many = (Simulator(agent, None, concurrency=c).run(agent.persona.value, agent.examples()) for c in (1, 4))
+    assert [s.interaction_id for s in one] == [i.id for i in agent.memory.interactions]
+    assert [(s.interaction_id, s.answer, s.score) for s in one] == [(s.interaction_id, s.answer, s.score) for s in many]
+    assert {s.score for s in one} == {0.0, 1.0}
+
+
+def test_what_led_to_an_answer_is_kept_and_was_earlier():
+    agent = agent_of(recall_k=3)
+    with dspy.context(lm=rule_following_lm()):
+        found = Simulator(agent, None, held=frozenset({"i2"})).run(agent.persona.value, agent.examples()[10:])
+    for simulated in found:
+        assert len(simulated.episodes) == 3
+        assert all(int(e[1:]) < int(simulated.interaction_id[1:]) for e in simulated.episodes)
+        assert "i2" not in simulated.episodes
+        assert " -> " in simulated.recalled[0]
+        assert simulated.actions[0].startswith("recall_history(")
+
+
+def test_an_answer_that_cannot_be_parsed_scores_nothing():
+    agent = agent_of()
+    with dspy.context(lm=FakeLM(lambda prompt: "gibberish"), adapter=dspy.JSONAdapter()):
+        (simulated,) = Simulator(agent, None).run(agent.persona.value, agent.examples()[-1:])
+    assert (simulated.score, simulated.answer) == (0.0, "")
+
+
+def test_until_stops_as_soon_as_it_may():
+    agent, lm = agent_of(), rule_following_lm()
+    with dspy.context(lm=lm):
+        scores = Simulator(agent, None).until(agent.persona.value, agent.examples(), lambda s: len(s) == 3)
+    assert len(scores) == len(lm.engine.calls) == 3
+
+
+def test_the_programs_own_persona_is_not_touched():
+    agent = agent_of()
+    other = Persona.from_text("Somebody else's style.", user_id=agent.user_id)
+    before, lm = agent.persona.value, rule_following_lm()
+    with dspy.context(lm=lm):
+        Simulator(agent, None).run(other, agent.examples()[-1:])
+    assert agent.persona.value == before
+    assert "Somebody else's style." in lm.engine.calls[0].system
+
+
+def test_examples_without_ids_do_not_see_their_own_answer():
+    past = [Interaction(user_id="u", query="a ghost", response="comedy", id="a")]
+    agent, lm = PersonaAgent("film -> tag", history=past), FakeLM(lambda prompt: {"tag": "comedy"})
+    with dspy.context(lm=lm):
+        Simulator(agent, None).run(
+            agent.persona.value, [dspy.Example(film="a ghost", tag="comedy").with_inputs("film")]
+        )
+    assert not lm.engine.calls[0].turns
