@@ -1,8 +1,10 @@
 """What a persona costs on top of a bare ``dspy.Predict`` call: recall, persona and trace, with an LM that answers at
 once.
 
-Both programs take turns in one run, in blocks, so that a busy machine slows both alike; medians of the blocks are
-compared. Type: ``python benchmarks/overhead.py`` (``--write docs/results/overhead.md`` keeps the table).
+Times are CPU time of the calling thread: an LM that answers at once leaves nothing to wait for, so on an idle machine
+this is time by the clock, and on a busy one it is not the others' time. Both programs take turns in one run, in
+blocks, so that a busy machine slows both alike; medians of the blocks are compared. Type:
+``python benchmarks/overhead.py`` (``--write docs/results/overhead.md`` keeps the table).
 """
 
 from __future__ import annotations

@@ -6,18 +6,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from persona_dspy.act import Act
     from persona_dspy.agent import PersonaAgent, PersonaPrediction, personalize
     from persona_dspy.alignment import Alignment
     from persona_dspy.errors import PersonaError
     from persona_dspy.export import load_persona, save_persona
     from persona_dspy.fleet import compile_users
+    from persona_dspy.knowledge import LocalCorpus, Wikipedia
     from persona_dspy.ledger import Budget, Ledger
     from persona_dspy.local_lm import local_lm
     from persona_dspy.memory.episodic import EpisodicMemory
+    from persona_dspy.online import OnlineAlignment
     from persona_dspy.persona import Bullet, Edit, Persona
     from persona_dspy.records import Interaction, Usage
 
 _HOME = {
+    "Act": "act",
     "Alignment": "alignment",
     "Budget": "ledger",
     "Bullet": "persona",
@@ -25,11 +29,14 @@ _HOME = {
     "EpisodicMemory": "memory.episodic",
     "Interaction": "records",
     "Ledger": "ledger",
+    "LocalCorpus": "knowledge",
+    "OnlineAlignment": "online",
     "Persona": "persona",
     "PersonaAgent": "agent",
     "PersonaError": "errors",
     "PersonaPrediction": "agent",
     "Usage": "records",
+    "Wikipedia": "knowledge",
     "compile_users": "fleet",
     "load_persona": "export",
     "local_lm": "local_lm",
@@ -38,6 +45,7 @@ _HOME = {
 }
 
 __all__ = [
+    "Act",
     "Alignment",
     "Budget",
     "Bullet",
@@ -45,11 +53,14 @@ __all__ = [
     "EpisodicMemory",
     "Interaction",
     "Ledger",
+    "LocalCorpus",
+    "OnlineAlignment",
     "Persona",
     "PersonaAgent",
     "PersonaError",
     "PersonaPrediction",
     "Usage",
+    "Wikipedia",
     "compile_users",
     "load_persona",
     "local_lm",

@@ -154,13 +154,16 @@ class OnlineAlignment:
                 self._state.wait(left)
         return True
 
-    def forget(self, user_id: str) -> None:
-        """Drop what is known of a user here; an alignment under way is thrown away when it ends."""
+    def forget(self, user_id: str) -> int:
+        """Drop what is known of a user here; an alignment under way is thrown away when it ends. Call it before the
+        store's ``forget``, so that nothing is written afterwards. Returns 1 where something was known, else 0."""
         with self._state:
             user = self._users.pop(user_id, None)
-        if user is not None:
-            with user.writing:  # what is being written is finished first, so that the store can then forget all
-                user.forgotten = True
+        if user is None:
+            return 0
+        with user.writing:  # what is being written is finished first
+            user.forgotten = True
+        return 1
 
     def close(self) -> None:
         """Finish what is running, drop what is scheduled, take no more."""
