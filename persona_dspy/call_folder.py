@@ -28,7 +28,7 @@ def user_key(user_id: str) -> str:
 
 
 class CallLog(Protocol):
-    """Where answers are kept: ``CallFolder``, or ``call_table.CallTable`` where workers share no disk."""
+    """Where answers are kept: ``CallFolder`` is one."""
 
     def load(self, user_id: str) -> Iterator[dict[str, Any]]: ...
 

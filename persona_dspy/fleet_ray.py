@@ -2,7 +2,7 @@
 the one account they share.
 
 Not here: what is done for a user (fleet_user.py), what is kept (fleet.py: the driver keeps it). Answers of LM calls go
-where ``log`` says: a folder all workers see, or a table in the store's database (call_table.py).
+where ``log`` says: its folder has to be on a disk that all workers see.
 """
 
 from __future__ import annotations

@@ -2,10 +2,16 @@
 
 import csv
 import json
+import os
 import shutil
+import signal
+import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 
 from persona_dspy.alignment import Alignment, AlignmentStep, Scores, Trial, UsageRecord
@@ -13,6 +19,7 @@ from persona_dspy.errors import InputError, RunError
 from persona_dspy.export import PersonaDocument
 from persona_dspy.persona import Persona
 from persona_dspy.tracking import MlflowTracker, NullTracker, prompt_name, tracker_for
+from tests.postgres_server import new_database, running_server
 
 SECRET = "loves-unusual-puppets"
 
@@ -187,3 +194,72 @@ def test_a_tracker_that_cannot_begin_says_what_to_type(tmp_path):
         MlflowTracker(f"sqlite:///{tmp_path}/mlflow.db").begin({})
     assert isinstance(tracker_for("off"), NullTracker)
     assert tracker_for("off").where == ""
+
+
+@pytest.fixture(scope="module")
+def mlflow_server(tmp_path_factory):
+    """A real MLflow server over a real PostgreSQL: its address."""
+    with running_server() as postgres, socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        probe.close()
+        folder = tmp_path_factory.mktemp("server")
+        command = [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--workers",
+            "1",
+        ]
+        command += ["--backend-store-uri", new_database(postgres, "mlflow"), "--artifacts-destination", str(folder)]
+        with open(folder / "log", "wb") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, start_new_session=True)
+        try:
+            url = f"http://127.0.0.1:{port}"
+            for _ in range(800):  # it imports MLflow twice, which a busy machine makes minutes of
+                try:
+                    if httpx.get(f"{url}/health").status_code == 200:
+                        break
+                except httpx.TransportError:
+                    assert process.poll() is None, (folder / "log").read_text()[-3000:]
+                time.sleep(0.5)
+            yield url
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(30)
+
+
+@pytest.mark.postgres
+@pytest.mark.loopback
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_server_over_postgresql_gets_the_same(mlflow_server):
+    tracker = track(MlflowTracker(mlflow_server, runs="all", register=True), ["ann", "bob", "bad-user"])
+    assert tracker.trouble == ""
+    assert tracker.where == mlflow_server
+    client = tracker._connect()
+    parent = client.get_run(tracker.run_id)
+    assert {"users": 2.0, "failed": 1.0, "calls": 18.0}.items() <= parent.data.metrics.items()
+    assert "users.csv" in [a.path for a in client.list_artifacts(tracker.run_id)]
+    runs = children(tracker)
+    assert set(runs) == {"ann", "bob", "bad-user"}
+    assert {a.path for a in client.list_artifacts(runs["ann"].info.run_id)} == {"persona.json", "alignment.json"}
+    assert SECRET in client.get_prompt_version_by_alias(prompt_name("ann"), "current").template
+    gone = tracker.forget("ann")
+    assert gone.to_dict() == {"runs": 1, "artifacts": 2, "table_rows": 1, "prompts": 1, "traces": 0}
+    assert f"mlflow gc --run-ids {runs['ann'].info.run_id}" in gone.note
+    assert set(children(tracker)) == {"bob", "bad-user"}
+
+
+@pytest.mark.loopback
+def test_a_server_that_is_not_there_is_said_at_once():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    with pytest.raises(RunError, match="--tracking-uri off"):
+        MlflowTracker(url).begin({})
