@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from persona_dspy.ledger import reserved
 from persona_dspy.recorder import current_recorder
+from persona_dspy.terse import TerseJSON
 from persona_dspy.untrusted import data_text, defused, defused_tags
 
 __all__ = ["Turn", "as_persona", "personal_adapter"]
@@ -158,6 +159,7 @@ def _in_xml(text: str, signature: Any, name: str) -> str:
 _PLAIN: dict[type[Adapter], Callable[[str, Any, str], str]] = {
     dspy.ChatAdapter: lambda text, signature, name: text,
     dspy.JSONAdapter: _in_json,
+    TerseJSON: _in_json,
     dspy.XMLAdapter: _in_xml,
 }
 
@@ -185,7 +187,7 @@ def _personal_class(base: type[Adapter]) -> type[Adapter]:
 def personal_adapter(base: Adapter | None = None, lm: Any = None) -> Adapter:
     """``base`` (or the adapter that suits ``lm``) as one that carries the persona; ``base`` itself is not changed.
 
-    Without ``base``: DSPy's configured adapter; else JSONAdapter where the LM keeps to a schema (typed answers then
+    Without ``base``: DSPy's configured adapter; else TerseJSON where the LM keeps to a schema (typed answers then
     always parse, also with a 135M model), else ChatAdapter. Under stream listeners, which take an unset adapter for
     ChatAdapter, that one.
     """
@@ -196,7 +198,7 @@ def personal_adapter(base: Adapter | None = None, lm: Any = None) -> Adapter:
         lm = lm or dspy.settings.get("lm")
         calls = bool(getattr(lm, "supports_function_calling", False))
         keeps = getattr(lm, "supports_response_schema", False) and not dspy.settings.get("stream_listeners")
-        base = dspy.JSONAdapter() if keeps else dspy.ChatAdapter(use_native_function_calling=calls)
+        base = TerseJSON() if keeps else dspy.ChatAdapter(use_native_function_calling=calls)
     adapter = object.__new__(_personal_class(type(base)))
     adapter.__dict__.update(base.__dict__)
     return adapter

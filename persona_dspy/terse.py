@@ -6,9 +6,11 @@ after the cached part of the prompt, which on a CPU is a fifth of a short query'
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import dspy
+from dspy.adapters.utils import serialize_for_json
 
 __all__ = ["TerseJSON"]
 
@@ -24,3 +26,11 @@ class TerseJSON(dspy.JSONAdapter):
 
     def user_message_output_requirements(self, signature: Any) -> str:
         return f"Respond with a JSON object: {', '.join(f'`{name}`' for name in signature.output_fields)}."
+
+    def format_assistant_message_content(
+        self, signature: Any, outputs: dict[str, Any], missing_field_message: str | None = None
+    ) -> str:
+        """One line, as a constrained engine writes it: past turns must look like the answers that are asked for, or a
+        small model is led away from what it would have copied."""
+        values = {name: outputs.get(name, missing_field_message) for name in signature.output_fields}
+        return json.dumps(serialize_for_json(values), ensure_ascii=False)
