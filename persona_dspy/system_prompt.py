@@ -141,7 +141,7 @@ def _slot(name: str) -> str:
 
 @lru_cache(maxsize=256)
 def _turn_form(base: type[Adapter], signature: Any) -> tuple[str, str]:
-    """A turn's two messages with slots for values: DSPy's own take as long as the rest of a call, for four turns."""
+    """A turn's two messages with slots for values: DSPy's own way takes a fifth of a call's time, for four turns."""
     adapter, slots = base(), {name: _slot(name) for name in signature.fields}
     user = adapter.format_user_message_content(signature, slots)
     return user, adapter.format_assistant_message_content(signature, slots)
