@@ -196,7 +196,8 @@ def built(incumbent: Persona, edits: Sequence[Edit], evidence: Evidence, most: i
     for edit in edits:
         if len(kept) == most:
             break
-        if frozenset({edit.sentence}) in evidence.rejected or _copies(edit, evidence.secrets):
+        tried = frozenset({edit.sentence}) in evidence.rejected and edit not in evidence.riders
+        if tried or _copies(edit, evidence.secrets):
             continue
         if edit.bullet is not None and support(edit.bullet, evidence.past).contradicted:
             continue  # the user's own past says otherwise

@@ -130,8 +130,9 @@ def test_a_full_section_takes_no_more():
 def test_riders_stand_beside_the_next_and_then_it_stands_alone():
     rider = rule(["kiss"], "romance")
     said = [{"when_the_query": 'mentions "ghost"', "answer": "comedy"}]
+    refused = frozenset({frozenset({rider.sentence})})
     with dspy.context(lm=saying(said)):
-        made = EditProposer(mine=False)(EMPTY, evidence(past=GHOSTS, riders=(rider,), **mistake()))
+        made = EditProposer(mine=False)(EMPTY, evidence(past=GHOSTS, riders=(rider,), rejected=refused, **mistake()))
     assert [len(c.edits) for c in made] == [2, 1]
 
 
