@@ -183,10 +183,10 @@ class RuleFollower:
         if not choices:
             ends = {verb.lower(): phrase for verb, phrase in reversed(_STYLE.findall(prompt.system))}
             return " ".join(x for x in (ends.get("starts"), described(query), ends.get("ends")) if x)
-        if set(choices) == set(QUALITY):
+        if set(choices) <= set(QUALITY):
             usual = next((float(r) for r, marks in QUALITY.items() if words & set(marks)), float(default or 3))
             moves = [float(n) * (1 if way == "higher" else -1) for n, way in _SHIFT.findall(prompt.system)]
-            return str(int(min(5, max(1, round(usual + sum(moves))))))
+            return min(choices, key=lambda choice: abs(float(choice) - round(usual + sum(moves))))
         topics = {t for t, marks in TOPICS.items() if words & set(marks)}
         if self.heeds_turns:
             for user, assistant in reversed(prompt.turns):
