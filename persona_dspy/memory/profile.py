@@ -1,7 +1,7 @@
 """The LM's part of semantic memory: a summary of one user's episodes that grows with them (paper section 3).
 
 Owns: ``SemanticMemory``: which episodes are read, what the LM is asked. Not here: what it says, as values, and how that
-fades (profile_lines.py), facts and rules that code counts (semantic.py), where profiles are kept (store_profiles.py).
+fades (profile_lines.py), facts and rules that code counts (semantic.py), keeping profiles between runs (the caller).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _BATCH = 16  # lines that one call merges
 
 
 class Profiles(Protocol):
-    """Where profiles are kept between two runs: ``Store`` is one."""
+    """Where a caller keeps profiles between two runs. Whatever it is, forgetting a user has to reach it too."""
 
     def profile(self, user_id: str) -> Mapping[str, Any] | None: ...
 
