@@ -119,6 +119,25 @@ def test_a_profile_of_other_interactions_is_left_aside():
         memory(interactions=[*past(3), *past(3, user_id="v")])
 
 
+class Kept(dict):
+    """The least that keeps profiles."""
+
+    def profile(self, user_id):
+        return self.get(user_id)
+
+    def put_profile(self, user_id, profile):
+        self[user_id] = profile
+
+
+def test_profiles_are_kept_by_user():
+    reader, kept = Reader(), Kept()
+    summary(reader, SemanticMemory(sample=12, keep=kept), past(12))
+    summary(reader, SemanticMemory(sample=12, keep=kept), past(12, user_id="v"))
+    again = summary(reader, SemanticMemory(sample=12, keep=kept), past(15)).profile
+    assert len(reader.read) == 27
+    assert (again.covers, Profile.model_validate(kept["u"]), kept["v"]["covers"]) == (15, again, 12)
+
+
 def test_what_new_episodes_do_not_confirm_fades():
     reader, memory = Reader(), SemanticMemory(sample=10, half_life=20)
     profile = summary(reader, memory, past(10, topic=lambda n: "horror" if n < 2 else "comedy")).profile
