@@ -5,7 +5,7 @@ from typing import Literal
 
 import dspy
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 from requests_seen import messages, seen_lm
@@ -65,6 +65,7 @@ text = st.text(st.characters(codec="utf-8"), min_size=1, max_size=60).filter(lam
 
 
 @pytest.mark.parametrize("adapter", list(system_prompt._PLAIN))
+@settings(deadline=None)
 @given(question=text, answer=st.one_of(text, st.sampled_from(["a & b < c", '"quoted"', "back\\slash\nline"])))
 def test_the_quick_way_of_writing_turns_is_dspys_way(adapter, question, answer):
     made = personal_adapter(adapter())

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from persona_dspy.untrusted import clip_tokens, count_tokens, data_text, defused, echoes, fenced, one_line
@@ -16,6 +16,7 @@ hostile = st.lists(st.sampled_from(PIECES), max_size=30).map("".join)
 OPENS = re.compile(r"\[\[\s*##|<\|[^|>\n]{0,40}\|>|\[/?INST\]|<</?SYS>>|</?s>")
 
 
+@settings(deadline=None)
 @given(hostile)
 def test_cleaned_text_has_no_structure_and_cleaning_again_changes_nothing(text):
     clean = data_text(text)
@@ -24,6 +25,7 @@ def test_cleaned_text_has_no_structure_and_cleaning_again_changes_nothing(text):
     assert not re.search("[\x00\u200b\u202e]", clean)
 
 
+@settings(deadline=None)
 @given(hostile)
 def test_defused_text_has_no_structure_and_loses_no_letter(text):
     safe = defused(text, ["answer", "data"])
@@ -32,12 +34,14 @@ def test_defused_text_has_no_structure_and_loses_no_letter(text):
     assert re.sub(r"\s", "", safe) == re.sub(r"\s", "", text)
 
 
+@settings(deadline=None)
 @given(st.text(alphabet=st.characters(codec="utf-8"), max_size=200))
 def test_defusing_leaves_ordinary_text_as_it_is(text):
     if not re.search(r"[\[\]<>#＜＞［］]", text):
         assert defused(text, ["answer"]) == text
 
 
+@settings(deadline=None)
 @given(hostile)
 def test_a_fence_has_one_opening_and_one_closing(text):
     assert len(re.findall(r"<\s*/?\s*data\b", fenced(text, "tool"), re.IGNORECASE)) == 2
@@ -56,6 +60,7 @@ def test_one_line_folds_every_line_break():
     assert one_line("a\r\nb\u2028c\u2029 d\te") == "a b c d e"
 
 
+@settings(deadline=None)
 @given(st.text(max_size=300), st.integers(2, 40))
 def test_clipped_text_keeps_to_the_cap(text, limit):
     assert count_tokens(clip_tokens(text, limit)) <= max(limit, count_tokens(" ..."))
