@@ -29,7 +29,7 @@ def compile_command(  # noqa: PLR0913 - a command's options
     users: Annotated[str | None, typer.Option(help="How many users at most, or ids separated by commas.")] = None,
     recent: Annotated[int, typer.Option(min=1, help="Interactions simulated a step (the paper's n).")] = 3,
     epochs: Annotated[int, typer.Option(min=1, help="Steps at most.")] = 3,
-    workers: Annotated[int, typer.Option(min=1, help="Users at once; each has one LM call in flight.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Users at once; each has one LM call in flight.")] = 2,
     engine: Annotated[
         Literal["local", "ray"], typer.Option(help="Threads here, or workers on a Ray cluster.")
     ] = "local",
@@ -155,23 +155,12 @@ def _compile(
         optimizer = kind(
             recent=options["recent"], epochs=options["epochs"], concurrency=concurrency, observers=observers, budget=own
         )
-        state = "interrupted"
+        state, same = "interrupted", {name: options[name] for name in ("resume", "engine", "workers")}
+        same |= {"store": opened, "folder": folder, "ledger": ledger, "tracker": tracker}
         try:
             with dspy.context(lm=model), view:
-                for result in compile_users(
-                    program,
-                    ingested(opened, source.read([])),
-                    optimizer,
-                    store=opened,
-                    folder=folder,
-                    resume=options["resume"],
-                    engine=options["engine"],
-                    workers=options["workers"],
-                    ledger=ledger,
-                    tracker=tracker,
-                    task=program.task,
-                    on_skip=view.skip,
-                ):
+                users = ingested(opened, source.read([]))
+                for result in compile_users(program, users, optimizer, task=program.task, on_skip=view.skip, **same):
                     view.finished(result)
             state = "stopped" if ledger.exceeded else "done"
         finally:
