@@ -27,7 +27,7 @@ __all__ = [
 # "[INST]", "<<SYS>>", "<s>". The full-width forms are some templates' own, others' look-alikes.
 _LESS, _MORE, _BAR = "[<\uff1c]", "[>\uff1e]", "[|\uff5c]"
 _ROLE_TAG = (
-    rf"{_LESS}{_BAR}[^|\uff5c\n]{{0,40}}{_BAR}{_MORE}"
+    rf"{_LESS}{_BAR}[^|\n]{{0,40}}?{_BAR}{_MORE}"
     rf"|{_LESS}/?(?:start_of_turn|end_of_turn|bos|eos|s|tool_call|tool_response|think){_MORE}"
     r"|<<CUSTOM-TYPE-(?:START|END)-IDENTIFIER>>"  # DSPy makes images and files of what stands between these
     r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]|<</?SYS>>"
