@@ -13,7 +13,7 @@ from statistics import fmean
 from optimizers.evidence import Evidence, support
 from persona_dspy.feedback import Simulated
 from persona_dspy.memory.semantic import mined_rules
-from persona_dspy.persona import BULLET_TOKENS, Bullet, Edit, Persona
+from persona_dspy.persona import BULLET_TOKENS, NOTHING_ELSE, Bullet, Edit, Persona
 from persona_dspy.records import Interaction
 from persona_dspy.responses import ResponseKind
 from persona_dspy.untrusted import count_tokens
@@ -31,6 +31,8 @@ def mined(incumbent: Persona, evidence: Evidence, past: Sequence[Interaction]) -
     rules = [kept for rule in mined_rules(past, evidence.kind) if (kept := _current(rule, past))]
     rules.sort(key=lambda rule: (rule.then not in missed, -rule.hits))
     found = [*rules, *mined_style(past, evidence.kind)]
+    if rules and (default := _default(incumbent, past, evidence.kind)):
+        found.insert(0, default)
     if moved := shift(evidence.simulated, evidence.kind):
         found.insert(0, moved)
     return [*outdated(incumbent, past), *(Edit(op="add", bullet=bullet) for bullet in found)]
@@ -44,6 +46,17 @@ def _current(rule: Bullet, past: Sequence[Interaction]) -> Bullet | None:
         return rule
     values = rule.model_dump(exclude={"id", "when"})
     return Bullet(**values, when=_mentions(words)) if words else None
+
+
+def _default(incumbent: Persona, past: Sequence[Interaction], kind: ResponseKind) -> Bullet | None:
+    """What the mined rules leave over: the commonest response, where the incumbent has no such rule (any more)."""
+    if kind.name != "label" or any(b.is_default for b in incumbent.bullets):
+        return None
+    then, hits = Counter(i.response for i in past).most_common(1)[0]
+    if hits < 0.4 * len(past):
+        return None
+    ids = tuple(i.id for i in past if i.response == then)[-5:]
+    return Bullet(section="decision rules", when=NOTHING_ELSE, then=then, evidence=ids, hits=hits, source="learned")
 
 
 def outdated(incumbent: Persona, past: Sequence[Interaction]) -> list[Edit]:

@@ -6,6 +6,7 @@ Not here: any work. Each command's file imports what it needs when it runs, so t
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -48,6 +49,9 @@ _REFUSED: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "Cli
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of ``persona-dspy``; never prints a traceback unless ``PERSONA_DSPY_DEBUG`` is set."""
+    if not os.environ.get("PERSONA_DSPY_DEBUG"):
+        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # its migrations tell of every new file
+        logging.getLogger("dspy.clients.lm").setLevel(logging.ERROR)  # a clipped critique is no news
     try:
         code = app(args=list(argv) if argv is not None else None, standalone_mode=False)
     except PersonaError as error:

@@ -63,8 +63,9 @@ def favoured(persona: Persona, words: set[str]) -> dict[str, float]:
             for label, n in _COUNTED.findall(bullet.text):
                 found[label] = found.get(label, 0.0) + TYPICAL * min(1.0, int(n) / total)
     rules = [b for b in persona.section("decision rules") if b.when]
-    # A counted default says no more than the counts do.
-    fitting = [b for b in rules if b.fits(words)] or [b for b in rules if b.is_default and b.source != "fact"]
+    # A counted default by itself says no more than the counts do; beside learned rules it says what they leave over.
+    learned = any(b.source != "fact" for b in rules)
+    fitting = [b for b in rules if b.fits(words)] or [b for b in rules if b.is_default and learned]
     for rule in fitting[:2]:
         found[rule.then] = found.get(rule.then, 0.0) + RULE
     return found

@@ -156,7 +156,7 @@ def mined_rules(interactions: Sequence[Interaction], kind: ResponseKind, *, most
             marks[label].append((n * (n / len(items) - usual), word, [i for i in items if i.response == label]))
     rules: list[Bullet] = []
     for label, found in marks.items():
-        if share[label] / len(interactions) >= 0.5:
+        if share[label] / len(interactions) >= 0.6:
             continue  # "if nothing else fits" says it already, and its words are those of everything
         found.sort(key=lambda mark: (-mark[0], mark[1]))
         best = found[:6]
