@@ -58,8 +58,8 @@ def report_page(
         >>> from persona_dspy.persona import Persona
         >>> document = PersonaDocument.of(Persona.from_text("Prefers short answers.", user_id="ana"))
         >>> page = report_page([Subject(user_id="ana", versions=(document,), current=0)])
-        >>> page.startswith("<!doctype html>"), "http" in page.split("<body")[0].split("<script")[0]
-        (True, False)
+        >>> page.startswith("<!doctype html>"), "Prefers short answers." in page, "src=" in page.split("<script>")[0]
+        (True, True, False)
     """
     if not subjects:
         raise InputError("subjects []: expected at least one user with a persona")
