@@ -36,7 +36,7 @@ check: .venv/ready
 	@$(BIN)/python -m pytest -m "model or postgres or ray or notebook or browser or loopback or slow"
 
 lock:  ## after a change of pyproject.toml
-	@VIRTUAL_ENV=.venv uv pip compile pyproject.toml --universal --python-version 3.11 --extra local --extra ray --extra postgres --extra dense --extra dev --generate-hashes \
+	@VIRTUAL_ENV=.venv uv pip compile pyproject.toml --universal --python-version 3.11 --extra local --extra ray --extra postgres --extra dense --extra report --extra dev --generate-hashes \
 	  --no-annotate --no-header --no-emit-index-url --no-emit-find-links -q -o requirements.lock
 
 clean:

@@ -220,7 +220,10 @@ def overhead(calls: int) -> None:
     with Server(0.0) as server, tempfile.TemporaryDirectory() as path, dspy.context(disable_history=True, trace=None):
         lm, log = server.lm(), CallFolder(path)
         plain, kept, ledger = dspy.Predict(TagFilm), recorded(lm), Ledger()
-        messages = [{"role": "system", "content": "`tag` (Literal['horror', 'comedy']) " + "x" * 1500}, {"role": "user", "content": query}]
+        messages = [
+            {"role": "system", "content": "`tag` (Literal['horror', 'comedy']) " + "x" * 1500},
+            {"role": "user", "content": query},
+        ]
         client = httpx.Client()
 
         def bare(n: int) -> None:

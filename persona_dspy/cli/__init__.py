@@ -71,6 +71,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _fail(message: str, code: int) -> None:
     if os.environ.get("PERSONA_DSPY_DEBUG"):
-        raise  # noqa: PLE0704 - called from except blocks only
+        raise
     typer.echo(f"persona-dspy: {message}", err=True)
     sys.exit(code)
