@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona_dspy.errors import InputError, ModelError
+from persona_dspy.local_threads import free_cores
 from persona_dspy.local_wire import DEFAULT_MAX_TOKENS, ending, pieces, to_server
 from persona_dspy.model_files import check_gguf, model_name, weights_hash
 from persona_dspy.models import find_model
@@ -48,7 +49,7 @@ class LlamaEngine:
         slots: requests computed together, at least 1; more are queued.
         context: tokens of prompt plus answer one request may have, at most what the model was trained for; memory is
             taken for ``slots * context``.
-        threads: CPU threads; None = all this process may use.
+        threads: CPU threads; None = as many as there are free cores when it loads.
 
     Thread-safe. ``calls`` counts the requests seen, failed ones too. Copies are the engine itself. At temperature 0 a
     request gets the same answer whatever ran before it; beside others, weights with Q5_0 tensors can flip a near-tie.
@@ -74,7 +75,7 @@ class LlamaEngine:
         if importlib.util.find_spec("xllamacpp") is None:
             raise ModelError("module 'xllamacpp': expected it installed; type: pip install 'persona-dspy[local]'")
         self.path = check_gguf(path).resolve()
-        self.slots, self.context, self.threads = slots, context, threads or _cores()
+        self.slots, self.context, self.threads = slots, context, threads
         self.calls = 0
         self._recent: OrderedDict[int, None] = OrderedDict()
         self._lock = threading.Lock()
@@ -246,10 +247,6 @@ class AsyncLlamaEngine:
         return self
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _start(engine: LlamaEngine) -> Any:
     import xllamacpp as binding
 
@@ -262,7 +259,8 @@ def _start(engine: LlamaEngine) -> Any:
     params.n_parallel, params.kv_unified, params.no_extra_bufts = engine.slots, False, True
     params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     params.n_ctx = engine.slots * engine.context
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = engine.threads
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = engine.threads or free_cores()
+    params.cpuparams.poll = params.cpuparams_batch.poll = 0
     params.cache_prompt, params.cache_ram_mib, params.prefill_assistant = True, 512, False
     params.verbosity, params.warmup, params.ui, params.endpoint_slots = -1, False, False, False
     # The binding always listens. A socket file nobody else can reach, removed at once, and a key nobody knows: no
