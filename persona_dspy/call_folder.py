@@ -22,7 +22,7 @@ def user_key(user_id: str) -> str:
 
     Example:
         >>> user_key("u1")
-        '03c0c0ed4d8a07f9ba1ac5ff4fd1cfd7'
+        '53199585bddea28e67fe7143a42baef7'
     """
     return hashlib.blake2b(user_id.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 

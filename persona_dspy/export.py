@@ -1,4 +1,4 @@
-"""Persona JSON: the file that is shipped. Owns: the format ``persona-dspy/persona/1``, its JSON Schema, upgrades, names.
+"""Persona JSON: the file that is shipped. Owns: the format ``persona-dspy/persona/1``, its JSON Schema, file names.
 
 Not here: DSPy's own checkpoints (``program.save``), the store. A program in another language needs only
 ``system_prompt``: the exact text of the persona.
@@ -44,7 +44,7 @@ class SectionDocument(BaseModel):
 
 
 class PersonaDocument(BaseModel):
-    """A persona as a file. ``system_prompt`` is the rendered persona; ``model`` and ``task`` say what it was made with."""
+    """A persona as a file. ``system_prompt`` is the rendered persona; ``model``, ``task``: what it was made with."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 

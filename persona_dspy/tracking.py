@@ -75,7 +75,7 @@ def prompt_name(user_id: str) -> str:
 
     Example:
         >>> prompt_name("u1")
-        'persona-03c0c0ed4d8a07f9ba1ac5ff4fd1cfd7'
+        'persona-53199585bddea28e67fe7143a42baef7'
     """
     return f"persona-{user_key(user_id)}"
 

@@ -14,8 +14,8 @@ from persona_dspy.testing import FakeEngine, Prompt, UnseenPrompt
 class Seen(FakeEngine):
     """``FakeEngine`` that keeps raw requests; a handler may return tool calls as ``[(name, arguments), ...]``.
 
-    ``limit``: characters of a prompt above which it raises the error of a full context. ``pause``: seconds to wait for a
-    request, in asyncio.
+    ``limit``: characters of a prompt above which it raises the error of a full context. ``pause``: seconds to wait for
+    a request, in asyncio.
     """
 
     def __init__(self, handlers, *, calls_functions=False, keeps_schema=True, limit=None):

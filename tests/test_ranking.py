@@ -29,13 +29,14 @@ def test_counted_facts_of_labels_and_ratings_favour_the_usual_response():
         assert max(favoured(persona, set()).items(), key=lambda kv: kv[1], default=(None,))[0] == usual
 
 
-def test_a_rule_that_fits_adds_its_response_and_a_counted_default_is_not_counted_twice():
+def test_a_rule_that_fits_adds_its_response_and_a_default_what_rules_leave_over():
     rule = Bullet(section="decision rules", when='it mentions "robot"', then="sci-fi")
     default = Bullet(section="decision rules", when="nothing else fits", then="drama")
     counted = default.model_copy(update={"source": "fact"})
     assert favoured(Persona(user_id="u", bullets=(rule, default)), {"robot"}) == {"sci-fi": RULE}
     assert favoured(Persona(user_id="u", bullets=(rule, default)), {"horse"}) == {"drama": RULE}
-    assert favoured(Persona(user_id="u", bullets=(rule, counted)), {"horse"}) == {}
+    assert favoured(Persona(user_id="u", bullets=(rule, counted)), {"horse"}) == {"drama": RULE}
+    assert favoured(Persona(user_id="u", bullets=(counted,)), {"horse"}) == {}  # the counts say it already
 
 
 def test_without_favours_the_order_of_recall_stays():
