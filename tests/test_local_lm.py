@@ -171,7 +171,11 @@ def test_short_of_tokens_it_still_parses(smol_lm: Any):
 def test_same_answers_cold_cached_and_beside_others(smol_lm: Any):
     def answers(workers: int) -> list[str]:
         with ThreadPoolExecutor(workers) as pool:
-            return list(pool.map(lambda movie: str(tagged(smol_lm, movie).toDict()), MOVIES))
+            return list(pool.map(told, MOVIES))
+
+    def told(movie: str) -> str:
+        with dspy.context(lm=smol_lm.copy(max_tokens=120), adapter=dspy.JSONAdapter()):
+            return dspy.Predict("movie -> story")(movie=movie).story
 
     smol_lm.engine.close()
     cold = answers(1)
