@@ -27,6 +27,7 @@ ARMS = {
     "no recall": {"recall_k": 0},
     "4 episodes as a block": {"recall_k": 4, "episodes_as": "block"},
     "4 episodes as turns": {"recall_k": 4, "episodes_as": "turns"},
+    "8 episodes as turns": {"recall_k": 8, "episodes_as": "turns"},
 }
 
 

@@ -1,7 +1,8 @@
 """A JSON adapter that says less. Owns: ``TerseJSON``. Not here: how a persona gets into messages (system_prompt.py).
 
-An engine that keeps to a schema needs no reminder of it after each query; DSPy's JSONAdapter repeats every label there,
-after the cached part of the prompt, which on a CPU is a fifth of a short query's time.
+An engine that keeps to a schema needs no reminder of it after each query. DSPy's JSONAdapter repeats every label there:
+after the cached part of the prompt, a fifth of a short query's time on a CPU; and it makes the query look unlike the
+past turns above it, which a small model then follows less (docs/LOG.md).
 """
 
 from __future__ import annotations
@@ -16,16 +17,17 @@ __all__ = ["TerseJSON"]
 
 
 class TerseJSON(dspy.JSONAdapter):
-    """``dspy.JSONAdapter`` whose closing line names the output fields only; types are in the system message and in the
-    response schema. For LMs with ``supports_response_schema``.
+    """``dspy.JSONAdapter`` without its closing reminder; types are in the system message and in the response schema.
+    For LMs with ``supports_response_schema``.
 
     Example:
-        >>> TerseJSON().user_message_output_requirements(dspy.Signature("film -> tag"))
-        'Respond with a JSON object: `tag`.'
+        >>> signature = dspy.Signature("film -> tag")
+        >>> TerseJSON().format_user_message_content(signature, {"film": "Alien"}, main_request=True)
+        '[[ ## film ## ]]\\nAlien'
     """
 
-    def user_message_output_requirements(self, signature: Any) -> str:
-        return f"Respond with a JSON object: {', '.join(f'`{name}`' for name in signature.output_fields)}."
+    def user_message_output_requirements(self, signature: Any) -> str | None:  # type: ignore[override]
+        return None
 
     def format_assistant_message_content(
         self, signature: Any, outputs: dict[str, Any], missing_field_message: str | None = None
