@@ -3,7 +3,8 @@
 PersonaError
 ├── InputError            what the caller gave is wrong          (CLI exit code 2)
 │   ├── DataError         a file or a row of it: file, line, field, expected
-│   └── PersonaFormatError  a persona JSON that cannot be read
+│   ├── PersonaFormatError  a persona JSON that cannot be read
+│   └── ModelFileError    a model file that is missing or no GGUF; a ModelError too
 ├── RunError              the work itself failed                 (CLI exit code 1)
 │   ├── BudgetExceeded    a Budget is spent; the best persona so far is kept
 │   ├── ModelError        a model file or an LM that cannot be used
@@ -20,6 +21,7 @@ __all__ = [
     "DataError",
     "InputError",
     "ModelError",
+    "ModelFileError",
     "PersonaError",
     "PersonaFormatError",
     "RunError",
@@ -83,6 +85,12 @@ class BudgetExceeded(RunError):
 
 class ModelError(RunError):
     """A model file or LM cannot be used."""
+
+
+class ModelFileError(ModelError, InputError):
+    """What was named as a model file is missing, unreadable or not GGUF."""
+
+    exit_code = 2
 
 
 class StoreError(RunError):

@@ -11,7 +11,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from persona_dspy.errors import ModelError
+from persona_dspy.errors import ModelFileError
 
 __all__ = ["check_gguf", "model_name", "models_dir", "weights_hash"]
 
@@ -28,19 +28,19 @@ def check_gguf(path: str | os.PathLike[str]) -> Path:
     """``path`` if it is a readable GGUF file (its first four bytes say so).
 
     Raises:
-        ModelError: missing, unreadable or another kind of file.
+        ModelFileError: missing, unreadable or another kind of file.
     """
     path = Path(path)
     try:
         with path.open("rb") as file:
             magic = file.read(4)
     except OSError as error:
-        raise ModelError(
+        raise ModelFileError(
             f"model file {str(path)!r}: expected a readable .gguf file ({error.strerror}); "
             "fetch a small one with: persona-dspy models pull smol"
         ) from error
     if magic != b"GGUF":
-        raise ModelError(
+        raise ModelFileError(
             f"model file {str(path)!r}: starts with {magic!r}, expected b'GGUF'; convert the weights to GGUF "
             "or fetch a small model with: persona-dspy models pull smol"
         )

@@ -181,7 +181,7 @@ def test_a_model_file_that_is_not_one(tmp_path, monkeypatch, capsys, data):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "m.gguf").write_bytes(b"not a model")
     code, _, err = run(capsys, "compile", data, "--lm", "local:m.gguf", "--out", "p", "--tracking-uri", "off")
-    assert code == 1
+    assert code == 2
     assert "m.gguf" in err
     assert "GGUF" in err
     assert not (tmp_path / "p").exists()
