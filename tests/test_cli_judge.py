@@ -176,12 +176,13 @@ def server():
             pass
 
     made = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=made.serve_forever, daemon=True).start()
+    threading.Thread(target=made.serve_forever, args=(0.01,), daemon=True).start()
     yield f"http://127.0.0.1:{made.server_port}"
     made.shutdown()
     made.server_close()
 
 
+@pytest.mark.loopback
 def test_data_pull_fetches_what_evaluate_reads_and_says_when_there_is_no_network(lm, server, tmp_path, capsys):
     argv = ("data", "pull", "lamp-2m", "--out", tmp_path, "--base-url")
     code, said, _ = run(capsys, *argv, server)

@@ -100,7 +100,7 @@ class _Server(http.server.BaseHTTPRequestHandler):
 def server() -> Iterator[Any]:
     handler = type("Handler", (_Server,), {})
     running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=running.serve_forever, daemon=True)
+    thread = threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield handler, f"http://127.0.0.1:{running.server_address[1]}/v1"
     running.shutdown()
@@ -108,6 +108,7 @@ def server() -> Iterator[Any]:
     thread.join()
 
 
+@pytest.mark.loopback
 def test_preflight_passes_and_nobody_counts_it(server: Any):
     _, url = server
     lm = resolve_lm("openai/m", api_base=url, api_key="k")
@@ -118,6 +119,7 @@ def test_preflight_passes_and_nobody_counts_it(server: Any):
     lm.close()
 
 
+@pytest.mark.loopback
 @pytest.mark.parametrize(
     ("status", "advice"), [(401, "export OPENAI_API_KEY"), (404, "check the name"), (503, "again")]
 )
@@ -129,9 +131,13 @@ def test_preflight_turns_answers_into_one_message(server: Any, status: int, advi
     assert "\n" not in str(error.value)
 
 
-def test_preflight_without_a_server_or_a_key(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.loopback
+def test_preflight_without_a_server():
     with pytest.raises(ModelError, match=r"start the server at http://127.0.0.1:9/v1"):
         check_lm(resolve_lm("openai/m", api_base="http://127.0.0.1:9/v1", api_key="k"))
+
+
+def test_preflight_without_a_key(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(ModelError, match=r"type: export OPENAI_API_KEY=\.\.\."):
         check_lm(resolve_lm("openai/gpt-4o-mini"))

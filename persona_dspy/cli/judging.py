@@ -205,7 +205,7 @@ class _View:
         table = Table(title=f"{task.title}: held-out queries, intervals over users")
         titles = list(dict.fromkeys(title for row in rows for title in row))
         for title in titles:
-            table.add_column(title, justify="left" if title == "system" else "right")
+            table.add_column(title, justify="left" if title == "system" else "right", no_wrap=title == "system")
         for row in rows:
             table.add_row(*(escape(row.get(title, "-")) for title in titles))
         self.console.print(table)
