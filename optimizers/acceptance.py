@@ -90,6 +90,15 @@ class HeldOutGate:
 
     Args:
         size: how many to hold out; by default a quarter, from 2 to 8. At least as many are left to fit on.
+
+    Example:
+        >>> examples = [dspy.Example(query=str(n)) for n in range(20)]
+        >>> len(HeldOutGate().splits(examples)[0].held)
+        5
+        >>> old, new = Persona(user_id="u1"), Persona.from_text("Short answers.", user_id="u1")
+        >>> gate = HeldOutGate()
+        >>> gate.judge(old, new, [0, 1], [1, 1]).accepted, gate.judge(old, new, [0, 1], [1, 0]).accepted
+        (True, False)
     """
 
     decides = True
@@ -128,6 +137,10 @@ class KFoldGate(HeldOutGate):
 
     Args:
         folds: how many at most; a fold has at least two interactions, the latest ones judge first.
+
+    Example:
+        >>> [len(split.held) for split in KFoldGate(folds=3).splits([dspy.Example(query=str(n)) for n in range(6)])]
+        [2, 2, 2]
     """
 
     def __init__(self, folds: int = 4) -> None:
@@ -157,6 +170,11 @@ class SignTestGate(HeldOutGate):
     Args:
         confidence: 1 - p, the one-sided level, in [0.5, 1): 0.9 needs 4 better and none worse, 0.75 needs 2.
         size: as in ``HeldOutGate``.
+
+    Example:
+        >>> old, new = Persona(user_id="u1"), Persona.from_text("Short answers.", user_id="u1")
+        >>> SignTestGate(confidence=0.9).judge(old, new, [0, 0, 0, 1], [1, 1, 1, 1]).reason
+        '3 better, 0 worse: p = 0.125'
     """
 
     def __init__(self, confidence: float = 0.9, size: int | None = None) -> None:
@@ -189,6 +207,12 @@ class AnchorGate:
     Args:
         anchors: interaction ids. They are held out of fitting, and judge together with what ``gate`` holds out.
         gate: decides about what passes; ``HeldOutGate()`` by default.
+
+    Example:
+        >>> gate = AnchorGate(["i1"])
+        >>> old, new = Persona(user_id="u1"), Persona.from_text("Short answers.", user_id="u1")
+        >>> gate.judge(old, new, [0, 0, 1], [1, 1, 0]).reason  # the last item is the anchor
+        '1 anchors lost'
     """
 
     decides = True
@@ -216,7 +240,13 @@ class AnchorGate:
 
 class AlwaysAccept:
     """No gate, as in the paper: every rewrite replaces the persona. ``size`` held-out items are still scored, for the
-    record only; 0 by default."""
+    record only; 0 by default.
+
+    Example:
+        >>> old, new = Persona(user_id="u1"), Persona.from_text("Short answers.", user_id="u1")
+        >>> AlwaysAccept().judge(old, new, [], []).accepted
+        True
+    """
 
     decides = False
 

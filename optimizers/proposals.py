@@ -73,6 +73,10 @@ class EditProposer:
         write: let the LM propose.
         most: at most so many edits a challenger.
         challengers: how many may stand a step for each of the two; beyond the first, single edits of it.
+
+    Example:
+        >>> from optimizers.persona_alignment import PersonaAlignment
+        >>> alignment = PersonaAlignment(proposer=EditProposer(challengers=2))
     """
 
     def __init__(self, *, mine: bool = True, write: bool = True, most: int = 6, challengers: int = 1) -> None:
@@ -234,6 +238,10 @@ class RewriteProposer:
 
     Args:
         blind: rewrite without the feedback: the control that tells what feedback is worth.
+
+    Example:
+        >>> from optimizers.persona_alignment import PersonaAlignment
+        >>> alignment = PersonaAlignment(proposer=RewriteProposer())
     """
 
     def __init__(self, *, blind: bool = False) -> None:

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from persona_dspy.fleet import compile_users
     from persona_dspy.knowledge import LocalCorpus, Wikipedia
     from persona_dspy.ledger import Budget, Ledger
-    from persona_dspy.local_lm import local_lm
     from persona_dspy.memory.episodic import EpisodicMemory
     from persona_dspy.online import OnlineAlignment
     from persona_dspy.persona import Bullet, Edit, Persona
@@ -39,7 +38,6 @@ _HOME = {
     "Wikipedia": "knowledge",
     "compile_users": "fleet",
     "load_persona": "export",
-    "local_lm": "local_lm",
     "personalize": "agent",
     "save_persona": "export",
 }
@@ -63,7 +61,6 @@ __all__ = [
     "Wikipedia",
     "compile_users",
     "load_persona",
-    "local_lm",
     "personalize",
     "save_persona",
 ]

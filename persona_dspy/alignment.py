@@ -76,7 +76,12 @@ class Scores(BaseModel):
 
 
 class Alignment(BaseModel):
-    """What alignment did for one user. ``stopped`` says why it ended; ``gate_size`` how many items decided."""
+    """What alignment did for one user. ``stopped`` says why it ended; ``gate_size`` how many items decided.
+
+    Example:
+        >>> Alignment(user_id="u1", gate_size=6, stopped="nothing wrong left").accepted
+        0
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

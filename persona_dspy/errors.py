@@ -31,7 +31,12 @@ __all__ = [
 
 
 class PersonaError(Exception):
-    """Root of every error raised on purpose by persona-dspy."""
+    """Root of every error raised on purpose by persona-dspy.
+
+    Example:
+        >>> issubclass(DataError, PersonaError), DataError.exit_code
+        (True, 2)
+    """
 
     exit_code = 1
 

@@ -129,7 +129,14 @@ def save_persona(
     task: str | None = None,
     model: str | None = None,
 ) -> Path:
-    """Write a persona JSON, whole or not at all. A directory as path gets ``persona_file_name(user_id)``."""
+    """Write a persona JSON, whole or not at all. A directory as path gets ``persona_file_name(user_id)``.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_persona(Persona.from_text("Prefers short answers.", user_id="u1"), folder).name
+        'u1-bb82030d.json'
+    """
     target = Path(path)
     if target.is_dir():
         target = target / persona_file_name(persona.user_id)
@@ -197,6 +204,13 @@ def load_persona(path: str | os.PathLike[str], *, user_id: str | None = None) ->
     Raises:
         PersonaFormatError: as ``load_document``.
         InputError: it is another user's.
+
+    Example:
+        >>> import tempfile
+        >>> given = Persona.from_text("Prefers short answers.", user_id="u1")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     load_persona(save_persona(given, folder)) == given
+        True
     """
     persona = load_document(path).persona()
     if user_id is not None and persona.user_id != user_id:

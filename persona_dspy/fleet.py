@@ -72,6 +72,18 @@ def compile_users(  # noqa: PLR0913 - keyword-only, each with a default
         InputError: ``workers`` below 1, or an unknown engine.
         ModelError: many users in a row failed for the LM's sake: it is down, or the key is wrong.
         StoreError: results cannot be kept.
+
+    Example:
+        >>> from optimizers import PersonaAlignment
+        >>> from persona_dspy.agent import PersonaAgent
+        >>> from persona_dspy.histories import UserHistory
+        >>> from persona_dspy.synthetic import SyntheticUser, rule_following_lm
+        >>> people = [SyntheticUser(seed=seed, user_id=f"u{seed}") for seed in (1, 2)]
+        >>> users = [UserHistory(user_id=p.user_id, interactions=tuple(p.interactions(12))) for p in people]
+        >>> with dspy.context(lm=rule_following_lm()):
+        ...     results = list(compile_users(PersonaAgent("title -> genre"), users, PersonaAlignment(), workers=2))
+        >>> sorted(result.user_id for result in results)
+        ['u1', 'u2']
     """
     if workers < 1 or engine not in ("local", "ray"):
         raise InputError(f"workers={workers!r}, engine={engine!r}: expected 1 or more, and 'local' or 'ray'")

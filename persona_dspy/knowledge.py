@@ -189,6 +189,10 @@ class Wikipedia:
         tries: how often, in all; pauses between grow up to 8 s.
         cache: a ``PageCache``; None = none.
         url: another server with MediaWiki's API, such as ``https://wiki.example.org/w/api.php``.
+
+    Example:
+        >>> Wikipedia("me@example.org", language="de").url
+        'https://de.wikipedia.org/w/api.php'
     """
 
     def __init__(

@@ -60,6 +60,13 @@ class Ledger(BaseCallback):
     A call is counted when its engine answered or failed, never for cache hits. ``check`` is called by the persona
     adapters before each call and raises once a bound is reached, so that work stops between calls. ``exceeded`` says
     which of this ledger's own bounds stopped something, or is empty.
+
+    Example:
+        >>> ledger = Ledger(budget=Budget(calls=100))
+        >>> with ledger.recording():
+        ...     pass  # whatever calls an LM
+        >>> ledger.usage.calls, ledger.exceeded
+        (0, '')
     """
 
     def __init__(

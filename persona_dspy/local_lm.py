@@ -323,7 +323,7 @@ def local_lm(
     engine_options: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> dspy.LM:
-    """A ``dspy.LM`` that runs in this process.
+    """A ``dspy.LM`` that runs in this process; raises as ``find_model`` and ``LlamaEngine`` do.
 
     Args:
         path: a ``.gguf`` file or a name of the catalogue; None = ``"smol"``. Downloads nothing.
@@ -332,8 +332,9 @@ def local_lm(
         engine_options: slots, context, threads; see ``LlamaEngine``.
         kwargs: further ``dspy.LM`` arguments, e.g. ``seed``.
 
-    Raises:
-        ModelError, InputError: as ``find_model`` and ``LlamaEngine``.
+    Example:
+        >>> local_lm("smol").kwargs["temperature"]
+        0.0
     """
     import dspy
 

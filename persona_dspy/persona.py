@@ -50,6 +50,10 @@ class Bullet(BaseModel):
     from them. ``evidence`` holds interaction ids; ``hits`` counts the user's interactions that bear the line out.
     A ``locked`` bullet is the user's: no optimizer may touch it. ``source``: ``fact`` computed by code, ``summary``
     written by an LM from memory, ``learned`` by alignment, ``given`` by a person.
+
+    Example:
+        >>> Bullet(section="decision rules", when='the title says "space"', then="sci-fi").sentence
+        'If the title says "space", answer "sci-fi".'
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -102,7 +106,12 @@ class Bullet(BaseModel):
 
 
 class Edit(BaseModel):
-    """A delta to a persona: ``add`` a bullet, ``revise`` the one with ``id``, or ``drop`` it."""
+    """A delta to a persona: ``add`` a bullet, ``revise`` the one with ``id``, or ``drop`` it.
+
+    Example:
+        >>> Edit(op="add", bullet=Bullet(section="style", text="Writes in lower case.")).sentence
+        'add Writes in lower case.'
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -34,7 +34,14 @@ __all__ = ["Answering", "PersonaPrediction", "PersonalProgram"]
 
 
 class PersonaPrediction(dspy.Prediction):
-    """A prediction that can say how it came about: ``.trace``, a ``Trace``; not one of its output fields."""
+    """A prediction that can say how it came about: ``.trace``, a ``Trace``; not one of its output fields.
+
+    Example:
+        >>> trace = Trace(user_id="u1", query="A heist.", persona_version=1, persona="Likes comedies.")
+        >>> prediction = PersonaPrediction.of(dspy.Prediction(tag="comedy"), trace)
+        >>> prediction.tag, prediction.trace.query, prediction.keys()
+        ('comedy', 'A heist.', ['tag'])
+    """
 
     _trace: Trace | None = None
 

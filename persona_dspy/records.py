@@ -130,6 +130,10 @@ class Usage:
     """What LM calls cost. ``calls`` were sent to an engine; ``cache_hits`` were not. ``usd`` is None where unknown.
 
     Adds up: ``Usage(calls=1) + Usage(calls=2) == Usage(calls=3)``.
+
+    Example:
+        >>> (Usage(calls=1, input_tokens=9) + Usage(calls=2, output_tokens=3)).tokens
+        12
     """
 
     calls: int = 0

@@ -47,6 +47,29 @@ def test_public_names_are_listed_and_real(path):
     assert all(hasattr(module, n) for n in names)
 
 
+PUBLIC = {
+    "persona_dspy": (
+        "Act Alignment Budget Bullet Edit EpisodicMemory Interaction Ledger LocalCorpus OnlineAlignment Persona "
+        "PersonaAgent PersonaError PersonaPrediction Usage Wikipedia compile_users load_persona personalize "
+        "save_persona"
+    ),
+    "optimizers": (
+        "AlwaysAccept AnchorGate Cohort EditProposer HeldOutGate KFoldGate PersonaAlignment PersonaGEPAAdapter "
+        "RewriteProposer SignTestGate"
+    ),
+}
+
+
+@pytest.mark.parametrize("package", PUBLIC)
+def test_the_public_names_are_these_and_each_shows_an_example(package):
+    module = importlib.import_module(package)
+    assert module.__all__ == sorted(module.__all__) == PUBLIC[package].split()
+    for public in module.__all__:
+        value = getattr(module, public)
+        assert callable(value), f"{public}: a module of that name hides it"
+        assert ">>> " in (value.__doc__ or ""), f"{public}: expected an example that runs"
+
+
 @pytest.mark.parametrize("path", MODULES, ids=name)
 def test_no_unsafe_loading_and_no_broad_excepts(path):
     text = path.read_text(encoding="utf-8")

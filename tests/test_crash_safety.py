@@ -117,9 +117,12 @@ def kill_again_and_again(url: str, kills: int) -> Ledger:
         writer = context.Process(target=write_until_killed, args=(url, round_, tell))
         writer.start()
         tell.close()
-        if round_ % 5:
-            hear.poll(30)  # most die while they write, some while they open
-        time.sleep(rng.random() * 0.1)
+        if round_ % 5:  # most die while they write, some while they open
+            for _ in range(rng.randrange(40)):  # so many, however busy the machine
+                ledger.hear(*hear.recv())
+            time.sleep(rng.random() * 0.01)  # anywhere within a write
+        else:
+            time.sleep(rng.random() * 0.1)
         assert writer.pid is not None
         os.kill(writer.pid, signal.SIGKILL)
         writer.join()

@@ -13,11 +13,14 @@ from tree import ROOT
 from persona_dspy.testing import FakeEngine
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-NEEDS_A_MODEL = {"persona_dspy.local_lm", "persona_dspy.settings", "persona_dspy.memory.encoders"}
+NEEDS_A_MODEL = {"persona_dspy.local_lm"}
+MODULES = [pytest.param(n, marks=pytest.mark.model) if n in NEEDS_A_MODEL else n for n in NAMES]
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in NEEDS_A_MODEL])
-def test_docstring_examples_run(name):
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples_run(name, request):
+    if name in NEEDS_A_MODEL:
+        request.getfixturevalue("smol_lm")  # skips where there is none
     result = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
     assert result.failed == 0
 
