@@ -7,6 +7,7 @@ Environment: ``PERSONA_DSPY_HOME`` (default ``~/.persona_dspy``: the store), ``P
 from __future__ import annotations
 
 import os
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -127,6 +128,7 @@ def check_lm(lm: dspy.LM) -> None:
             probe("Reply with the word OK.")
     except LMError as error:
         said = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(" .")
+        said = re.sub(r"^\[[^\]]*\] (litellm\.)?", "", said)  # the name once more, and whose class it is
         raise ModelError(f"lm {lm.model!r}: {said}; expected an answer; {_advice(lm, error)}") from error
 
 
@@ -135,10 +137,12 @@ def _advice(lm: dspy.LM, error: LMError) -> str:
 
     provider = lm.model.split("/")[0] if "/" in lm.model else "openai"
     local = "or use a model in this process: --lm local"
-    if isinstance(error, (known.LMConfigurationError, known.LMAuthError)):
+    # NOTE LiteLLM reports a missing key and a refused connection as internal errors of the server.
+    text = str(error)
+    if isinstance(error, (known.LMConfigurationError, known.LMAuthError)) or "Missing credentials" in text:
         return f"type: export {provider.upper().replace('-', '_')}_API_KEY=..., {local}"
-    if isinstance(error, (known.LMTransportError, known.LMTimeoutError)):
-        where = lm.kwargs.get("api_base") or lm.kwargs.get("base_url")
+    if isinstance(error, (known.LMTransportError, known.LMTimeoutError)) or "Connection error" in text:
+        where = lm.kwargs.get("api_base") or lm.kwargs.get("base_url") or os.environ.get("OPENAI_API_BASE")
         return f"start the server{f' at {where}' if where else ''} or check the network, {local}"
     if isinstance(error, known.LMBillingError):
         return f"check the account's balance, {local}"

@@ -132,15 +132,22 @@ def test_preflight_turns_answers_into_one_message(server: Any, status: int, advi
 
 
 @pytest.mark.loopback
-def test_preflight_without_a_server():
+def test_preflight_without_a_server(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(ModelError, match=r"start the server at http://127.0.0.1:9/v1"):
         check_lm(resolve_lm("openai/m", api_base="http://127.0.0.1:9/v1", api_key="k"))
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    monkeypatch.setenv("OPENAI_API_BASE", "http://127.0.0.1:9/v1")  # goes another way through DSPy
+    with pytest.raises(ModelError, match=r"start the server at http://127.0.0.1:9/v1"):
+        check_lm(resolve_lm("openai/m"))
 
 
 def test_preflight_without_a_key(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    with pytest.raises(ModelError, match=r"type: export OPENAI_API_KEY=\.\.\."):
-        check_lm(resolve_lm("openai/gpt-4o-mini"))
+    monkeypatch.setenv("OPENAI_API_BASE", "http://127.0.0.1:9/v1")
+    for _ in ("an address of one's own", "OpenAI"):
+        with pytest.raises(ModelError, match=r"type: export OPENAI_API_KEY=\.\.\."):
+            check_lm(resolve_lm("openai/gpt-4o-mini"))
+        monkeypatch.delenv("OPENAI_API_BASE", raising=False)
 
 
 def test_preflight_leaves_other_engines_alone():

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from persona_dspy.cli.output import JsonOption
+
 if TYPE_CHECKING:
     from persona_dspy.cli.sources import Source
 
@@ -54,12 +56,15 @@ def compile_command(  # noqa: PLR0913 - a command's options
     progress: Annotated[Literal["bar", "lines", "quiet"], typer.Option(help="lines = JSON lines for logs.")] = "bar",
     skip_bad_rows: Annotated[bool, typer.Option(help="Skip rows that cannot be used, and count them.")] = False,
     in_paper: Annotated[bool, typer.Option("--as-in-paper", help="No gate, whole rewrites: for reproduction.")] = False,
+    json_output: JsonOption = False,
 ) -> int:
     """Learn a persona for each user from the user's recent interactions.
 
     Stopped at any time, by Ctrl-C, a spent budget or a crash, it goes on with --resume and pays no LM call twice.
 
     Example: persona-dspy compile examples/movie_tags.jsonl --lm local --out personas/
+
+    Example: persona-dspy compile --store personas.db --out stored/ --resume
     """
     from persona_dspy.ledger import Budget
     from persona_dspy.tracking import tracker_for
@@ -69,7 +74,7 @@ def compile_command(  # noqa: PLR0913 - a command's options
     budget = Budget(calls=budget_calls, tokens=budget_tokens, usd=budget_usd)
     own = Budget(calls=user_budget_calls, tokens=user_budget_tokens)
     options = {"recent": recent, "epochs": epochs, "seed": seed, "as_in_paper": in_paper, "workers": workers}
-    options |= {"engine": engine, "resume": resume, "progress": progress}
+    options |= {"engine": engine, "resume": resume, "progress": progress, "json": json_output}
     tracker = tracker_for(tracking_uri, runs=runs, register=register_prompts)
     code = _compile(source_, total, lm, out, store, (budget, own), tracker, options)
     if source_.bad:
@@ -148,7 +153,7 @@ def _compile(
         opened = stack.enter_context(Store.open(store)) if store else None
         tracker.begin(params)
         folder.begin(params)
-        view = View(total, ledger, options["progress"])
+        view = View(total, ledger, options["progress"], as_json=options["json"])
         kind = PersonaAlignment.as_in_paper if options["as_in_paper"] else PersonaAlignment
         concurrency = 2 if options["workers"] == 1 else 1
         observers = [view.event] if options["engine"] == "local" else []

@@ -5,13 +5,13 @@ Not here: the removing (persona_dspy/forget.py).
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from persona_dspy.cli.store import JsonOption, StoreOption, open_store, sqlite_file
+from persona_dspy.cli.output import JsonOption, print_json
+from persona_dspy.cli.store import StoreOption, open_store, sqlite_file
 
 if TYPE_CHECKING:
     from persona_dspy.forget import Erasure
@@ -111,8 +111,7 @@ def _is_output(folder: Path) -> bool:
 
 def _print(user: str, done: list[Erasure], notes: list[str], *, as_json: bool) -> None:
     if as_json:
-        told = {"user_id": user, "places": [one.to_dict() for one in done], "notes": notes}
-        typer.echo(json.dumps(told, ensure_ascii=False))
+        print_json({"user_id": user, "places": [one.to_dict() for one in done], "notes": notes})
         return
     for one in done:
         counted = ", ".join(f"{count:,} {name}" for name, count in one.removed.items()) or "nothing was there"

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from persona_dspy.cli.output import JsonOption, print_json
+
+if TYPE_CHECKING:
+    from persona_dspy.task import Task
 
 __all__ = ["register"]
 
@@ -71,6 +76,7 @@ def evaluate_command(  # noqa: PLR0913 - a command's options
     seed: Seed = 0,
     tracking_uri: TrackingUri = None,
     skip_bad_rows: SkipBadRows = False,
+    json_output: JsonOption = False,
 ) -> int:
     """Compare systems on users' held-out queries: scores with intervals over users, and what they cost.
 
@@ -106,7 +112,7 @@ def evaluate_command(  # noqa: PLR0913 - a command's options
         knowledge=knowledge,
         skip_bad_rows=skip_bad_rows,
     )
-    return judge(order, chosen, workers=workers, seconds=seconds, tracking_uri=tracking_uri)
+    return judge(order, chosen, workers=workers, seconds=seconds, tracking_uri=tracking_uri, as_json=json_output)
 
 
 def pull_command(
@@ -115,6 +121,7 @@ def pull_command(
     split: Annotated[str, typer.Option(help="train or dev.")] = "dev",
     by: Annotated[str, typer.Option(help="time (as in the paper) or user.")] = "time",
     base_url: Annotated[str | None, typer.Option(help="Another address of the same files.")] = None,
+    json_output: JsonOption = False,
 ) -> None:
     """Download a LaMP task's official files; a cut download goes on where it was.
 
@@ -136,10 +143,13 @@ def pull_command(
 
         options: dict[str, Any] = {"split": split, "by": by, "base_url": base_url or BASE_URL}
         path = pull(task, out, on_progress=report, **options)
-    typer.echo(str(path))
+    if json_output:
+        print_json({"task": task, "split": split, "by": by, "file": str(path)})
+    else:
+        typer.echo(str(path))
 
 
-def tasks_command() -> None:
+def tasks_command(json_output: JsonOption = False) -> None:
     """List the tasks: what is asked, and how it is scored.
 
     Example: persona-dspy data tasks
@@ -149,6 +159,9 @@ def tasks_command() -> None:
 
     from persona_dspy.lamp import get_task, task_names
 
+    if json_output:
+        print_json([_described(get_task(name)) for name in task_names()])
+        return
     table = Table(title="LaMP tasks")
     for column in ("name", "what", "signature", "responses", "metrics"):
         table.add_column(column)
@@ -158,6 +171,11 @@ def tasks_command() -> None:
         fields = f"{task.query_field} -> {task.response_field}"
         table.add_row(name, task.title, fields, choices, ", ".join(task.metrics))
     Console().print(table)
+
+
+def _described(task: Task) -> dict[str, Any]:
+    fields = {"query": task.query_field, "response": task.response_field}
+    return {"name": task.name, "title": task.title, **fields, "choices": task.choices, "metrics": task.metrics}
 
 
 def _split(text: str) -> list[str]:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from persona_dspy.cli.output import print_json
+
 if TYPE_CHECKING:
     from persona_dspy.evaluate import Case
     from persona_dspy.judged import Judged, Results
@@ -42,7 +44,13 @@ class Order:
 
 
 def judge(
-    order: Order, chosen: Sequence[Variant], *, workers: int, seconds: float | None, tracking_uri: str | None
+    order: Order,
+    chosen: Sequence[Variant],
+    *,
+    workers: int,
+    seconds: float | None,
+    tracking_uri: str | None,
+    as_json: bool = False,
 ) -> int:
     """Run, or go on with, an evaluation and write its tables; 0 when all is answered, else 1."""
     import dspy
@@ -73,7 +81,7 @@ def judge(
     _own_cache(order.out)
     tracker = tracker_for(tracking_uri)
     tracker.begin({**protocol, "users": len(people), "systems": run["systems"], "commit": run["commit"]})
-    view = _View(people, chosen, results)
+    view = _View(people, chosen, results, as_json=as_json)
     try:
         with dspy.context(lm=model, adapter=TerseJSON() if terse else dspy.ChatAdapter()), view:
             whole = evaluate(people, chosen, setting, results, workers=workers, seconds=seconds, on_row=view.row)
@@ -174,11 +182,11 @@ def _metrics(found: Sequence[Standing], task: Task) -> dict[str, float]:
 class _View:
     """One progress bar over all answers; the table at the end."""
 
-    def __init__(self, people: Sequence[Case], chosen: Sequence[Variant], results: Results) -> None:
+    def __init__(self, people: Sequence[Case], chosen: Sequence[Variant], results: Results, *, as_json: bool) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-        self.console = Console()
+        self.as_json, self.console = as_json, Console(stderr=as_json)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self.progress = Progress(*columns, console=self.console)
         total = len(chosen) * sum(len(p.queries) for p in people)
@@ -199,8 +207,12 @@ class _View:
         from rich.markup import escape
         from rich.table import Table
 
-        from persona_dspy.standings import cells
+        from persona_dspy.standings import cells, columns
 
+        if self.as_json:
+            systems = [columns(s, task) for s in found]
+            print_json({"task": task.name, "complete": whole, "out": str(out), "runs": where, "systems": systems})
+            return
         rows = [cells(s, task) for s in found]
         table = Table(title=f"{task.title}: held-out queries, intervals over users")
         titles = list(dict.fromkeys(title for row in rows for title in row))

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from persona_dspy.cli.output import JsonOption, print_json
+
 __all__ = ["register"]
 
 
@@ -17,7 +19,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(models, name="models")
 
 
-def list_command() -> None:
+def list_command(json_output: JsonOption = False) -> None:
     """List the models that --lm local:NAME knows, and whether they are here.
 
     Example: persona-dspy models list
@@ -27,6 +29,10 @@ def list_command() -> None:
 
     from persona_dspy.models import list_models, models_dir
 
+    if json_output:
+        found = [{"name": r.name, "file": r.file, "bytes": r.size, "here": r.present} for r in list_models()]
+        print_json({"folder": str(models_dir()), "models": found})
+        return
     table = Table(title=f"Models in {models_dir()}")
     for column in ("name", "file", "MB", "here"):
         table.add_column(column)
@@ -35,11 +41,17 @@ def list_command() -> None:
     Console().print(table)
 
 
-def pull(name: Annotated[str, typer.Argument(help="smol, half or 1.5b.")] = "smol") -> None:
+def pull(
+    name: Annotated[str, typer.Argument(help="smol, half or 1.5b.")] = "smol", json_output: JsonOption = False
+) -> None:
     """Fetch a model, checked by sha256; does nothing where it is here already.
 
     Example: persona-dspy models pull smol
     """
     from persona_dspy.models import fetch_model
 
-    typer.echo(str(fetch_model(name)))
+    file = str(fetch_model(name))
+    if json_output:
+        print_json({"name": name, "file": file})
+    else:
+        typer.echo(file)

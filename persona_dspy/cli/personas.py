@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from persona_dspy.cli.output import JsonOption, print_json
 from persona_dspy.cli.store import StoreOption, document_of, is_file, open_store
 
 if TYPE_CHECKING:
@@ -40,10 +41,11 @@ def ask(  # noqa: PLR0913 - a command's options
     ] = None,
     trace: Annotated[bool, typer.Option("--trace", help="Show how the answer came about, step by step.")] = False,
     trace_json: Annotated[Path | None, typer.Option(help="Write the trace to this file.")] = None,
+    json_output: JsonOption = False,
 ) -> None:
     """Answer one query as the persona's user would.
 
-    Example: persona-dspy ask --persona personas/ana-1b2c3d4e.json "A crew drifts through space."
+    Example: persona-dspy ask --persona personas/ana-24d4b96f.json "A crew drifts through space."
     """
     import dspy
 
@@ -69,7 +71,11 @@ def ask(  # noqa: PLR0913 - a command's options
         from persona_dspy.export import write_text
 
         write_text(trace_json, answer.trace.to_json() + "\n")
-    if trace:
+    if json_output:
+        kept = answer.trace.to_dict() if trace else {}
+        told = {"user_id": document.user_id, "version": document.version, "query": query}
+        print_json(told | {"response": answer[agent.response_field]} | ({"trace": kept} if trace else {}))
+    elif trace:
         from rich.console import Console
 
         from persona_dspy.cli.trace_view import print_trace
@@ -112,11 +118,11 @@ def show(
     persona: Annotated[str, typer.Argument(metavar="USER|FILE", help="A persona JSON, or a user id in the store.")],
     version: Annotated[int | None, typer.Option(help="Of a user in the store; by default the current one.")] = None,
     store: StoreOption = None,
-    json_output: Annotated[bool, typer.Option("--json", help="The whole document as JSON.")] = False,
+    json_output: JsonOption = False,
 ) -> None:
     """Print a persona: its sentences with their evidence, and how it did.
 
-    Example: persona-dspy show personas/ana-1b2c3d4e.json
+    Example: persona-dspy show personas/ana-24d4b96f.json
     """
     from rich.console import Console
     from rich.markup import escape

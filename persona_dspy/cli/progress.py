@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from persona_dspy.cli.output import print_json
 from persona_dspy.fleet_user import UserResult
 from persona_dspy.ledger import Ledger
 
@@ -30,13 +31,14 @@ class View:
         total: users to come, finished ones of earlier runs not counted.
         ledger: the fleet's account.
         mode: ``bar`` on a terminal, ``lines`` = JSON lines on standard error, ``quiet`` = the final table only.
+        as_json: standard output gets a JSON line for each user and a last one for all, instead of the table.
     """
 
-    def __init__(self, total: int, ledger: Ledger, mode: Progress = "bar") -> None:
+    def __init__(self, total: int, ledger: Ledger, mode: Progress = "bar", *, as_json: bool = False) -> None:
         from rich.console import Console
 
         self.total, self.ledger, self.mode = total, ledger, mode
-        self.console = Console()
+        self.as_json, self.console = as_json, Console(stderr=as_json)
         self.rows: list[tuple[str, ...]] = []
         self.failures: list[str] = []
         self.done = self.failed = self.stopped = self.better = self.accepted = self.skipped = self.made = 0
@@ -127,14 +129,22 @@ class View:
                 self._bar.console.print(f"failed {result.user_id!r}: {result.error}", markup=False, highlight=False)
         if result.document is None and len(self.failures) < ROWS:
             self.failures.append(f"{result.user_id!r}: {result.error}")
+        state = "stopped" if result.stopped else "failed" if record is None else "done"
+        one = {"event": "user", "user_id": result.user_id, "state": state, "seconds": round(result.seconds, 2)}
+        one |= {"error": result.error} if result.error else {}
         if self.mode == "lines":
-            state = "stopped" if result.stopped else "failed" if record is None else "done"
-            one = {"event": "user", "user_id": result.user_id, "state": state, "seconds": round(result.seconds, 2)}
-            self._say({**one, "error": result.error} if result.error else one)
+            self._say(one)
+        if self.as_json:
+            print_json(one | _outcome(result))
 
     def close(self, out: Path, where: str) -> None:
-        """The table, the failures, and where to look."""
+        """The table, the failures, and where to look; or the last JSON line."""
         from rich.table import Table
+
+        if self.as_json:
+            counts = {"better": self.better, "accepted": self.accepted, "out": str(out), "runs": where}
+            print_json({"event": "end", **self.numbers(), **counts})
+            return
 
         table = Table(title="Held-out score, in [0, 1], higher is better")
         for name in ("user", "without persona", "with persona", "accepted edits", "LM calls", "tokens", "seconds"):
@@ -153,6 +163,17 @@ class View:
             self.console.print(f"{self.stopped} users were stopped; to go on, add --resume (and raise the budget)")
         if where:
             self.console.print(f"see the runs: {where}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _outcome(result: UserResult) -> dict[str, Any]:
+    from persona_dspy.export import persona_file_name
+
+    if (record := result.alignment) is None:
+        return {}
+    scores = {"without_persona": record.scores.without_persona, "with_persona": record.scores.final}
+    tokens = record.total.input_tokens + record.total.output_tokens
+    counted = {"accepted": record.accepted, "calls": record.total.calls, "tokens": tokens}
+    return {**scores, **counted, "file": persona_file_name(result.user_id)}
 
 
 def _row(result: UserResult) -> tuple[str, ...]:

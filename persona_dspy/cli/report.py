@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from persona_dspy.cli.output import JsonOption, print_json
+
 if TYPE_CHECKING:
     from persona_dspy.report import Subject
     from persona_dspy.report.sources import Skipped
@@ -33,6 +35,7 @@ def report(  # noqa: PLR0913 - a command's options
     title: Annotated[str, typer.Option(help="What stands above it.")] = "Personas",
     out: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
     skip_bad_rows: Annotated[bool, typer.Option(help="Skip what cannot be read, and name it.")] = False,
+    json_output: JsonOption = False,
 ) -> None:
     """Write one self-contained page: fleet, map, each user's persona, versions, curve and evidence.
 
@@ -56,8 +59,12 @@ def report(  # noqa: PLR0913 - a command's options
     systems = read_evaluation(evaluation) if evaluation is not None else ()
     for reason in bad:
         typer.echo(f"skipped: {reason}", err=True)
-    page = report_page(subjects, title=title, systems=systems, notes=[*notes, *(f"Skipped: {b}" for b in bad)])
+    notes += [f"Skipped: {b}" for b in bad]
+    page = report_page(subjects, title=title, systems=systems, notes=notes)
     write_text(out, page)
+    if json_output:
+        print_json({"out": str(out), "users": len(subjects), "bytes": len(page.encode()), "notes": notes})
+        return
     typer.echo(f"{len(subjects)} {'user' if len(subjects) == 1 else 'users'}, {len(page) / 1e6:.1f} MB: {out}")
 
 

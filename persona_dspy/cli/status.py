@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from persona_dspy.cli.output import JsonOption, print_json
 
 __all__ = ["register"]
 
@@ -19,7 +20,7 @@ def register(app: typer.Typer) -> None:
 
 def status(
     out: Annotated[Path, typer.Argument(help="The --out of a compile.")] = Path("personas"),
-    json_output: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    json_output: JsonOption = False,
 ) -> None:
     """Show how many users of a compile are finished, stopped or failed, and what it cost.
 
@@ -32,7 +33,7 @@ def status(
 
     found = fleet_status(out)
     if json_output:
-        typer.echo(json.dumps(found, ensure_ascii=False))
+        print_json(found)
         return
     table = Table(title=f"Fleet in {out}/", show_header=False)
     for name, value in _lines(found):

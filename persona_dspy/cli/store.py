@@ -6,24 +6,24 @@ Owns: which store is meant, what the commands print. Not here: the store (store.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from persona_dspy.cli.output import JsonOption, print_json
+
 if TYPE_CHECKING:
     from persona_dspy.export import PersonaDocument
     from persona_dspy.store import Store, StoredPersona
 
-__all__ = ["JsonOption", "StoreOption", "document_of", "is_file", "open_store", "register", "sqlite_file"]
+__all__ = ["StoreOption", "document_of", "is_file", "open_store", "register", "sqlite_file"]
 
 StoreOption = Annotated[
     str | None,
     typer.Option("--store", help="A file or a postgresql URL. Default: personas.db in $PERSONA_DSPY_HOME."),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="As JSON.")]
 _User = Annotated[str, typer.Argument(metavar="USER", help="A user id, as it was ingested.")]
 
 
@@ -112,7 +112,7 @@ def ingest(
         for row in work.run(lambda users, rows: status.update(f"{users:,} users, {rows:,} interactions")):
             typer.echo(f"skipped: {row.reason}", err=True)
     if json_output:
-        _print_json(work.counts)
+        print_json(work.counts)
         return
     bad = f", {work.bad:,} bad rows skipped" if work.bad else ""
     typer.echo(f"{work.users:,} users, {work.rows:,} interactions: {work.new:,} new, {work.known:,} known already{bad}")
@@ -130,17 +130,17 @@ def history(user: _User, store: StoreOption = None, json_output: JsonOption = Fa
         rows = [_row(version) for version in opened.versions(user)]
         count = len(opened.episodes(user))
     if json_output:
-        _print_json({"user_id": user, "interactions": count, "versions": rows})
+        print_json({"user_id": user, "interactions": count, "versions": rows})
         return
     table = Table(title=f"{len(rows)} versions, {count:,} interactions")
-    for name in ("version", "parent", "made", "held-out score", "without persona", "edits", "LM calls", "sentences"):
+    for name in ("version", "parent", "made", "held-out score", "without persona", "edits", "LM calls", "lines"):
         table.add_column(name, justify="left" if name == "made" else "right")
     for row in rows:
         mark = " *" if row["current"] else ""
         scores = [f"{row[name]:.2f}" if row[name] is not None else "-" for name in ("score", "without_persona")]
         parent = "-" if row["parent"] is None else str(row["parent"])
         told = (str(row["accepted"]), str(row["calls"]), str(row["bullets"]))
-        table.add_row(f"{row['version']}{mark}", parent, row["created"][:19], *scores, *told)
+        table.add_row(f"{row['version']}{mark}", parent, row["created"][:10], *scores, *told)
     Console().print(table)
     typer.echo("* = current" if rows else "no persona yet")
 
@@ -154,7 +154,7 @@ def diff(
 ) -> None:
     """Show what changed between two versions of a user's persona: + added, - dropped, ~ revised.
 
-    Example: persona-dspy diff ana 1 2 --store personas.db
+    Example: persona-dspy diff ana 0 1 --store personas.db
     """
     from persona_dspy.errors import InputError
 
@@ -166,7 +166,7 @@ def diff(
         old = document_of(opened, user, from_)
     changed = old.persona().diff(new.persona())
     if json_output:
-        _print_json({"user_id": user, "from": old.version, "to": new.version, **changed.model_dump(mode="json")})
+        print_json({"user_id": user, "from": old.version, "to": new.version, **changed.model_dump(mode="json")})
     else:
         typer.echo(f"version {old.version} -> {new.version}")
         typer.echo(str(changed) or "no change")
@@ -180,14 +180,14 @@ def rollback(
 ) -> None:
     """Make an earlier version current again. No version is lost: rollback --to N goes forward too.
 
-    Example: persona-dspy rollback ana --to 1 --store personas.db
+    Example: persona-dspy rollback ana --to 0 --store personas.db
     """
     with open_store(store) as opened:
         before = opened.current(user)
         now = opened.rollback(user, to)
     was = before.version if before else None
     if json_output:
-        _print_json({"user_id": user, "from": was, "to": now.version})
+        print_json({"user_id": user, "from": was, "to": now.version})
     else:
         typer.echo(f"version {now.version} is current, it was {was}")
 
@@ -207,7 +207,7 @@ def export(
     from persona_dspy.export import persona_file_name, write_text
 
     if (user is None) == (not every):
-        raise InputError(f"export {user!r}, --all {every}: expected either a user id or --all")
+        raise InputError(f"export {user!r}, --all {every}: expected either a user id, as in export ana, or --all")
     count, path = 0, ""
     with open_store(store) as opened:
         for one in opened.users() if user is None else (user,):
@@ -218,7 +218,7 @@ def export(
             write_text(target, document_of(opened, one).to_json())
             count, path = count + 1, str(target)
     if json_output:
-        _print_json({"out": str(out), "personas": count, **({"file": path} if user is not None else {})})
+        print_json({"out": str(out), "personas": count, **({"file": path} if user is not None else {})})
     else:
         typer.echo(path if user is not None else f"{count:,} personas are in {out}/")
 
@@ -248,7 +248,7 @@ def import_command(
             kept = opened.put_persona(document.user_id, document.to_json(), record)
             put.append({"user_id": kept.user_id, "version": kept.version})
     if json_output:
-        _print_json({"imported": put})
+        print_json({"imported": put})
         return
     for one in put:
         typer.echo(f"{one['user_id']!r}: version {one['version']} is current")
@@ -279,7 +279,3 @@ def _row(stored: StoredPersona) -> dict[str, Any]:
         "calls": alignment.total.calls if alignment else 0,
         "bullets": sum(len(section.bullets) for section in document.sections),
     }
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, ensure_ascii=False))

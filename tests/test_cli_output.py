@@ -1,0 +1,98 @@
+"""What every command promises: help with an example that runs, ``--json`` that is JSON and nothing else."""
+
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import dspy
+import pytest
+import typer
+from test_cli import run
+from tree import ROOT
+
+from persona_dspy import lamp_download, models, settings, tracking
+from persona_dspy.cli import app
+from persona_dspy.synthetic import RuleFollower
+from persona_dspy.testing import FakeLM
+
+
+def commands(group=None, words=()):
+    """(words, click command) of every command, groups opened."""
+    group = group or typer.main.get_command(app)
+    for name, command in group.commands.items():
+        if getattr(command, "commands", None):
+            yield from commands(command, (*words, name))
+        else:
+            yield (*words, name), command
+
+
+COMMANDS = dict(commands())
+EXAMPLES = {words: re.findall(r"Example: (persona-dspy .*)", command.help) for words, command in COMMANDS.items()}
+
+# In the order in which one can be run after the other: (command, keys its JSON has).
+STORY = [
+    ("models pull", {"name", "file"}),
+    ("models list", {"folder", "models"}),
+    ("data tasks", None),
+    ("data pull", {"task", "file"}),
+    ("compile", {"event", "user_id", "with_persona", "calls"}),
+    ("status", {"run", "users", "calls"}),
+    ("show", {"user_id", "system_prompt"}),
+    ("ask", {"user_id", "response"}),
+    ("report", {"out", "users", "bytes"}),
+    ("evaluate", {"complete", "systems", "out"}),
+    ("ingest", {"users", "new"}),
+    ("compile", {"event", "user_id", "with_persona", "calls"}),
+    ("history", {"versions"}),
+    ("diff", {"from", "to", "added"}),
+    ("rollback", {"from", "to"}),
+    ("export", {"personas"}),
+    ("import", {"imported"}),
+    ("report", {"out", "users", "bytes"}),
+    ("forget", {"user_id", "places"}),
+]
+
+
+def test_no_command_is_left_out():
+    assert {" ".join(words) for words in COMMANDS} == {name for name, _ in STORY}
+    assert all(EXAMPLES.values()), {" ".join(w) for w, found in EXAMPLES.items() if not found}
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_each_command_has_help_and_json(words, capsys):
+    code, out, _ = run(capsys, *words, "--help")
+    assert code == 0
+    assert "Example: persona-dspy " + " ".join(words) in re.sub(r"\s+", " ", out)
+    assert any("--json" in parameter.opts for parameter in COMMANDS[words].params)
+
+
+@pytest.mark.slow
+def test_every_example_runs_and_answers_in_json(tmp_path, monkeypatch, capsys):
+    fake = FakeLM(RuleFollower(heeds_turns=True))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PERSONA_DSPY_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(settings, "resolve_lm", lambda spec="local", **_: fake)
+    monkeypatch.setattr(settings, "check_lm", lambda lm: None)
+    monkeypatch.setattr(models, "fetch_model", lambda name: tmp_path / f"{name}.gguf")  # 98 MB
+    monkeypatch.setattr(lamp_download, "pull", lambda task, out, **_: out / task)  # another machine
+    monkeypatch.setattr(tracking, "tracker_for", lambda *_, **__: tracking.NullTracker())  # seconds; tested elsewhere
+    shutil.copytree(ROOT / "examples", "examples")
+    rows = Path("examples/movie_tags.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    by_user = {user: [row for row in rows if f'"user_id": "{user}"' in row] for user in ("ana", "bram")}
+    Path("half.jsonl").write_text("".join(row for own in by_user.values() for row in own[: len(own) // 2]))
+    cache = dspy.cache
+    try:
+        prepared = "compile half.jsonl --store personas.db --out half --tracking-uri off --progress quiet"
+        assert run(capsys, *prepared.split())[0] == 0  # so that compile --store makes a second version
+        left = {" ".join(words): list(found) for words, found in EXAMPLES.items()}
+        for name, keys in STORY:
+            example = left[name].pop(0)
+            code, out, err = run(capsys, *shlex.split(example)[1:], "--json")
+            assert code == 0, (example, err)
+            for value in map(json.loads, out.splitlines() if name == "compile" else [out]):
+                assert keys is None or value.get("event") == "end" or keys <= set(value), example
+        assert not any(left.values())
+    finally:
+        dspy.cache = cache
