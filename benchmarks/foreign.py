@@ -43,7 +43,7 @@ def textgrad(task: Task) -> None:
 
     query, response = task.agent.query_field, task.agent.response_field
     forward = Engine(lambda prompt, system: str(task.instructed(system)(**{query: prompt})[response]))
-    backward = Engine(lambda prompt, system: task.meter.count(system + prompt, _textgrad_answer(prompt)))
+    backward = Engine(lambda prompt, system: task.meter.write(system, prompt, _textgrad_answer))
     tg.set_backward_engine(backward, override=True)
     text = tg.Variable(task.instructions, requires_grad=True, role_description="system prompt of an assistant")
     model = tg.BlackboxLLM(forward, system_prompt=text)
@@ -66,7 +66,10 @@ def textgrad(task: Task) -> None:
             losses.append(equal(inputs={"prediction": said, "own_response": own}))
         tg.sum(losses).backward()
         before = text.value
-        optimizer.step()
+        try:
+            optimizer.step()
+        except IndexError:
+            continue  # an answer without the tags that TextGrad looks for: no step
         score = validate()
         if score < best:
             text.set_value(before)

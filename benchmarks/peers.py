@@ -27,17 +27,21 @@ __all__ = ["PEERS", "missing", "run"]
 
 
 def aligned(task: Task, **options: Any) -> None:
-    """PersonaAlignment; its events say when a persona was accepted."""
+    """PersonaAlignment; its events say which persona it would return: one that leads, and the one that stays."""
     optimizer = PersonaAlignment(budget=Budget(calls=task.budget), observers=[_accepted(task)], **options)
     optimizer.compile(task.agent, trainset=task.examples)
 
 
 def _accepted(task: Task) -> Callable[[dict[str, Any]], None]:
     current = task.agent.persona.value
+    shown = [current.render()]
 
     def observe(event: dict[str, Any]) -> None:
-        if event["event"] == "judged" and event["accepted"]:
-            task.note(task.agent.with_persona(Persona.from_text(event["persona"], user_id=current.user_id)))
+        if event["event"] in ("leads", "judged") and event["persona"] != shown[-1]:
+            shown.append(event["persona"])
+            text = event["persona"]
+            persona = Persona.from_text(text, user_id=current.user_id) if text else Persona(user_id=current.user_id)
+            task.note(task.agent.with_persona(persona))
 
     return observe
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import dspy
 
+from benchmarks.model_meter import ModelMeter
 from persona_dspy.agent import PersonaAgent, PersonalProgram
 from persona_dspy.rule_follower import RuleFollower
 from persona_dspy.testing import FakeLM, Prompt
@@ -38,6 +40,10 @@ class Meter:
         self.count(prompt.system + prompt.user + "".join(a + b for a, b in prompt.turns), str(answer))
         return answer
 
+    def write(self, system: str, prompt: str, rule: Callable[[str], str]) -> str:
+        """What the LM says to a prompt of a peer's own: by ``rule``, since it has no language."""
+        return self.count(system + prompt, rule(prompt))
+
     def count(self, asked: str, answered: str) -> str:
         self.calls += 1
         self.tokens += count_tokens(asked) + count_tokens(answered)
@@ -51,7 +57,7 @@ class Task:
     agent: PersonaAgent
     budget: int
     seed: int
-    meter: Meter = field(default_factory=Meter)
+    meter: Meter | ModelMeter = field(default_factory=Meter)
     points: list[Point] = field(default_factory=list)
     programs: dict[str, PersonaAgent] = field(default_factory=dict)
 

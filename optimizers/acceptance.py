@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 LEAST = 4  # with fewer interactions there is nothing to fit on and hold out at once
+LEADS = 3  # better, none worse: one in eight by chance, where one gain among all held-out items may be a coin's toss
 FEW = 12  # below, one held-out share is too small to show each kind of query once
 
 
@@ -70,7 +71,13 @@ class Gate(Protocol):
         ...
 
     def hopeless(self, old: Persona, new: Persona, before: Sequence[float], after: Mapping[int, float]) -> bool:
-        """Whether a challenger with the scores ``after``, by item, can no longer win: saves the other calls."""
+        """Whether a challenger with the scores ``after``, by item, can no longer win: saves the other calls. An item on
+        which the incumbent has no score yet counts 0 in ``before``."""
+        ...
+
+    def leads(self, before: Sequence[float], after: Sequence[float]) -> bool:
+        """Whether these pairs, a part of the held-out items chosen without a look at their scores, already speak for
+        the challenger. It then leads, as the persona to return if the budget ends, until ``judge`` has seen all."""
         ...
 
 
@@ -127,6 +134,10 @@ class HeldOutGate:
             return False
         best = sum(after.values()) + len(before) - len(after)
         return best < sum(before) or (best == sum(before) and not _shorter(new, old))
+
+    def leads(self, before: Sequence[float], after: Sequence[float]) -> bool:
+        pairs = list(zip(before, after, strict=True))
+        return sum(b > a for a, b in pairs) >= LEADS and not any(b < a for a, b in pairs)
 
 
 class KFoldGate(HeldOutGate):
@@ -200,6 +211,9 @@ class SignTestGate(HeldOutGate):
         could = sum(i not in after and score < 0.999 for i, score in enumerate(before))
         return sign_test(better + could, worse) > 1 - self.confidence + 1e-9
 
+    def leads(self, before: Sequence[float], after: Sequence[float]) -> bool:
+        return False  # the stated confidence is of one look
+
 
 class AnchorGate:
     """Interactions that must stay right, before any other gate: a challenger that scores lower on one is refused.
@@ -237,6 +251,9 @@ class AnchorGate:
         lost = any(i >= first and score < before[i] for i, score in after.items())
         return (lost and len(after) < len(before)) or self.gate.hopeless(old, new, before, after)
 
+    def leads(self, before: Sequence[float], after: Sequence[float]) -> bool:
+        return False  # anchors may be among what was not compared yet
+
 
 class AlwaysAccept:
     """No gate, as in the paper: every rewrite replaces the persona. ``size`` held-out items are still scored, for the
@@ -263,6 +280,9 @@ class AlwaysAccept:
         return Verdict(accepted=True, incumbent=was, challenger=now, items=len(before), reason="no gate")
 
     def hopeless(self, old: Persona, new: Persona, before: Sequence[float], after: Mapping[int, float]) -> bool:
+        return False
+
+    def leads(self, before: Sequence[float], after: Sequence[float]) -> bool:
         return False
 
 

@@ -1,12 +1,13 @@
 """Scoring personas on the held-out interactions and letting the gate judge. Owns: ``Election``.
 
-Not here: the rule by which it judges (acceptance.py). Scores of the incumbent are kept, so that a challenger costs
-only its own calls, and fewer where it can no longer win.
+Not here: the rule by which it judges (acceptance.py). Scores are kept by persona and item, so that none is paid twice;
+incumbent and challenger are compared item by item, so that a challenger that gains nothing is known after few calls,
+and one that leads clearly is there before all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 
 import dspy
@@ -17,6 +18,8 @@ from persona_dspy.alignment import Trial
 from persona_dspy.persona import Persona
 
 __all__ = ["Election"]
+
+RIGHT = 0.999  # a score with nothing left to gain
 
 
 class Election:
@@ -30,49 +33,91 @@ class Election:
         self, gate: Gate, simulator: Simulator, held: Sequence[dspy.Example], as_then: Callable[[Persona], Persona]
     ) -> None:
         self.gate, self.simulator, self.held, self.as_then = gate, simulator, list(held), as_then
-        self.scores: list[float] = []
-        self._seen: dict[str, list[float]] = {}
-
-    @property
-    def perfect(self) -> bool:
-        """The incumbent has nothing left to gain."""
-        return bool(self.scores) and min(self.scores) >= 0.999
-
-    def install(self, persona: Persona) -> float:
-        """Make ``persona`` the one to beat; returns its mean score."""
-        self.scores = self.score(self.as_then(persona))
-        return fmean(self.scores)
+        self._seen: dict[str, dict[int, float]] = {}
+        self._latest = list(reversed(range(len(self.held))))
 
     def score(self, persona: Persona) -> list[float]:
-        """Scores of a persona just as it is. Personas that render alike are scored once."""
-        if persona.fingerprint not in self._seen:
-            self._seen[persona.fingerprint] = [s.score for s in self.simulator.run(persona, self.held)]
-        return self._seen[persona.fingerprint]
+        """Scores of a persona just as it is, on all items. Personas that render alike are scored once."""
+        self._play(persona, range(len(self.held)))
+        return [self._known(persona)[i] for i in range(len(self.held))]
 
-    def stand(self, incumbent: Persona, challenger: Persona, edits: tuple[str, ...]) -> Trial:
-        """One challenger against the incumbent; an accepted one becomes the one to beat."""
+    def mean(self, persona: Persona) -> float | None:
+        """The mean score of a persona as of then, where all items are scored; asks for nothing."""
+        known = self._known(self.as_then(persona))
+        return fmean(known.values()) if self.held and len(known) == len(self.held) else None
+
+    def perfect(self, persona: Persona) -> bool:
+        """The persona has nothing left to gain here; items are scored, latest first, until one says otherwise."""
+        then = self.as_then(persona)
+        known = self._known(then)
+        for block in self._blocks(i for i in self._latest if i not in known):
+            if any(score < RIGHT for score in known.values()):
+                break
+            self._play(then, block)
+        return bool(self.held) and all(score >= RIGHT for score in known.values())
+
+    def stand(
+        self, incumbent: Persona, challenger: Persona, edits: tuple[str, ...], leading: Callable[[], None] | None = None
+    ) -> Trial:
+        """One challenger against the incumbent. ``leading`` is called at most once, when the items so far speak for the
+        challenger clearly and others are still to come; the verdict rests on all of them."""
         if not self.held:
             verdict = self.gate.judge(incumbent, challenger, [], [])
             return _trial(edits, 0.0, None, verdict.accepted, verdict.reason)
-        # Items the incumbent gets wrong come first: only there can it be beaten, so a challenger that gains nothing
-        # is known after them.
-        order = sorted(range(len(self.held)), key=lambda i: self.scores[i])
-        then = self.as_then(challenger)
-        scores = self.simulator.until(
-            then,
-            [self.held[i] for i in order],
-            lambda sofar: self.gate.hopeless(incumbent, challenger, self.scores, dict(zip(order, sofar, strict=False))),
-        )
-        was = fmean(self.scores)
-        if len(scores) < len(order):
-            return _trial(edits, was, None, False, f"given up after {len(scores)}")
-        placed = dict(zip(order, scores, strict=True))
-        after = [placed[i] for i in range(len(order))]
-        verdict = self.gate.judge(incumbent, challenger, self.scores, after)
-        self._seen[then.fingerprint] = after
-        if verdict.accepted:
-            self.scores = after
+        old, new = self.as_then(incumbent), self.as_then(challenger)
+        before, after = self._known(old), self._known(new)
+        # Items the incumbent is known to get wrong come first: only there can it be beaten.
+        order = [*sorted(before, key=lambda i: before[i]), *(i for i in self._latest if i not in before)]
+        for block in self._blocks(order):
+            self._play(old, block)
+            self._play(new, [i for i in block if before[i] < RIGHT])
+            if self._hopeless(incumbent, challenger, old, new):
+                return self._given_up(edits, old, new)
+            if leading and self._leads(old, new):
+                leading()
+                leading = None
+        for block in self._blocks(i for i in order if i not in after):
+            if self._hopeless(incumbent, challenger, old, new):
+                return self._given_up(edits, old, new)
+            self._play(new, block)
+        verdict = self.gate.judge(incumbent, challenger, self.score(old), self.score(new))
         return _trial(edits, verdict.incumbent, verdict.challenger, verdict.accepted, verdict.reason)
+
+    def _leads(self, old: Persona, new: Persona) -> bool:
+        """Whether the gate would let the challenger lead, judged on every item that the incumbent has a score on: with
+        those it gets wrong alone, a challenger could not lose."""
+        before, after = self._known(old), self._known(new)
+        if len(before) == len(self.held):
+            return False
+        while True:
+            pairs = [(before[i], after[i]) for i in before if i in after]
+            if not self.gate.leads([a for a, _ in pairs], [b for _, b in pairs]):
+                return False
+            if not (rest := [i for i in before if i not in after]):
+                return True
+            self._play(new, rest[: self.simulator.concurrency])
+
+    def _hopeless(self, incumbent: Persona, challenger: Persona, old: Persona, new: Persona) -> bool:
+        before, after = self._known(old), self._known(new)
+        at_best = [before.get(i, 0.0) for i in range(len(self.held))]
+        return self.gate.hopeless(incumbent, challenger, at_best, after)
+
+    def _given_up(self, edits: tuple[str, ...], old: Persona, new: Persona) -> Trial:
+        was = fmean(self._known(old).values())
+        return _trial(edits, was, None, False, f"given up after {len(self._known(new))}")
+
+    def _known(self, persona: Persona) -> dict[int, float]:
+        return self._seen.setdefault(persona.fingerprint, {})
+
+    def _play(self, persona: Persona, items: Iterable[int]) -> None:
+        known = self._known(persona)
+        if missing := [i for i in items if i not in known]:
+            found = self.simulator.run(persona, [self.held[i] for i in missing])
+            known.update(zip(missing, (s.score for s in found), strict=True))
+
+    def _blocks(self, items: Iterable[int]) -> list[list[int]]:
+        listed, size = list(items), self.simulator.concurrency
+        return [listed[at : at + size] for at in range(0, len(listed), size)]
 
 
 def _trial(edits: tuple[str, ...], was: float, now: float | None, accepted: bool, reason: str) -> Trial:

@@ -17,7 +17,10 @@ from persona_dspy.records import Feedback, Interaction
 from persona_dspy.responses import ResponseKind
 from persona_dspy.untrusted import one_line
 
-__all__ = ["Challenger", "Evidence", "Momentum", "Support", "support"]
+__all__ = ["Challenger", "Evidence", "Momentum", "Support", "grounded", "same", "support"]
+
+_PHRASE = re.compile(r'(Starts|Ends) with "([^"]+)"')
+KEPT = 5  # ids a bullet keeps: enough to check it by, few enough to read
 
 RECENT = 6  # interactions a rule is checked against: enough to outvote one odd response
 FADE = 0.7  # what each counts of the next later one: few enough to follow drift
@@ -93,6 +96,49 @@ def support(rule: Bullet, past: Sequence[Interaction]) -> Support:
     weights = [FADE**age for age in range(len(agree))]
     share = sum(w for w, a in zip(weights, agree, strict=True) if a) / sum(weights) if agree else 1.0
     return Support(fitting=len(agree), agreeing=sum(agree), share=share)
+
+
+def grounded(bullet: Bullet, evidence: Evidence) -> Bullet:
+    """The bullet with the interactions that speak for it as its evidence (the latest few) and their number as hits.
+
+    A decision rule: those answered as it says whose query has a word that its condition names in quotation marks, or,
+    for a condition in free words, one of its words. A phrase that responses start or end with: those that do. Any other
+    line: of the simulated ones those whose feedback, else whose query or response, shares words with it. None may.
+
+    Example:
+        >>> past = [Interaction(user_id="u", query=f"a ghost {n}", response=r, id=r) for n, r in enumerate("ab")]
+        >>> rule = Bullet(section="decision rules", when='it mentions "ghost"', then="b")
+        >>> grounded(rule, Evidence(kind=ResponseKind(name="text"), simulated=(), feedback=(), past=past)).evidence
+        ('b',)
+    """
+    known = {i.id: (i.query, i.response) for i in evidence.past}
+    known |= {s.interaction_id: (s.query, s.gold) for s in evidence.simulated if s.interaction_id not in known}
+    if bullet.when:
+        ids = [i for i, (query, said) in known.items() if same(said, bullet.then) and _concerns(bullet, query)]
+    elif end := _PHRASE.match(bullet.text):
+        has = str.startswith if end[1] == "Starts" else str.endswith
+        ids = [i for i, (_, said) in known.items() if has(said.strip().lower(), end[2].lower())]
+    else:
+        ids = _sharing(content_words(bullet.text), evidence)
+    return bullet.model_copy(update={"evidence": tuple(ids[-KEPT:]), "hits": len(ids)})
+
+
+def _concerns(rule: Bullet, query: str) -> bool:
+    words = content_words(query)
+    return rule.is_default or (rule.fits(words) if rule.quoted else bool(words & content_words(rule.when)))
+
+
+def _sharing(words: set[str], evidence: Evidence) -> list[str]:
+    """Ids of the wrong ones whose feedback shares the words, in two or more where there are as many; else of the shown
+    interactions that do themselves."""
+    least = min(2, len(words))
+    wrong = {s.interaction_id for s in evidence.simulated if not s.right}
+    told = {f.interaction_id: f.text for f in evidence.feedback if f.interaction_id in wrong}
+    shown = {s.interaction_id: f"{s.query} {s.gold}" for s in evidence.simulated}
+    for texts in (told, shown or {i.id: f"{i.query} {i.response}" for i in evidence.past}):
+        if found := [i for i, text in texts.items() if least and len(words & content_words(text)) >= least]:
+            return found
+    return []
 
 
 def same(response: str, then: str) -> bool:

@@ -13,8 +13,9 @@ from dspy.teleprompt import Teleprompter
 
 from optimizers.acceptance import AlwaysAccept, Gate, Split, gate_for
 from optimizers.cohort import Cohort
+from optimizers.options import Observer
 from optimizers.proposals import EditProposer, Proposer, RewriteProposer
-from optimizers.run import Observer, Run
+from optimizers.run import Run
 from persona_dspy.agent import PersonalProgram
 from persona_dspy.errors import BudgetExceeded, InputError
 from persona_dspy.feedback import Metric, TextualLoss

@@ -7,6 +7,7 @@ own past contradicts.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cache
 from typing import Annotated, Any, Literal, Protocol, runtime_checkable
@@ -15,7 +16,7 @@ import dspy
 from dspy.utils.exceptions import AdapterParseError
 from pydantic import BaseModel, Field, create_model
 
-from optimizers.evidence import Challenger, Evidence, support
+from optimizers.evidence import Challenger, Evidence, grounded, support
 from optimizers.mining import fitted, mined
 from persona_dspy.errors import InputError
 from persona_dspy.ledger import role
@@ -26,6 +27,7 @@ from persona_dspy.untrusted import clip_tokens, fenced, one_line
 __all__ = ["Challenger", "EditProposer", "Evidence", "FromPast", "Proposer", "RewriteProposer", "built"]
 
 
+_SHIFT = re.compile(r"Rates [\d.]+ (?:higher|lower) than you would think")
 LATEST = 12  # responses shown to the LM before anything was simulated
 
 
@@ -129,7 +131,7 @@ def _written(incumbent: Persona, evidence: Evidence) -> list[Edit]:
     blocks = ["\n".join([*contrasts, f"what it shows: {text}"]) for text, contrasts in shown.items()]
     again = [f"came up in {times} steps: {clip_tokens(text, 60)}" for text, times in evidence.recurring[:3]]
     blocks = {"mistakes": "\n\n".join([*again, *blocks])}
-    return _asked(ProposeEdits, blocks, incumbent, evidence, 3, tuple(wrong))
+    return _asked(ProposeEdits, blocks, incumbent, evidence, 3)
 
 
 def _generalised(incumbent: Persona, evidence: Evidence, counted: Sequence[Edit], most: int) -> list[Edit]:
@@ -140,7 +142,7 @@ def _generalised(incumbent: Persona, evidence: Evidence, counted: Sequence[Edit]
     ]
     rules = [e.bullet.sentence for e in counted if e.bullet]
     blocks = {"past": "\n\n".join(shown), "counted": "\n".join(rules) or "none"}
-    return _asked(ProposeFromPast, blocks, incumbent, evidence, most, tuple(i.id for i in latest[-5:]))
+    return _asked(ProposeFromPast, blocks, incumbent, evidence, most)
 
 
 def _asked(
@@ -149,9 +151,8 @@ def _asked(
     incumbent: Persona,
     evidence: Evidence,
     most: int,
-    ids: tuple[str, ...],
 ) -> list[Edit]:
-    """One LM call for at most ``most`` rules; ``ids``: the interactions they rest on."""
+    """One LM call for at most ``most`` rules. What they rest on is counted by code, not asked of the LM."""
     failed = sorted({sentence for edits in evidence.rejected for sentence in edits})
     shown = blocks | {"notes": incumbent.render() or "nothing yet", "failed_before": "\n".join(failed[-8:]) or "none"}
     rules = dspy.OutputField(desc=f"at most {most} rules")
@@ -160,7 +161,7 @@ def _asked(
         answer = dspy.Predict(asked, max_tokens=80 * most)(**{n: fenced(text, n) for n, text in shown.items()})
     except AdapterParseError:
         return []  # an answer that is no list of rules proposes nothing
-    return [Edit(op="add", bullet=bullet) for said in answer.edits or [] if (bullet := _bullet(said, ids))]
+    return [Edit(op="add", bullet=bullet) for said in answer.edits or [] if (bullet := _bullet(said))]
 
 
 @cache
@@ -180,17 +181,19 @@ def _rule_type(kind: ResponseKind, most: int) -> Any:
     return Annotated[list[rule], Field(json_schema_extra={"maxItems": most})]
 
 
-def _bullet(said: BaseModel, evidence: tuple[str, ...]) -> Bullet | None:
+def _bullet(said: BaseModel) -> Bullet | None:
     values = said.model_dump()
     if "answer" in values:
-        when, then = one_line(str(values["when_the_query"])).rstrip("."), one_line(str(values["answer"]))
+        answer = values["answer"]
+        then = f"{answer:g}" if isinstance(answer, float) else one_line(str(answer))
+        when = one_line(str(values["when_the_query"])).rstrip(".")
         when = when[3:] if when.lower().startswith("if ") else when
         if len(when) < 4 or not then:
             return None
         when = when if when.lower().startswith(("it ", "the ", "there ", "nothing")) else f"the query {when}"
-        return Bullet(section="decision rules", when=when, then=then, evidence=evidence, source="learned")
+        return Bullet(section="decision rules", when=when, then=then, source="learned")
     text = one_line(values["text"])
-    return Bullet(section=values["section"], text=text, evidence=evidence, source="learned") if len(text) > 3 else None
+    return Bullet(section=values["section"], text=text, source="learned") if len(text) > 3 else None
 
 
 def built(incumbent: Persona, edits: Sequence[Edit], evidence: Evidence, most: int) -> Challenger | None:
@@ -216,7 +219,19 @@ def built(incumbent: Persona, edits: Sequence[Edit], evidence: Evidence, most: i
     sentences = tuple(e.sentence for e in kept)
     if not kept or persona.fingerprint == incumbent.fingerprint or frozenset(sentences) in evidence.rejected:
         return None
-    return Challenger(persona=persona, edits=sentences, again=tuple(kept))
+    return Challenger(persona=_grounded(persona, incumbent, evidence), edits=sentences, again=tuple(kept))
+
+
+def _grounded(persona: Persona, incumbent: Persona, evidence: Evidence) -> Persona:
+    """The persona with each line that the incumbent did not have, or had otherwise, resting on what speaks for it."""
+    known = {b.sentence: b for b in incumbent.bullets}
+
+    def resting(bullet: Bullet) -> Bullet:
+        fresh = bullet.source == "learned" and not bullet.locked and bullet.sentence not in known
+        counted = bool(_SHIFT.match(bullet.text))  # by the code that made it, from what was simulated
+        return grounded(bullet, evidence) if fresh and not counted else bullet
+
+    return persona.model_copy(update={"bullets": tuple(resting(b) for b in persona.bullets)})
 
 
 def _copies(edit: Edit, secrets: frozenset[str]) -> bool:
@@ -268,4 +283,5 @@ class RewriteProposer:
             return []  # an empty rewrite is refused: the incumbent stays
         if any(secret in persona.render().lower() for secret in evidence.secrets):
             return []
+        persona = _grounded(persona, incumbent, evidence)
         return [Challenger(persona=persona, edits=(f"rewrite to {persona.fingerprint}",))]

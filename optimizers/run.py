@@ -9,50 +9,29 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
-from typing import Any, Protocol
+from typing import Any
 
 import dspy
 from dspy.utils.exceptions import AdapterParseError
 
 from optimizers.acceptance import LEAST, Gate, Split
-from optimizers.cohort import Cohort
 from optimizers.election import Election
 from optimizers.evidence import Challenger, Evidence, Momentum, same, support
-from optimizers.proposals import FromPast, Proposer, built
+from optimizers.options import Options
+from optimizers.proposals import FromPast, built
 from optimizers.simulation import Simulator
 from persona_dspy.agent import PersonalProgram
 from persona_dspy.alignment import Alignment, AlignmentStep, Scores, Trial, UsageRecord
-from persona_dspy.feedback import Metric, Simulated, TextualLoss
+from persona_dspy.feedback import Simulated
 from persona_dspy.ledger import Ledger
-from persona_dspy.memory.profile import SemanticMemory
 from persona_dspy.memory.semantic import content_words, facts
-from persona_dspy.persona import Edit, Persona
+from persona_dspy.persona import Bullet, Edit, Persona
 from persona_dspy.records import Feedback, Interaction, Usage
 from persona_dspy.system_prompt import as_persona
 
-__all__ = ["Observer", "Options", "Run"]
-
-Observer = Callable[[dict[str, Any]], None]
-"""Gets one event dict a step, keys ``event`` and ``user_id`` always; must not raise."""
-
-
-class Options(Protocol):
-    """What a run reads of the optimizer that started it; see there."""
-
-    metric: Metric | None
-    recent: int
-    epochs: int
-    patience: int
-    proposer: Proposer
-    loss: TextualLoss
-    summary: SemanticMemory | None
-    cohort: Cohort | None
-    reflection_lm: Any
-    observers: tuple[Observer, ...]
-    concurrency: int
-
-    def get_params(self) -> dict[str, Any]: ...
+__all__ = ["Run"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +53,7 @@ class Run:
         self, options: Options, gate: Gate, program: PersonalProgram, splits: Sequence[Split], ledger: Ledger
     ) -> None:
         self.options, self.gate, self.program, self.ledger = options, gate, program, ledger
-        self.incumbent = program.persona.value
+        self.incumbent = self.initial = program.persona.value
         self.follows_memory = any(b.source == "fact" for b in self.incumbent.bullets) or not self.incumbent.bullets
         self.rounds = [self._round(split) for split in splits]
         self.rejected: set[frozenset[str]] = set()
@@ -83,6 +62,7 @@ class Run:
         self.steps: list[AlignmentStep] = []
         self.simulated: set[str] = set()
         self.accepted = self.idle = 0
+        self.leading = False
         self.stopped = ""
         self.notes: list[str] = []
         self.scores = Scores()
@@ -113,11 +93,6 @@ class Run:
             self.stopped += "the initial persona stays"
             self._adopt_cohort()
             return
-        if first.election.held:
-            score = first.election.install(self.incumbent)
-            self.scores = Scores(initial=score, final=score)
-            self.tell("simulated", epoch=0, scores=list(first.election.scores))
-            self.tell("scored", **self.scores.model_dump())
         self._before_the_first_step(first)
         self.stopped = self._epochs()
         self._compare_with_none(first)
@@ -126,9 +101,7 @@ class Run:
         perfect = 0
         for epoch in range(1, self.options.epochs + 1):
             round_ = self.rounds[(epoch - 1) % len(self.rounds)]
-            if round_.election.held:
-                round_.election.install(self.incumbent)
-            if round_.election.perfect and self.gate.decides:
+            if self.gate.decides and round_.election.perfect(self.incumbent):
                 perfect += 1
                 if perfect == len(self.rounds):
                     return "nothing left to gain on the held-out interactions"
@@ -158,18 +131,21 @@ class Run:
         if self.options.summary is not None:
             sources.append(lambda: self._summary(first))
         for propose in sources:
-            if first.election.perfect and self.gate.decides:
+            if self.gate.decides and first.election.perfect(self.incumbent):
                 return
             before = self.ledger.usage
             with self._reflecting():
                 challengers = propose()
             if trials := self._elect(first, challengers):
                 self.steps.append(AlignmentStep(epoch=0, trials=trials, usage=self._spent(before)))
-                self.tell("step", epoch=0, accepted=sum(t.accepted for t in trials), score=self.scores.final)
+                self.tell("step", epoch=0, accepted=sum(t.accepted for t in trials), score=trials[-1].challenger_score)
 
     def _from_cohort(self, first: Round) -> list[Challenger]:
         assert self.options.cohort is not None
         bullets = self.options.cohort.bullets(self.incumbent, first.past, self.program.kind)
+        return self._adding(bullets, first)
+
+    def _adding(self, bullets: Sequence[Bullet], first: Round) -> list[Challenger]:
         edits = [Edit(op="add", bullet=b) for b in bullets]
         made = built(self.incumbent, edits, self._evidence(first), len(edits)) if edits else None
         return [made] if made else []
@@ -187,9 +163,7 @@ class Run:
             bullets = self.options.summary(interactions=first.past).bullets
         except AdapterParseError:
             return []
-        edits = [Edit(op="add", bullet=b) for b in bullets]
-        made = built(self.incumbent, edits, self._evidence(first), len(edits)) if edits else None
-        return [made] if made else []
+        return self._adding(bullets, first)
 
     @contextmanager
     def _reflecting(self) -> Generator[None]:
@@ -238,7 +212,8 @@ class Run:
                 usage=self._spent(before),
             )
         )
-        self.tell("step", epoch=epoch, accepted=sum(t.accepted for t in trials), score=self.scores.final)
+        score = round_.election.mean(self.incumbent)
+        self.tell("step", epoch=epoch, accepted=sum(t.accepted for t in trials), score=score)
 
     def _evidence(
         self, round_: Round, simulated: Sequence[Simulated] = (), feedback: Sequence[Feedback] = ()
@@ -265,25 +240,25 @@ class Run:
         """Challengers of this incumbent, one after the other, until one is accepted; the rest were made for another."""
         trials: list[Trial] = []
         for challenger in challengers:
-            trial = round_.election.stand(self.incumbent, challenger.persona, challenger.edits)
+            before = self.incumbent
+            lead = partial(self._lead, challenger)
+            trial = round_.election.stand(before, challenger.persona, challenger.edits, lead)
             trials.append(trial)
+            self.incumbent, self.leading = challenger.persona if trial.accepted else before, False
             if trial.accepted:
-                self.incumbent, self.accepted = challenger.persona, self.accepted + 1
-                self.scores = self.scores.model_copy(update={"final": trial.challenger_score})
+                self.accepted += 1
                 self.riders = [e for e in self.riders if e.sentence not in challenger.edits]
             else:
                 self._remember(round_, challenger)
-            shown = challenger.persona.render() if trial.accepted else None
-            self.tell(
-                "judged",
-                accepted=trial.accepted,
-                edits=list(challenger.edits),
-                score=trial.challenger_score,
-                persona=shown,
-            )
+            told = {"edits": list(challenger.edits), "persona": self.incumbent.render()}
+            self.tell("judged", accepted=trial.accepted, score=trial.challenger_score, **told)
             if trial.accepted:
                 break
         return tuple(trials)
+
+    def _lead(self, challenger: Challenger) -> None:
+        self.incumbent, self.leading = challenger.persona, True
+        self.tell("leads", edits=list(challenger.edits), persona=self.incumbent.render())
 
     def _remember(self, round_: Round, challenger: Challenger) -> None:
         """What was refused, for the proposer; rules that the past bears out ride along with a later challenger, since
@@ -298,19 +273,20 @@ class Run:
                 self.riders.append(edit)
 
     def _compare_with_none(self, first: Round) -> None:
-        """The score without any persona, for the record; facts that do harm by it are left out."""
-        if not first.election.held:
+        """The scores for the record: at the start, at the end, without any persona; facts that do harm are left out."""
+        election = first.election
+        if not election.held:
             return
-        without = fmean(first.election.score(Persona(user_id=self.program.user_id)))
-        self.scores = self.scores.model_copy(update={"without_persona": without})
-        final = self.scores.final or 0.0
+        without = fmean(election.score(Persona(user_id=self.program.user_id)))
+        start, end = (election.score(self.as_of(p, first.past)) for p in (self.initial, self.incumbent))
+        self.tell("simulated", epoch=0, scores=start)
+        initial, final = fmean(start), fmean(end)
         if final < without and self.follows_memory and self.gate.decides:
             bare = self.incumbent.with_facts([])
-            score = fmean(first.election.score(bare))
-            if score > final:
-                self.follows_memory, self.incumbent = False, bare
-                self.scores = self.scores.model_copy(update={"final": score})
+            if (score := fmean(election.score(bare))) > final:
+                self.follows_memory, self.incumbent, final = False, bare, score
                 self.notes.append("facts counted in memory did harm on the held-out interactions and are left out")
+        self.scores = Scores(without_persona=without, initial=initial, final=final)
         self.tell("scored", **self.scores.model_dump())
 
     def final(self) -> Persona:
@@ -319,6 +295,12 @@ class Run:
 
     def record(self) -> Alignment:
         """Every step, its scores and its cost."""
+        if self.leading:
+            self.accepted += 1
+            self.notes.append("the budget ended while the persona led, before it was compared on all held-out items")
+        if self.scores.initial is None:  # the budget ended before
+            means = [self.rounds[0].election.mean(p) for p in (self.initial, self.incumbent)]
+            self.scores = Scores(initial=means[0], final=means[1])
         by_role = {name: UsageRecord.of(usage) for name, usage in sorted(self.ledger.by_role.items())}
         if len(self.rounds) > 1:
             self.notes.append(

@@ -44,17 +44,6 @@ class Simulator:
         program = self.program.with_persona(persona)
         return self._map(lambda example: self._one(program, example), examples)
 
-    def until(
-        self, persona: Persona, examples: Sequence[dspy.Example], stop: Callable[[Sequence[float]], bool]
-    ) -> list[float]:
-        """Scores in order, ended early as soon as ``stop(scores so far)`` holds."""
-        scores: list[float] = []
-        for at in range(0, len(examples), self.concurrency):
-            scores += [s.score for s in self.run(persona, examples[at : at + self.concurrency])]
-            if stop(scores):
-                break
-        return scores
-
     def _one(self, program: PersonalProgram, example: dspy.Example) -> Simulated:
         field, steps = program.response_field, ()
         try:

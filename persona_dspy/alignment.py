@@ -36,7 +36,8 @@ class UsageRecord(BaseModel):
 class Trial(BaseModel):
     """One challenger before the gate: its edits, mean scores in [0, 1] on the held-out items, and the verdict.
 
-    ``challenger_score`` is None where it was given up before all items were scored.
+    ``challenger_score`` is None where it was given up before all items were scored; ``incumbent_score`` is then over
+    those on which the incumbent was scored by then.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -62,7 +63,8 @@ class AlignmentStep(BaseModel):
 
 
 class Scores(BaseModel):
-    """Mean scores on the held-out interactions, in [0, 1], higher is better; None where none were held out.
+    """Mean scores on the held-out interactions, in [0, 1], higher is better; None where none were held out, or the
+    budget ended before all were scored.
 
     ``without_persona``: the same program and memory with an empty persona. ``initial``: the persona it began with.
     ``final``: the one it ended with. None of them was fitted on these interactions.

@@ -2,49 +2,40 @@
 
 import dspy
 
-from optimizers.acceptance import HeldOutGate
+from optimizers.acceptance import AlwaysAccept, AnchorGate, HeldOutGate, SignTestGate
 from optimizers.election import Election
 from persona_dspy.persona import Persona
 
 OLD, NEW = (Persona.from_text(text, user_id="u") for text in ("Old.", "New and longer."))
-HELD = [dspy.Example(q=str(n)).with_inputs("q") for n in range(4)]
 
 
 class Scripted:
     """A simulator that knows the scores of each persona by its text, and counts what it is asked."""
+
+    concurrency = 1
 
     def __init__(self, **scores):
         self.scores, self.asked = scores, []
 
     def run(self, persona, examples):
         text = persona.bullets[0].text.split()[0].rstrip(".")
-        self.asked += [(text, e.q) for e in examples]
+        self.asked += [(text, int(e.q)) for e in examples]
         return [type("S", (), {"score": self.scores[text][int(e.q)]}) for e in examples]
 
-    def until(self, persona, examples, stop):
-        found = []
-        for example in examples:
-            found += [s.score for s in self.run(persona, [example])]
-            if stop(found):
-                break
-        return found
+
+def election(simulator, gate=None, held=4):
+    examples = [dspy.Example(q=str(n)).with_inputs("q") for n in range(held)]
+    return Election(gate or HeldOutGate(), simulator, examples, lambda persona: persona)
 
 
-def election(simulator):
-    made = Election(HeldOutGate(), simulator, HELD, lambda persona: persona)
-    made.install(OLD)
-    return made
-
-
-def test_the_winner_is_the_one_to_beat_and_is_not_scored_again():
+def test_no_item_is_scored_twice():
     simulator = Scripted(Old=[1, 0, 1, 0], New=[1, 1, 1, 0])
     found = election(simulator)
     trial = found.stand(OLD, NEW, ("add",))
     assert (trial.accepted, trial.incumbent_score, trial.challenger_score) == (True, 0.5, 0.75)
-    assert found.scores == [1, 1, 1, 0]
-    calls = len(simulator.asked)
-    assert found.install(NEW) == 0.75
-    assert len(simulator.asked) == calls == 8
+    assert found.score(NEW) == [1, 1, 1, 0]
+    assert (found.mean(OLD), found.mean(NEW), found.mean(Persona(user_id="u"))) == (0.5, 0.75, None)
+    assert len(simulator.asked) == len(set(simulator.asked)) == 8
 
 
 def test_a_challenger_that_can_no_longer_win_is_given_up():
@@ -53,15 +44,49 @@ def test_a_challenger_that_can_no_longer_win_is_given_up():
     assert not trial.accepted
     assert trial.challenger_score is None
     assert trial.reason == "given up after 1"
-    assert simulator.asked[-1] == ("New", "1"), "what the incumbent gets wrong comes first"
+    assert [item for who, item in simulator.asked if who == "New"] == [1], "only where the incumbent can be beaten"
+
+
+def test_where_the_incumbent_is_known_its_mistakes_come_first():
+    simulator = Scripted(Old=[1, 0, 1, 1], New=[1, 0, 1, 1])
+    found = election(simulator)
+    found.score(OLD)
+    found.stand(OLD, NEW, ())
+    assert simulator.asked[4:] == [("New", 1)]
 
 
 def test_a_gain_that_is_lost_elsewhere_does_not_win():
     found = election(Scripted(Old=[1, 0, 1, 1], New=[0, 1, 1, 1]))
     assert not found.stand(OLD, NEW, ()).accepted
-    assert found.scores == [1, 0, 1, 1]
+
+
+def led(old, new, gate=None):
+    """The trial, and the calls after which the challenger led (None: it did not)."""
+    simulator, at = Scripted(Old=old, New=new), []
+    trial = election(simulator, gate, len(old)).stand(OLD, NEW, (), lambda: at.append(len(simulator.asked)))
+    assert len(at) <= 1
+    return trial, at[0] if at else None
+
+
+def test_a_challenger_leads_once_three_pairs_speak_for_it_and_none_against():
+    assert led([0] * 8, [1] * 8) == (led([0] * 8, [1] * 8)[0], 6)
+    trial, calls = led([0, 0, 0, 0, 0, 1, 0, 0], [1] * 8)
+    assert (trial.accepted, calls) == (True, 8), "what the incumbent got right is compared too"
+    trial, calls = led([0, 0, 0, 0, 0, 1, 0, 0], [1, 1, 1, 1, 1, 0, 1, 1])
+    assert (trial.accepted, calls) == (True, None), "one is worse: all items decide"
+    assert led([0] * 3, [1] * 3)[1] is None, "nothing is left to come"
+    for gate in (SignTestGate(), AnchorGate(["i1"]), AlwaysAccept(8)):
+        assert led([0] * 8, [1] * 8, gate)[1] is None
+
+
+def test_one_that_led_is_refused_where_all_items_say_so():
+    trial, calls = led([1, 1, 1, 1, 0.9, 0, 0, 0], [0, 0, 0, 0, 0, 1, 1, 1])
+    assert calls == 6
+    assert not trial.accepted
 
 
 def test_perfect_is_nothing_left_to_gain():
-    assert election(Scripted(Old=[1, 1, 1, 1])).perfect
-    assert not election(Scripted(Old=[1, 1, 1, 0])).perfect
+    assert election(Scripted(Old=[1, 1, 1, 1])).perfect(OLD)
+    simulator = Scripted(Old=[1, 1, 0, 1])
+    assert not election(simulator).perfect(OLD)
+    assert simulator.asked == [("Old", 3), ("Old", 2)], "no further than the first mistake"

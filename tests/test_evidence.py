@@ -3,9 +3,11 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimizers.evidence import RECENT, Momentum, support
-from persona_dspy.persona import Bullet
+from optimizers.evidence import KEPT, RECENT, Evidence, Momentum, grounded, support
+from persona_dspy.feedback import Simulated
+from persona_dspy.persona import NOTHING_ELSE, Bullet
 from persona_dspy.records import Feedback, Interaction
+from persona_dspy.responses import ResponseKind
 
 GHOST = Bullet(section="decision rules", when='it mentions "ghost"', then="comedy")
 
@@ -53,3 +55,61 @@ def test_twice_in_one_step_counts_once():
     momentum = Momentum()
     step(momentum, "Hates puns.", "Hates puns.", "hates puns")
     assert momentum.recurring == []
+
+
+# --- which interactions a bullet rests on -----------------------------------------------------------------------------
+
+PAST = [
+    *past(["comedy", "horror", "comedy"]),
+    Interaction(user_id="u", query="a knight at the castle", response="comedy", id="knight"),
+]
+
+
+def resting(bullet, items=PAST, **values):
+    found = grounded(bullet, Evidence(**{"kind": KIND, "simulated": (), "feedback": (), "past": items, **values}))
+    assert found.hits >= len(found.evidence)
+    return list(found.evidence)
+
+
+KIND = ResponseKind(name="label", labels=("comedy", "horror"))
+
+
+def test_a_rule_rests_on_what_was_answered_as_it_says_where_it_says():
+    assert resting(GHOST) == ["0", "2"]
+    free = Bullet(section="decision rules", when="the query is about a knight", then="comedy")
+    assert resting(free) == ["knight"]
+    assert resting(Bullet(section="decision rules", when="the query is about space", then="comedy")) == []
+    assert resting(Bullet(section="decision rules", when=NOTHING_ELSE, then="comedy")) == ["0", "2", "knight"]
+
+
+def test_hits_count_all_and_the_latest_are_kept():
+    many = past(["comedy"] * 9)
+    found = grounded(GHOST, Evidence(kind=KIND, simulated=(), feedback=(), past=many))
+    assert found.hits == 9
+    assert list(found.evidence) == [i.id for i in many[-KEPT:]]
+
+
+def test_a_phrase_rests_on_the_responses_that_have_it():
+    items = past(["Well, a ghost", "so what", "well, no"])
+    assert resting(Bullet(section="style", text='Starts with "well,".'), items) == ["0", "2"]
+    assert resting(Bullet(section="style", text='Ends with "what".'), items) == ["1"]
+
+
+def wrong(number, query, gold="comedy", score=0.0):
+    return Simulated(interaction_id=f"s{number}", query=query, answer="?", gold=gold, score=score)
+
+
+def test_a_line_of_text_rests_on_the_mistakes_whose_feedback_it_takes_up():
+    simulated = [wrong(0, "first"), wrong(1, "second"), wrong(2, "third", score=1.0)]
+    texts = ["Likes cheerful endings most.", "Hates long sentences.", "Likes cheerful endings."]
+    told = [Feedback(interaction_id=f"s{n}", score=0.0, text=t) for n, t in enumerate(texts)]
+    line = Bullet(section="preferences", text="Prefers cheerful endings.")
+    assert resting(line, simulated=simulated, feedback=told) == ["s0"]
+    assert resting(Bullet(section="preferences", text="Drinks green tea."), simulated=simulated, feedback=told) == []
+
+
+def test_without_such_feedback_it_rests_on_what_was_shown_with_its_words():
+    simulated = [wrong(0, "cheerful endings of tales"), wrong(1, "something else")]
+    line = Bullet(section="preferences", text="Prefers cheerful endings.")
+    assert resting(line, simulated=simulated) == ["s0"]
+    assert resting(line, past(["a", "b"], query="cheerful endings")) == ["0", "1"]

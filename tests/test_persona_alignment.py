@@ -10,6 +10,7 @@ from optimizers import (
     AnchorGate,
     Cohort,
     EditProposer,
+    HeldOutGate,
     KFoldGate,
     PersonaAlignment,
     RewriteProposer,
@@ -22,6 +23,7 @@ from persona_dspy.feedback import TextualLoss
 from persona_dspy.ledger import Budget
 from persona_dspy.persona import Bullet, Edit, Persona
 from persona_dspy.personalized import personalize
+from persona_dspy.records import Interaction
 from persona_dspy.synthetic import KINDS, SyntheticUser, TagFilm, rule_following_lm
 
 
@@ -403,7 +405,57 @@ def test_similar_users_come_first():
 
 def test_a_budget_ends_cleanly_in_the_middle():
     user = SyntheticUser(seed=3)
-    aligned, lm = align(agent_of(user), budget=Budget(calls=12))
-    assert len(lm.engine.calls) == 12
+    aligned, lm = align(agent_of(user), budget=Budget(calls=4))
+    assert len(lm.engine.calls) == 4
     assert aligned.alignment.stopped.startswith("budget")
     assert aligned.persona.value.version == 0
+    assert aligned.alignment.scores.initial is None, "not all held-out interactions were scored"
+
+
+def test_a_budget_that_ends_while_a_challenger_leads_returns_it_and_says_so():
+    user = SyntheticUser(seed=3)
+    agent, events = agent_of(user), []
+    full, _ = align(agent, observers=[events.append])
+    (lead,) = [e for e in events if e["event"] == "leads"]
+    judged = next(e for e in events if e["event"] == "judged" and e["accepted"])
+    assert lead["calls"] < judged["calls"]
+    assert lead["persona"] == judged["persona"]
+    aligned, lm = align(agent, budget=Budget(calls=lead["calls"]))
+    assert len(lm.engine.calls) == lead["calls"]
+    assert (aligned.persona.value.version, aligned.alignment.accepted) == (1, 1)
+    assert "led" in aligned.alignment.notes[-1]
+    assert true_score(aligned, user) == true_score(full, user) > true_score(agent, user)
+
+
+def test_a_leader_that_all_items_refuse_leaves_the_incumbent():
+    """Right on the three latest, wrong on the five before: three pairs speak for it, all held-out ones do not."""
+    said = ["sci-fi"] * 17 + ["horror"] * 3
+    past = [Interaction(user_id="u", query=f"rocket to planet {n}", response=r) for n, r in enumerate(said)]
+    agent = PersonaAgent(TagFilm, history=past, persona=Persona.from_text("Likes films.", user_id="u"), recall_k=0)
+
+    class Rash:
+        def from_past(self, incumbent, evidence):
+            rule = Bullet(section="decision rules", when='it mentions "rocket"', then="horror", source="learned")
+            return [Challenger(persona=incumbent.apply([Edit(op="add", bullet=rule)]), edits=(rule.sentence,))]
+
+        def __call__(self, incumbent, evidence):
+            return []
+
+    events = []
+    aligned, _ = align(agent, proposer=Rash(), gate=HeldOutGate(8), observers=[events.append])
+    told = [(e["event"], "rocket" in e["persona"]) for e in events if e["event"] in ("leads", "judged")]
+    assert told == [("leads", True), ("judged", False)]
+    assert (aligned.alignment.accepted, aligned.persona.value) == (0, agent.persona.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_with_a_fifth_of_the_responses_random_95_of_100_users_are_no_worse(kind):
+    worse = []
+    for seed in range(100):
+        user = SyntheticUser(seed=seed, kind=kind, noise=0.2)
+        agent = agent_of(user, recall_k=0)
+        aligned, _ = align(agent)
+        if true_score(aligned, user, 40) < true_score(agent, user, 40):
+            worse.append(seed)
+    assert len(worse) <= 5, worse

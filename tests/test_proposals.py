@@ -1,5 +1,6 @@
 """Proposers: what stands for election, and what is refused before a score is spent."""
 
+from dataclasses import replace
 from typing import Literal
 
 import dspy
@@ -55,7 +56,8 @@ def test_rules_the_lm_writes_are_typed_and_carry_their_evidence():
     with dspy.context(lm=saying([{"when_the_query": 'mentions "ghost"', "answer": "comedy"}])):
         made = EditProposer(mine=False)(EMPTY, evidence(past=GHOSTS, **mistake()))
     (bullet,) = made[0].persona.bullets
-    assert (bullet.then, bullet.quoted, bullet.evidence, bullet.source) == ("comedy", ("ghost",), ("s0",), "learned")
+    assert (bullet.then, bullet.quoted, bullet.source) == ("comedy", ("ghost",), "learned")
+    assert (bullet.evidence, bullet.hits) == (("p0", "p1", "p2", "s0"), 4), "not the kiss, nor all that was shown"
     assert made[0].persona.version == 1
     assert made[0].persona.parent == 0
 
@@ -164,6 +166,27 @@ def test_mining_alone_asks_nobody():
         made = EditProposer(write=False).from_past(EMPTY, evidence(past=balanced))
     assert not lm.engine.calls
     assert 'add If it mentions "kiss", answer "romance".' in made[0].edits
+
+
+def test_words_that_join_or_leave_a_rule_take_their_evidence_along():
+    kisses = [Interaction(user_id="u", query=f"a kiss {n}", response="comedy", id=f"k{n}") for n in range(2)]
+    seen = evidence(past=[*GHOSTS[:3], *kisses])
+    persona = built(EMPTY, [rule(["ghost"], "comedy")], seen, 3).persona
+    assert persona.bullets[0].evidence == ("p0", "p1", "p2")
+    joined = built(persona, [rule(["kiss"], "comedy")], seen, 3).persona
+    assert (joined.bullets[0].evidence, joined.bullets[0].hits) == (("p0", "p1", "p2", "k0", "k1"), 5)
+    moved = [*kisses, *(replace(i, response="horror") for i in GHOSTS[:3])]
+    left = built(joined, [rule(["ghost"], "horror")], evidence(past=moved), 3).persona
+    assert [(b.then, b.evidence) for b in left.bullets] == [("comedy", ("k0", "k1")), ("horror", ("p0", "p1", "p2"))]
+
+
+def test_a_rating_is_written_as_the_user_writes_it():
+    ratings = ResponseKind.of(int, ["1", "5"])
+    assert not ratings.labels
+    with dspy.context(lm=saying([{"when_the_query": 'mentions "ghost"', "answer": 5}])):
+        items = [replace(i, response="5") for i in GHOSTS]
+        made = EditProposer(mine=False)(EMPTY, evidence(kind=ratings, past=items, **mistake(gold="5")))
+    assert made[0].persona.bullets[0].then == "5"
 
 
 def test_a_rewrite_replaces_everything_but_locked_bullets():

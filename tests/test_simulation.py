@@ -42,13 +42,6 @@ def test_an_answer_that_cannot_be_parsed_scores_nothing():
     assert (simulated.score, simulated.answer) == (0.0, "")
 
 
-def test_until_stops_as_soon_as_it_may():
-    agent, lm = agent_of(), rule_following_lm()
-    with dspy.context(lm=lm):
-        scores = Simulator(agent, None).until(agent.persona.value, agent.examples(), lambda s: len(s) == 3)
-    assert len(scores) == len(lm.engine.calls) == 3
-
-
 def test_the_programs_own_persona_is_not_touched():
     agent = agent_of()
     other = Persona.from_text("Somebody else's style.", user_id=agent.user_id)

@@ -1,0 +1,38 @@
+"""What a run is given by the optimizer that starts it. Owns: the protocol ``Options``, ``Observer``. Not here: defaults
+and what each option means (persona_alignment.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from optimizers.cohort import Cohort
+from optimizers.proposals import Proposer
+from persona_dspy.feedback import Metric, TextualLoss
+from persona_dspy.memory.profile import SemanticMemory
+
+__all__ = ["Observer", "Options"]
+
+Observer = Callable[[dict[str, Any]], None]
+"""Gets one event dict a step, keys ``event``, ``user_id``, ``calls`` and ``tokens`` always; must not raise.
+
+``leads`` and ``judged`` hold the persona that would be returned from here on, rendered, and the challenger's edits."""
+
+
+class Options(Protocol):
+    """What a run reads of the optimizer that started it; see there."""
+
+    metric: Metric | None
+    recent: int
+    epochs: int
+    patience: int
+    proposer: Proposer
+    loss: TextualLoss
+    summary: SemanticMemory | None
+    cohort: Cohort | None
+    reflection_lm: Any
+    observers: tuple[Observer, ...]
+    concurrency: int
+
+    def get_params(self) -> dict[str, Any]: ...
