@@ -1,15 +1,13 @@
-"""The database under the store: URL -> engine, tables and their migrations, transactions, errors that say what to do.
+"""The database under the store: URL -> engine, migrations run, transactions, errors that say what to do.
 
-Owns: everything that knows which database it is. Not here: what is written and read (``store.py``).
-
-Tables (one schema for SQLite and PostgreSQL): ``persona_users`` gives a user id its ``uid``, a random number that is
-never used again; ``persona_episodes``, ``persona_vectors``, ``persona_versions`` hold text by uid, ``persona_current``
-the pointer; ``persona_schema`` says which migrations ran.
+Owns: everything that knows which database it is. Not here: tables and migrations (``store_tables.py``), what is written
+and read (``store.py``).
 
 **Text never moves.** When SQLite splits or merges B-tree pages it copies rows and leaves the old bytes in unused parts
 of pages, out of reach of ``secure_delete``; only VACUUM, which rewrites the file, would remove them. So rows with text
 are only ever added at a table's end, indexes hold numbers and hashes only, and what is forgotten is overwritten in
-place with blanks of the same size. The rows stay as blank ones until ``compact``.
+place with blanks of the same size. The rows stay as blank ones until ``compact``. To bring rows that lie all over the
+file together, ``move_to_end`` adds them again at the end and overwrites them where they were.
 """
 
 from __future__ import annotations
@@ -18,7 +16,6 @@ import secrets
 import sqlite3
 from collections.abc import Generator
 from contextlib import contextmanager
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -28,78 +25,20 @@ from sqlalchemy.dialects import postgresql, sqlite
 from tenacity import retry, retry_if_exception_message, stop_after_delay, wait_random
 
 from persona_dspy.errors import InputError, StoreError, UnknownUser
-
-__all__ = ["MIGRATIONS", "Database", "current", "digest", "episodes", "users", "vectors", "versions"]
-
-_HASH = sa.LargeBinary(16)
-_meta = sa.MetaData()
-schema = sa.Table("persona_schema", _meta, sa.Column("version", sa.Integer, primary_key=True))
-users = sa.Table(
-    "persona_users",
-    _meta,
-    sa.Column("uid", sa.BigInteger, nullable=False),
-    sa.Column("hash", _HASH, nullable=False),
-    sa.Column("user_id", sa.Text, nullable=False),
-)
-episodes = sa.Table(
-    "persona_episodes",
-    _meta,
-    sa.Column("uid", sa.BigInteger, nullable=False),
-    sa.Column("seq", sa.BigInteger, nullable=False),
-    sa.Column("hash", _HASH, nullable=False),
-    sa.Column("id", sa.Text, nullable=False),
-    sa.Column("body", sa.Text, nullable=False),
-)
-versions = sa.Table(
-    "persona_versions",
-    _meta,
-    sa.Column("uid", sa.BigInteger, nullable=False),
-    sa.Column("version", sa.BigInteger, nullable=False),
-    sa.Column("parent", sa.BigInteger),
-    sa.Column("created", sa.Text, nullable=False),
-    sa.Column("document", sa.Text, nullable=False),
-    sa.Column("alignment", sa.Text),
-)
-current = sa.Table(
-    "persona_current",
-    _meta,
-    sa.Column("uid", sa.BigInteger, primary_key=True),
-    sa.Column("version", sa.BigInteger, nullable=False),
-)
-vectors = sa.Table(
-    "persona_vectors",
-    _meta,
-    sa.Column("uid", sa.BigInteger, nullable=False),
-    sa.Column("hash", _HASH, nullable=False),
-    sa.Column("seq", sa.BigInteger, nullable=False),
-    sa.Column("encoder", sa.Text, nullable=False),
-    sa.Column("vector", sa.LargeBinary, nullable=False),
+from persona_dspy.store_tables import (
+    MIGRATIONS,
+    current,
+    digest,
+    episodes,
+    profiles,
+    schema,
+    users,
+    vectors,
+    versions,
 )
 
-# Schema n is reached by running steps 1..n. Append only: a step that was released is never edited. ``hash`` is
-# ``digest`` of the text beside it; no table has a clustered key, so that SQLite adds rows at the end.
-MIGRATIONS: tuple[tuple[str, ...], ...] = (
-    (
-        "CREATE TABLE persona_users (uid BIGINT NOT NULL, hash {bytes} NOT NULL, user_id TEXT NOT NULL)",
-        "CREATE UNIQUE INDEX persona_users_uid ON persona_users (uid)",
-        "CREATE UNIQUE INDEX persona_users_hash ON persona_users (hash)",
-        """CREATE TABLE persona_episodes (uid BIGINT NOT NULL, seq BIGINT NOT NULL, hash {bytes} NOT NULL,
-        id TEXT NOT NULL, body TEXT NOT NULL) {partitioned}""",
-        "{partitions persona_episodes}",
-        "CREATE UNIQUE INDEX persona_episodes_seq ON persona_episodes (uid, seq)",
-        "CREATE UNIQUE INDEX persona_episodes_id ON persona_episodes (uid, hash)",
-        """CREATE TABLE persona_versions (uid BIGINT NOT NULL, version BIGINT NOT NULL, parent BIGINT,
-        created TEXT NOT NULL, document TEXT NOT NULL, alignment TEXT)""",
-        "CREATE UNIQUE INDEX persona_versions_version ON persona_versions (uid, version)",
-        "CREATE TABLE persona_current (uid BIGINT NOT NULL PRIMARY KEY, version BIGINT NOT NULL)",
-    ),
-    (
-        """CREATE TABLE persona_vectors (uid BIGINT NOT NULL, hash {bytes} NOT NULL, seq BIGINT NOT NULL,
-        encoder TEXT NOT NULL, vector {bytes} NOT NULL) {partitioned}""",
-        "{partitions persona_vectors}",
-        "CREATE UNIQUE INDEX persona_vectors_seq ON persona_vectors (uid, hash, seq)",
-    ),
-)
+__all__ = ["Database"]
+
 # built once: making a statement costs as much as running it
 _FIND = sa.select(users.c.uid).where(
     users.c.hash == sa.bindparam("is_hash"), users.c.user_id == sa.bindparam("is_user")
@@ -107,13 +46,17 @@ _FIND = sa.select(users.c.uid).where(
 _LOCK = _FIND.with_for_update()
 _PARTITIONS = 16  # of PostgreSQL's large tables, by uid
 # SQLite: a row that is blank here was erased
-_ERASED_WHERE_BLANK = {users: users.c.user_id, episodes: episodes.c.id, versions: versions.c.document}
-_ERASED_WHERE_BLANK[vectors] = vectors.c.encoder
-
-
-def digest(text: str) -> bytes:
-    """16 bytes that stand for a text in an index."""
-    return blake2b(text.encode(), digest_size=16).digest()
+_ERASED_WHERE_BLANK = {
+    users: users.c.user_id,
+    episodes: episodes.c.id,
+    vectors: vectors.c.encoder,
+    versions: versions.c.document,
+    profiles: profiles.c.document,
+}
+_ROWID = sa.literal_column("rowid")
+# SQLite: the uid of what is left of a row that lies elsewhere now; eight bytes as any uid: the row keeps its size
+_NOBODY = sa.literal_column(f"({-(2**62)} - rowid)")
+_IN_ORDER = {episodes: "uid, seq", vectors: "uid, hash, seq"}
 
 
 class Database:
@@ -200,15 +143,30 @@ class Database:
             "blanks count), type: persona-dspy status"
         )
 
-    def erase(self, connection: sa.Connection, table: sa.Table, where: sa.ColumnElement[bool]) -> int:
-        """Remove rows that hold text; how many there were."""
+    def erase(
+        self, connection: sa.Connection, table: sa.Table, where: sa.ColumnElement[bool], *, free: bool = False
+    ) -> int:
+        """Remove rows that hold text; how many there were. ``free``: rows with the same keys may be added again."""
         if not self.sqlite:
             return connection.execute(table.delete().where(where)).rowcount
         there = sa.func.trim(_ERASED_WHERE_BLANK[table]) != ""
-        return connection.execute(table.update().where(where & there).values(_blanks(table))).rowcount
+        values = {**_blanks(table), "uid": _NOBODY} if free else _blanks(table)
+        return connection.execute(table.update().where(where & there).values(values)).rowcount
+
+    def places(self, connection: sa.Connection, table: sa.Table, where: sa.ColumnElement[bool]) -> list[int]:
+        """Where rows lie: numbers of which neighbours lie side by side; nothing on PostgreSQL, which has no such."""
+        return list(connection.scalars(sa.select(_ROWID).where(where).order_by(table.c.seq))) if self.sqlite else []
+
+    def move_to_end(self, connection: sa.Connection, table: sa.Table, places: list[int]) -> None:
+        """Bring rows of a SQLite table together, in this order, at its end."""
+        there = _ROWID.in_(places)
+        found = connection.execute(sa.select(_ROWID, *table.c).where(there))
+        rows = {row[0]: dict(zip(table.c.keys(), row[1:], strict=True)) for row in found}
+        self.erase(connection, table, there, free=True)
+        connection.execute(table.insert(), [rows[place] for place in places])
 
     def compact(self) -> None:
-        """Give the room of erased rows back. Rewrites the whole store: other writers wait."""
+        """Give the room of erased rows back, and bring each user's rows together. Rewrites the store: writers wait."""
         with self._explained(), self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             raw: Any = connection.connection.dbapi_connection
             if self.sqlite:
@@ -216,6 +174,11 @@ class Database:
                 raw.execute("PRAGMA user_version = 1")  # rows move now: until VACUUM ends nothing counts as scrubbed
                 for table, text in _ERASED_WHERE_BLANK.items():
                     raw.execute(f"DELETE FROM {table.name} WHERE trim({text.name}) = ''")
+                for table, order in _IN_ORDER.items():  # VACUUM keeps the order
+                    raw.execute(f"CREATE TABLE persona_moving AS SELECT * FROM {table.name} ORDER BY {order}")
+                    raw.execute(f"DELETE FROM {table.name}")
+                    raw.execute(f"INSERT INTO {table.name} SELECT * FROM persona_moving ORDER BY rowid")
+                    raw.execute("DROP TABLE persona_moving")
                 raw.execute("COMMIT")
                 raw.execute("VACUUM")
                 raw.execute("PRAGMA user_version = 0")

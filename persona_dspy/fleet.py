@@ -98,6 +98,8 @@ def compile_users(  # noqa: PLR0913 - keyword-only, each with a default
         found = on_ray(work, todo, fleet=fleet, workers=workers, log=folder.calls if folder else None)
         found = (kept(result, store, folder) for result in found)
     else:
+        if store is not None:
+            work = work.remembering(store)
         found = _on_threads(
             work, todo, fleet, workers, lambda r: kept(r, store, folder), folder.calls if folder else None
         )

@@ -24,6 +24,7 @@ from persona_dspy.call_folder import CallLog
 from persona_dspy.errors import BudgetExceeded, PersonaError
 from persona_dspy.export import PersonaDocument
 from persona_dspy.ledger import Ledger
+from persona_dspy.memory.profile import Profiles, SemanticMemory
 from persona_dspy.records import Interaction
 
 __all__ = ["History", "Optimizer", "Program", "UserResult", "UserWork", "made_from"]
@@ -108,6 +109,16 @@ class UserWork:
         program = _recording(self.program) if isinstance(self.program, PersonalProgram) else self.program
         for name, value in (("optimizer", optimizer), ("program", program), ("lm", recorded(self.lm))):
             object.__setattr__(self, name, value)
+
+    def remembering(self, profiles: Profiles) -> UserWork:
+        """The same work, but an LM's summaries of users last between runs: they grow by what is new."""
+        summary = getattr(self.optimizer, "summary", None)
+        if not isinstance(summary, SemanticMemory):
+            return self
+        work, optimizer = copy.copy(self), copy.copy(self.optimizer)
+        optimizer.summary = summary.keeping(profiles)  # type: ignore[attr-defined]
+        object.__setattr__(work, "optimizer", optimizer)
+        return work
 
     def task_of(self, history: History) -> str | None:
         return self.task(history) if callable(self.task) else self.task

@@ -253,4 +253,7 @@ class PersonalProgram(dspy.Module):
             started=recorder.started,
             seconds=round(recorder.now, 6),
         )
+        send = dspy.settings.get("persona_traces")
+        if send is not None and (send.simulated or dspy.settings.get("memory_cut") is None):
+            send(trace)
         return PersonaPrediction.of(prediction, trace)

@@ -1,7 +1,7 @@
 """Everything kept about users, in SQL: a file by default, PostgreSQL by URL. Owns: opening, listing, forgetting.
 
-Not here: episodes and memories (``store_episodes.py``), persona versions (``store_personas.py``), the database itself
-(``database.py``).
+Not here: episodes and memories (``store_episodes.py``), persona versions (``store_personas.py``), profiles
+(``store_profiles.py``), the database itself (``database.py``).
 
 Every call names one user; none reads two users' rows. An acknowledged write is one committed transaction.
 """
@@ -13,17 +13,19 @@ from os import PathLike, fspath
 
 import sqlalchemy as sa
 
-from persona_dspy.database import Database, current, episodes, users, vectors, versions
+from persona_dspy.database import Database
 from persona_dspy.store_episodes import EpisodeTable
 from persona_dspy.store_personas import PersonaTable
+from persona_dspy.store_profiles import ProfileTable
 from persona_dspy.store_rows import Forgotten, StoredPersona, checked_key
+from persona_dspy.store_tables import current, episodes, profiles, users, vectors, versions
 
 __all__ = ["Forgotten", "Store", "StoredPersona"]
 
 _PAGE = 1000  # user ids read at once
 
 
-class Store(EpisodeTable, PersonaTable):
+class Store(EpisodeTable, PersonaTable, ProfileTable):
     """Everything the system keeps about its users. Thread-safe; several processes may open one database.
 
     Example:
@@ -103,12 +105,12 @@ class Store(EpisodeTable, PersonaTable):
         next ``memory()``. Forgetting an unknown user removes nothing and says so.
         """
         checked_key(user_id, "user_id")
-        removed = {table.name: 0 for table in (current, versions, vectors, episodes, users)}
+        removed = {table.name: 0 for table in (current, versions, profiles, vectors, episodes, users)}
         with self._database.writing() as connection:
             uid = self._database.uid(connection, user_id)  # whoever is writing this user's rows finishes first
             if uid is not None:
                 removed[current.name] = connection.execute(current.delete().where(current.c.uid == uid)).rowcount
-                for table in (versions, vectors, episodes, users):
+                for table in (versions, profiles, vectors, episodes, users):
                     removed[table.name] = self._database.erase(connection, table, table.c.uid == uid)
         for memory in self._open_memories(user_id):
             with memory.syncing:
@@ -117,5 +119,6 @@ class Store(EpisodeTable, PersonaTable):
         return Forgotten(user_id=user_id, removed=removed, scrubbed=self._database.scrub())
 
     def compact(self) -> None:
-        """Give the room of forgotten rows back to the disk. Rewrites the whole store: not while others write."""
+        """Give the room of forgotten and moved rows back to the disk, and put each user's episodes side by side.
+        Rewrites the whole store: not while others write."""
         self._database.compact()

@@ -6,16 +6,18 @@ Not here: the form of a row (``store_rows.py``), transactions (``database.py``),
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
-from persona_dspy.database import Database, digest, episodes, vectors
+from persona_dspy.database import Database
 from persona_dspy.errors import InputError
 from persona_dspy.records import Interaction, in_time_order
 from persona_dspy.store_rows import body_of, checked_key, interactions_of
+from persona_dspy.store_tables import digest, episodes, vectors
 
 if TYPE_CHECKING:
     from persona_dspy.memory.dense import Dense
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["EpisodeTable"]
 
 _CHUNK = 500  # ids a statement
+_TOGETHER = (256, 32)  # how many episodes of a user are brought together once they are there
+_PIECES = 4  # unless they lie in so few places anyway
 # built once: making a statement costs as much as running it
 _OWN = episodes.c.uid == sa.bindparam("is_uid")
 _LAST = sa.select(sa.func.max(episodes.c.seq)).where(_OWN)
@@ -71,12 +75,14 @@ class EpisodeTable:
             for _, key, body in self._by_id(connection, uid, ids):
                 _same(user_id, key, body, new.pop(key))
             last = connection.scalar(_LAST, {"is_uid": uid})
+            first = 0 if last is None else last + 1
             rows = [
                 {"uid": uid, "seq": seq, "hash": digest(key), "id": key, "body": body}
-                for seq, (key, body) in enumerate(new.items(), start=0 if last is None else last + 1)
+                for seq, (key, body) in enumerate(new.items(), start=first)
             ]
             if rows:
                 connection.execute(episodes.insert(), rows)
+                self._bring_together(connection, uid, first, first + len(rows))
         for memory in self._open_memories(user_id):
             self._sync(user_id, memory)
         return len(rows)
@@ -215,6 +221,19 @@ class EpisodeTable:
             memory.extend(new)
             memory.uid, memory.next_seq = uid, seq
             return uid is not None
+
+    def _bring_together(self, connection: sa.Connection, uid: int, start: int, stop: int) -> None:
+        """Episodes that came one by one, between those of other users, lie all over a SQLite file, and a load would
+        read a page for each. So each 32 of a user, and later each 256, are moved to the end, side by side, when the
+        last of them comes. Those written in one go, ``start`` to ``stop``, lie side by side already."""
+        for size in _TOGETHER if self._database.sqlite else ():
+            first = start // size * size
+            if start > first and stop >= first + size:
+                own = (episodes.c.uid == uid) & (episodes.c.seq >= first) & (episodes.c.seq < first + size)
+                places = self._database.places(connection, episodes, own)
+                if sum(b != a + 1 for a, b in pairwise(places)) >= _PIECES:
+                    self._database.move_to_end(connection, episodes, places)
+                return
 
     def _read(self, connection: sa.Connection, user_id: str, uid: int, seq: int) -> tuple[list[Interaction], int]:
         """Interactions from ``seq`` on in order of arrival, and the seq after them."""

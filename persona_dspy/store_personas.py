@@ -12,9 +12,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from persona_dspy.database import Database, current, versions
+from persona_dspy.database import Database
 from persona_dspy.errors import InputError
 from persona_dspy.store_rows import StoredPersona, checked_key, document_of, to_json
+from persona_dspy.store_tables import current, versions
 
 __all__ = ["PersonaTable"]
 

@@ -1,8 +1,8 @@
-"""Where runs are written down. Owns: the Tracker protocol, NullTracker, MlflowTracker - the only importer of mlflow.
+"""Where runs and traces are written down. Owns: MlflowTracker - the only importer of mlflow.
 
-Not here: what is written (alignment.py, export.py). The core knows trackers only as things that get finished users.
-MLflow works in a thread of its own behind a bounded queue: when it is slow or down, the fleet goes on and what is
-missing is counted.
+Not here: what is written (alignment.py, export.py), a trace on its way (trace_sending.py). The core knows trackers only
+as things that get finished users. MLflow works in a thread of its own behind a bounded queue: when it is slow or down,
+the fleet goes on and what is missing is counted.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import queue
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 from persona_dspy.alignment import Alignment
 from persona_dspy.call_folder import user_key
@@ -25,9 +25,12 @@ from persona_dspy.export import PersonaDocument
 from persona_dspy.figures import curve, learning_curve
 from persona_dspy.fleet_figures import FleetFigures
 from persona_dspy.run_figures import COLUMNS, metrics_of, params_of, row_of
+from persona_dspy.trackers import NullTracker, Tracker, prompt_name
 
 if TYPE_CHECKING:
     from persona_dspy.forget_tracked import TrackedErasure
+    from persona_dspy.trace import Trace
+    from persona_dspy.trace_sending import TraceSender
 
 __all__ = ["MlflowTracker", "NullTracker", "Runs", "Tracker", "prompt_name", "tracker_for"]
 
@@ -36,48 +39,6 @@ Runs = Literal["all", "sampled", "none"]
 _FIRST, _EACH = 20, 50  # "sampled": the first users, then one in so many
 _QUEUE = 256
 _EVERY = 5.0  # seconds between two points of the parent run's curves
-
-
-class Tracker(Protocol):
-    """One batch of users: ``begin`` once, ``user`` for each finished or failed user from any thread, ``end`` once."""
-
-    def begin(self, params: Mapping[str, Any]) -> None: ...
-
-    def user(self, user_id: str, document: PersonaDocument | None, error: str = "") -> None: ...
-
-    def end(self, metrics: Mapping[str, float]) -> None: ...
-
-    @property
-    def where(self) -> str:
-        """What to type to see the runs, or empty."""
-        ...
-
-
-class NullTracker:
-    """Writes nothing."""
-
-    def begin(self, params: Mapping[str, Any]) -> None:
-        """Nothing."""
-
-    def user(self, user_id: str, document: PersonaDocument | None, error: str = "") -> None:
-        """Nothing."""
-
-    def end(self, metrics: Mapping[str, float]) -> None:
-        """Nothing."""
-
-    @property
-    def where(self) -> str:
-        return ""
-
-
-def prompt_name(user_id: str) -> str:
-    """A user's name in the Prompt Registry: a hash, since names there are seen by all.
-
-    Example:
-        >>> prompt_name("u1")
-        'persona-53199585bddea28e67fe7143a42baef7'
-    """
-    return f"persona-{user_key(user_id)}"
 
 
 class MlflowTracker:
@@ -170,6 +131,50 @@ class MlflowTracker:
         file = "://" in self.uri and not self.uri.startswith("http")
         shown = f"mlflow ui --backend-store-uri {self.uri}" if file else self.uri
         return f"{shown} ({self.trouble})" if self.trouble else shown
+
+    def trace(self, trace: Trace) -> str:
+        """Write down how one answer came about, as a trace with spans; its id. Takes some 50 ms: see ``tracing``.
+
+        The trace is tagged with the user's id, so that ``forget`` finds it.
+
+        Raises:
+            RunError: the server or file cannot be used.
+        """
+        from mlflow.entities import Span, TraceInfo, TraceLocation, TraceState
+        from mlflow.tracing.client import TracingClient
+
+        from persona_dspy.trace_sending import information, wire_spans
+
+        self._connect()
+        trace_id, spans = wire_spans(trace)
+        where = TraceLocation.from_experiment_id(self._experiment_id)
+        info = TraceInfo(trace_id=trace_id, trace_location=where, state=TraceState.OK, **information(trace))
+        client = TracingClient(self.uri)
+        try:
+            client.start_trace(info)
+            client.log_spans(self._experiment_id, [Span.from_dict(span) for span in spans])
+        except _failures() as failure:
+            raise RunError(f"MLflow at {self.uri!r} did not take a trace: {str(failure)[:200]}") from failure
+        return trace_id
+
+    @contextmanager
+    def tracing(self, *, simulated: bool = False) -> Generator[TraceSender]:
+        """Every answer of a PersonaAgent or personalized program inside becomes an MLflow trace, in the background.
+
+        Args:
+            simulated: also the answers to past interactions that alignment asks for; each is a trace too.
+
+        Raises:
+            RunError: at the start, where the server or file cannot be used. Later trouble ends no answer: what is
+                missing is counted in the sender's ``lost``, the first reason in its ``trouble``.
+        """
+        import dspy
+
+        from persona_dspy.trace_sending import TraceSender
+
+        self._connect()
+        with TraceSender(self.trace, simulated=simulated) as sender, dspy.context(persona_traces=sender):
+            yield sender
 
     def roll_back_prompt(self, user_id: str, version: int) -> None:
         """Move the alias ``current`` of a user's prompt to persona version ``version``.
@@ -287,6 +292,7 @@ class MlflowTracker:
         if self._client is not None:
             return self._client
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # MLflow's own 7 hold on for minutes
+        os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # spans make MLflow import it: settings.py
         from mlflow import MlflowClient
 
         try:

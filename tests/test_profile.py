@@ -7,11 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from persona_dspy import Interaction
+from optimizers import PersonaAlignment
+from optimizers.acceptance import AlwaysAccept
+from persona_dspy import Interaction, PersonaAgent, compile_users
+from persona_dspy.cli.sources import StoredHistory
 from persona_dspy.errors import InputError
 from persona_dspy.memory.profile import SemanticMemory
 from persona_dspy.memory.profile_lines import Profile, ProfileLine, cost, one_of
 from persona_dspy.persona import Persona
+from persona_dspy.rule_follower import RuleFollower
+from persona_dspy.store import Store
+from persona_dspy.synthetic import SyntheticUser, TagFilm
 from persona_dspy.testing import FakeLM
 
 TOPICS = ("horror", "comedy", "drama")
@@ -214,3 +220,48 @@ def test_options_are_checked(wrong):
         SemanticMemory(**wrong)
     assert SemanticMemory()(interactions=past(2)).bullets == []
     assert SemanticMemory()(interactions=[]).bullets == []
+
+
+def test_kept_in_the_store_it_lasts_and_is_forgotten(tmp_path):
+    """A second process reads what is new alone; a forgotten user is read from the start."""
+    for length, read in ((24, 24), (30, 6), (30, 0)):
+        reader = Reader()
+        with Store.open(tmp_path / "personas.db") as store:
+            store.add_episodes("u", past(length))
+            said = summary(reader, SemanticMemory(keep=store), store.episodes("u"))
+        assert len(reader.read) == read
+        assert said.profile.covers == length and {b.text for b in said.bullets} == {f"Likes {t}." for t in TOPICS}
+    with Store.open(tmp_path / "personas.db") as store:
+        assert Profile.model_validate(store.profile("u")) == said.profile
+        small = summary(reader, SemanticMemory(tokens=4, keep=store), store.episodes("u"))
+        assert 0 < cost(small.profile.lines) <= 4, "kept under a higher cap"
+        assert store.forget("u").removed["persona_profiles"] == 1
+        store.add_episodes("u", past(24))
+        summary(reader, SemanticMemory(keep=store), store.episodes("u"))
+        assert len(reader.read) == 24
+    assert b"Likes" in b"".join(p.read_bytes() for p in tmp_path.iterdir())
+
+
+def test_a_fleet_keeps_summaries_in_its_store(tmp_path):
+    """... and leaves the caller's optimizer as it was."""
+    user = SyntheticUser(seed=3)
+    asked = []
+    follower = RuleFollower()
+
+    def says(prompt):
+        if "examples" not in prompt.fields:
+            return follower(prompt)
+        asked.append(prompt.fields["examples"].count(" -> "))
+        return {"lines": [{"line": "Likes short answers.", "examples": [1, 2]}]}
+
+    optimizer = PersonaAlignment(epochs=1, gate=AlwaysAccept(), summary=SemanticMemory())
+    program = PersonaAgent(TagFilm)
+    for length in (12, 15):
+        with Store.open(tmp_path / "personas.db") as store, dspy.context(lm=FakeLM(says)):
+            store.add_episodes(user.user_id, user.interactions(length))
+            history = StoredHistory.of(store, user.user_id)
+            (result,) = compile_users(program, [history], optimizer, store=store)
+            assert not result.error, result.error
+            assert store.profile(user.user_id)["covers"] == length
+    assert asked == [12, 3]
+    assert optimizer.summary._keep is None

@@ -9,7 +9,7 @@ import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,19 +19,26 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import persona_dspy.store as store_module
-from persona_dspy.database import MIGRATIONS
 from persona_dspy.errors import InputError, StoreError, UnknownUser
 from persona_dspy.memory.dense import Dense, Hybrid
 from persona_dspy.memory.retrieval import BM25
 from persona_dspy.records import Interaction, in_time_order
 from persona_dspy.store import Store
+from persona_dspy.store_tables import MIGRATIONS, meta
 from tests.postgres_server import new_database, running_server
 
 BOTH = ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)]
 ON_BOTH = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 NUMBERS = count()
 START = datetime(2026, 1, 1, tzinfo=UTC)
-TABLES = ("persona_current", "persona_versions", "persona_vectors", "persona_episodes", "persona_users")
+TABLES = (
+    "persona_current",
+    "persona_versions",
+    "persona_profiles",
+    "persona_vectors",
+    "persona_episodes",
+    "persona_users",
+)
 
 
 @pytest.fixture(scope="session")
@@ -70,7 +77,8 @@ def everything(store: Store) -> list[tuple]:
     """Every row of every table that says anything."""
     with store._database.reading() as connection:
         rows = [tuple(row) for table in TABLES for row in connection.execute(sa.text(f"SELECT * FROM {table}"))]
-    return [row for row in rows if any(isinstance(value, str) and value.strip() for value in row) or len(row) == 2]
+    texts = [[value for value in row if isinstance(value, str)] for row in rows]
+    return [row for row, text in zip(rows, texts, strict=True) if not text or any(t.strip() for t in text)]
 
 
 # -- episodes ----------------------------------------------------------------------------------------------------
@@ -459,6 +467,7 @@ def test_forget_removes_and_reports(store, tmp_path):
         store.add_episodes(user, [one(n, user, query=f"only-of-{user} " * 30) for n in range(40)])
         store.put_persona(user, persona(user, 1, text=f"only-of-{user}"), {"note": f"only-of-{user}"})
         store.put_persona(user, persona(user, 2, 1))
+        store.put_profile(user, {"user_id": user, "lines": [f"only-of-{user}"]})
         store.embed(user, Dense(encoder=counting([]), name="v"))
     with store._database.reading() as connection:
         uid = store._database.uid(connection, "u1")
@@ -467,6 +476,7 @@ def test_forget_removes_and_reports(store, tmp_path):
     assert report.removed == {
         "persona_current": 1,
         "persona_versions": 2,
+        "persona_profiles": 1,
         "persona_vectors": 40,
         "persona_episodes": 40,
         "persona_users": 1,
@@ -499,6 +509,7 @@ def test_no_byte_of_a_forgotten_user_stays_in_the_files(tmp_path):
                 if round_ % 10 == 0:
                     store.put_persona(user, persona(user, round_, None, about), {"note": about})
                     store.put_vectors(user, f"encoder-of-{user}", {key: np.full(500, 3.25)})
+                    store.put_profile(user, {"user_id": user, "lines": [about], "covers": round_})
             if round_ % 50 == 25:
                 gone = names[3 + round_ % 20]
                 assert store.forget(gone).scrubbed and gone.encode() not in held()
@@ -509,6 +520,7 @@ def test_no_byte_of_a_forgotten_user_stays_in_the_files(tmp_path):
         assert report.scrubbed and dict(report.removed) == {
             "persona_current": 1,
             "persona_versions": 15,
+            "persona_profiles": 1,
             "persona_vectors": 15,
             "persona_episodes": 150,
             "persona_users": 1,
@@ -519,6 +531,69 @@ def test_no_byte_of_a_forgotten_user_stays_in_the_files(tmp_path):
             store.forget(user)
         assert not any(word in held() for word in (b"word-of", b"id-of", b"user-", b"encoder-of", b"\x00\x50\x40" * 3))
         assert list(store.users()) == []
+
+
+def test_profiles_last_and_the_latest_counts(store, url):
+    assert store.profile("u1") is None
+    store.put_profile("u1", {"lines": []})  # of nobody: forgotten meanwhile
+    assert store.profile("u1") is None and list(store.users()) == []
+    for user in ("u1", "u2"):
+        store.add_episodes(user, [one(1, user)])
+        for covers in range(3):
+            store.put_profile(user, {"user_id": user, "covers": covers, "lines": ["ünï 🦊 \0"] * (3 - covers)})
+    with Store.open(url) as again:
+        assert again.profile("u1") == {"user_id": "u1", "covers": 2, "lines": ["ünï 🦊 \0"]}
+        assert again.forget("u1").removed["persona_profiles"] == 1
+    assert store.profile("u1") is None and store.profile("u2")["covers"] == 2
+    store.add_episodes("u1", [one(1)])
+    assert store.profile("u1") is None, "back, and known anew"
+    with pytest.raises(InputError, match=r"profile of 'u1': expected JSON-safe values"):
+        store.put_profile("u1", {"lines": {1, 2}})
+
+
+def places_of(store, user):
+    """Pieces that a user's episodes lie in, in the file."""
+    with store._database.reading() as connection:
+        uid = store._database.uid(connection, user)
+        query = sa.text("SELECT rowid FROM persona_episodes WHERE uid = :uid ORDER BY seq")
+        places = connection.execute(query, {"uid": uid}).scalars().all()
+    return 1 + sum(b != a + 1 for a, b in pairwise(places))
+
+
+def test_episodes_that_came_one_by_one_are_brought_together(tmp_path):
+    """Else a load reads a page for each episode. Where they were, nothing of them stays."""
+    with Store.open(tmp_path / "personas.db") as store:
+        follower = store.memory("slow") if store.add_episodes("slow", [one(0, "slow", "canary 0")]) else None
+        for number in range(1, 300):
+            store.add_episodes("slow", [one(number, "slow", f"canary {number}")])
+            store.add_episodes("other", [one(number, "other")])
+        store.add_episodes("bulk", [one(number, "bulk") for number in range(300)])
+        assert places_of(store, "slow") <= 1 + 1 + 300 % 32 and places_of(store, "bulk") == 1
+        assert places_of(store, "other") <= 1 + 1 + 299 % 32
+        expected = [f"i{number}" for number in range(300)]
+        assert ids(store.episodes("slow")) == expected == ids(follower.interactions)
+        assert store.add_episodes("slow", [one(number, "slow", f"canary {number}") for number in range(300)]) == 0
+        store.add_episodes("slow", [one(300, "slow", "canary 300")])
+        assert ids(store.episodes("slow"))[-1] == "i300"
+        with store._database.reading() as connection:  # what is left where they were says nothing and is nobody's
+            left = sa.text("SELECT trim(id) || trim(body) FROM persona_episodes WHERE uid < 0")
+            assert set(connection.execute(left).scalars()) == {""}
+        assert store.forget("slow").removed["persona_episodes"] == 301
+        assert b"canary" not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
+        assert len(store.episodes("other")) == 299
+
+
+def test_compacting_puts_each_users_episodes_side_by_side(tmp_path):
+    with Store.open(tmp_path / "personas.db") as store:
+        for number in range(50):
+            for user in ("a", "b"):
+                store.add_episodes(user, [one(number, user)])
+        assert places_of(store, "a") == 1 + 50 % 32
+        kept = everything(store)
+        store.compact()
+        assert places_of(store, "a") == places_of(store, "b") == 1
+        assert sorted(map(str, everything(store))) == sorted(map(str, kept))
+        assert ids(store.episodes("b")) == [f"i{number}" for number in range(50)]
 
 
 def test_compacting_gives_the_room_back(store, tmp_path):
@@ -604,6 +679,8 @@ def test_schema_1_is_upgraded_and_nothing_lost(url):
         same = Interaction(user_id="u1", query="q", response="r", time="2026-01-03", id="a")
         assert store.add_episodes("u1", [same, one(2)]) == 1
         assert store.embed("u1", Dense(encoder=counting([]), name="v")) == 2
+        store.put_profile("u1", {"covers": 2})
+        assert store.profile("u1") == {"covers": 2}
         with store._database.reading() as connection:
             assert connection.execute(sa.text("SELECT version FROM persona_schema ORDER BY 1")).scalars().all() == [
                 *range(1, len(MIGRATIONS) + 1)
@@ -611,11 +688,9 @@ def test_schema_1_is_upgraded_and_nothing_lost(url):
 
 
 def test_tables_are_what_the_migrations_made(store):
-    from persona_dspy import database
-
     with store._database.reading() as connection:
         inspector = sa.inspect(connection)
-        for table in database._meta.tables.values():
+        for table in meta.tables.values():
             found = {c["name"]: bool(c["nullable"]) for c in inspector.get_columns(table.name)}
             assert found == {c.name: bool(c.nullable) for c in table.columns}
             types = {c["name"]: c["type"] for c in inspector.get_columns(table.name)}

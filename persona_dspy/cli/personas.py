@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,6 +44,9 @@ def ask(  # noqa: PLR0913 - a command's options
     trace: Annotated[bool, typer.Option("--trace", help="Show how the answer came about, step by step.")] = False,
     trace_json: Annotated[Path | None, typer.Option(help="Write the trace to this file.")] = None,
     json_output: JsonOption = False,
+    tracking_uri: Annotated[
+        str | None, typer.Option(help="Send the trace to MLflow, such as sqlite:///mlflow.db. Default: it is not sent.")
+    ] = None,
 ) -> None:
     """Answer one query as the persona's user would.
 
@@ -65,25 +70,43 @@ def ask(  # noqa: PLR0913 - a command's options
     forgettable()
     model = resolve_lm(lm)
     check_lm(model)
-    with dspy.context(lm=model):
+    with dspy.context(lm=model), _sent(tracking_uri):
         answer = agent(**{agent.query_field: query})
     if trace_json is not None:
         from persona_dspy.export import write_text
 
         write_text(trace_json, answer.trace.to_json() + "\n")
     if json_output:
-        kept = answer.trace.to_dict() if trace else {}
         told = {"user_id": document.user_id, "version": document.version, "query": query}
-        print_json(told | {"response": answer[agent.response_field]} | ({"trace": kept} if trace else {}))
+        told |= {"response": answer[agent.response_field]}
+        print_json(told | ({"trace": answer.trace.to_dict()} if trace else {}))
     elif trace:
-        from rich.console import Console
-
-        from persona_dspy.cli.trace_view import print_trace
-
-        bullets = agent.persona.value.bullets
-        print_trace(answer.trace, agent.memory.interactions, bullets, Console(highlight=False))
+        _show_trace(answer, agent)
     else:
         typer.echo(str(answer[agent.response_field]))
+
+
+def _show_trace(answer: Any, agent: Any) -> None:
+    from rich.console import Console
+
+    from persona_dspy.cli.trace_view import print_trace
+
+    bullets = agent.persona.value.bullets
+    print_trace(answer.trace, agent.memory.interactions, bullets, Console(highlight=False))
+
+
+@contextmanager
+def _sent(uri: str | None) -> Generator[None]:
+    """Answers inside become MLflow traces; says where to see them, or why they are missing."""
+    from persona_dspy.tracking import MlflowTracker
+
+    if uri in (None, "off"):
+        yield
+        return
+    tracker = MlflowTracker(str(uri))
+    with tracker.tracing() as sender:
+        yield
+    typer.echo(f"trace not sent: {sender.trouble}" if sender.lost else f"trace: {tracker.where}", err=True)
 
 
 def _knowledge(spec: str | None) -> Any:

@@ -145,15 +145,22 @@ class EpisodicMemory:
         with self._lock:
             owner, arrived = self._user_id, len(self._arrived)
             last = self._times[int(self._slots()[-1])] if arrived else -math.inf
-            try:
-                for interaction in new:
-                    self._admit(interaction)
-            except InputError:
-                self._user_id = owner
-                for interaction in self._arrived[arrived:]:
-                    del self._slot[interaction.id]
-                del self._arrived[arrived:], self._times[arrived:]
-                raise
+            places = {i.id: place for place, i in enumerate(new, start=arrived)}
+            plain = all(i.user_id == owner for i in new) and places.keys().isdisjoint(self._slot)
+            if plain and len(places) == len(new):  # nothing to refuse
+                self._slot |= places
+                self._arrived += new
+                self._times.extend(_seconds(i.time) if i.time else math.nan for i in new)
+            else:
+                try:
+                    for interaction in new:
+                        self._admit(interaction)
+                except InputError:
+                    self._user_id = owner
+                    for interaction in self._arrived[arrived:]:
+                        del self._slot[interaction.id]
+                    del self._arrived[arrived:], self._times[arrived:]
+                    raise
             come = np.array([last, *self._times[arrived:]])
             if math.isnan(last) or (come[1:] >= come[:-1]).all():  # they belong at the end
                 if self._order is not None:

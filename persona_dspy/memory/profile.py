@@ -6,6 +6,7 @@ fades (profile_lines.py), facts and rules that code counts (semantic.py), keepin
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Protocol, Self
 
@@ -100,7 +101,7 @@ class SemanticMemory(dspy.Module):
         windows: calls that read, at most.
         tokens: estimated tokens of all lines together, never more.
         half_life: in episodes read.
-        keep: where profiles are kept by user; None = each call starts from what it is given.
+        keep: where profiles are kept by user, such as a ``Store``; None = each call starts from what it is given.
 
     Example:
         >>> SemanticMemory(sample=8).sample
@@ -128,6 +129,14 @@ class SemanticMemory(dspy.Module):
         self.revise = dspy.Predict(Revise)
         self.merge = dspy.Predict(Merge)
 
+    def keeping(self, keep: Profiles) -> Self:
+        """This one with its profiles kept there; itself where it keeps them somewhere already."""
+        if self._keep is not None:
+            return self
+        twin = copy.copy(self)
+        twin._keep = keep
+        return twin
+
     def forward(self, interactions: Sequence[Interaction], profile: Profile | None = None) -> dspy.Prediction:
         """``Prediction(bullets=[Bullet, ...], profile=Profile)`` of all of one user's interactions, oldest first.
 
@@ -147,6 +156,7 @@ class SemanticMemory(dspy.Module):
         known = profile or self._kept(user_id)
         if known is None or known.user_id != user_id or not known.begins(past):
             known = Profile(user_id=user_id)
+        known = known.model_copy(update={"lines": tuple(self._within(known.lines))})  # kept under another cap, perhaps
         if len(past) < _LEAST or known.covers == len(past):
             return dspy.Prediction(bullets=known.bullets(), profile=known)
         grown = self.grow(known, past[known.covers :])
@@ -217,6 +227,10 @@ class SemanticMemory(dspy.Module):
             if len(merged) >= len(lines):
                 break
             lines = merged
+        return self._within(lines)
+
+    def _within(self, lines: Sequence[ProfileLine]) -> list[ProfileLine]:
+        """Those of the lines, strongest first, that the cap has room for."""
         kept: list[ProfileLine] = []
         for line in lines:
             if cost([*kept, line]) <= self.tokens:
