@@ -35,7 +35,7 @@ class PersonaMap:
     Args:
         xy: positions; near = alike, far says little, and axes have no unit (t-SNE).
         groups: index into ``names``.
-        names: a group's most telling terms.
+        names: a group's most telling terms, each of them held by half of the group at least.
     """
 
     users: tuple[str, ...]
@@ -138,6 +138,8 @@ def map_personas(personas: Sequence[Persona], *, encoder: Encoder | None = None,
     weights, vocabulary = _tfidf([persona_terms(p) for p in personas])
     vectors = _reduced(weights) if encoder is None else _encoded(encoder, [persona_text(p) for p in personas])
     groups = _groups(vectors, seed)
+    if encoder is None and not all(_common(weights, groups, g).any() for g in set(groups)):
+        groups = [0] * len(groups)  # neighbours that share no term are so by the reduction only
     return PersonaMap(
         users=tuple(p.user_id for p in personas),
         xy=tuple((round(float(x), 3), round(float(y), 3)) for x, y in _positions(vectors, seed)),
@@ -216,13 +218,21 @@ def _groups(vectors: NDArray[np.float64], seed: int) -> list[int]:
     return [by_size.index(g) for g in chosen]
 
 
+def _common(weights: Any, groups: Sequence[int], group: int) -> NDArray[np.bool_]:
+    """Which terms two members at least and half of the group have."""
+    members = weights[np.array(groups) == group]
+    holders = np.asarray((members > 0).sum(axis=0)).ravel()
+    return holders >= max(2, members.shape[0] / 2)
+
+
 def _names(weights: Any, vocabulary: list[str], groups: Sequence[int]) -> tuple[str, ...]:
     if max(groups) == 0:
         return ("all personas",)
     overall, rows, names = np.asarray(weights.mean(axis=0)).ravel(), np.array(groups), list[str]()
     for group in range(max(groups) + 1):
         telling = np.asarray(weights[rows == group].mean(axis=0)).ravel() - overall
-        words = [vocabulary[i] for i in np.argsort(-telling, kind="stable") if telling[i] > 0]
+        common = _common(weights, groups, group)  # one member's own words do not speak for the others
+        words = [vocabulary[i] for i in np.argsort(-telling, kind="stable") if telling[i] > 0 and common[i]]
         words = [w for w in words if not any(c.isdigit() for c in w)]
         names.append(", ".join(words[: 2 if "→" in "".join(words[:3]) else 3]) or f"group {group + 1}")
     return tuple(names)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from persona_dspy.errors import InputError
@@ -20,6 +20,7 @@ def fan(n, *loved):
     return Persona.from_text("\n".join(f"Loves {x} films." for x in loved), user_id=f"u{n}")
 
 
+@settings(deadline=None)  # the first example pays for imports
 @given(sets)
 def test_jaccard_is_shared_over_all(given_sets):
     found = jaccard(given_sets)
@@ -92,3 +93,16 @@ def test_wrong_input_is_told():
         map_personas([])
     with pytest.raises(InputError, match="expected 1 vectors"):
         map_personas([fan(0, "x")], encoder=lambda texts: [[1.0], [2.0]])
+
+
+def test_personas_with_nothing_in_common_are_no_groups():
+    own = ["serious funny", "skip wizard dragon", "slow clever", "cosy sad", "romance", "kids adults robot"]
+    drawn = map_personas([Persona.from_text(text, user_id=str(n)) for n, text in enumerate(own)])
+    assert drawn.names == ("all personas",)
+    assert set(drawn.groups) == {0}
+
+
+def test_a_group_is_named_by_what_half_of_it_has():
+    texts = [f"ghost own{chr(97 + n)} own{chr(97 + n)}" if n % 2 else f"rocket sole{chr(97 + n)}" for n in range(12)]
+    drawn = map_personas([Persona.from_text(text, user_id=str(n)) for n, text in enumerate(texts)])
+    assert set(drawn.names) == {"ghost", "rocket"}

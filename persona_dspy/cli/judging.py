@@ -214,13 +214,16 @@ class _View:
             print_json({"task": task.name, "complete": whole, "out": str(out), "runs": where, "systems": systems})
             return
         rows = [cells(s, task) for s in found]
-        table = Table(title=f"{task.title}: held-out queries, intervals over users")
         titles = list(dict.fromkeys(title for row in rows for title in row))
-        for title in titles:
-            table.add_column(title, justify="left" if title == "system" else "right", no_wrap=title == "system")
-        for row in rows:
-            table.add_row(*(escape(row.get(title, "-")) for title in titles))
-        self.console.print(table)
+        costs = titles.index("unparsed") if titles else 0  # a terminal is too narrow for all columns in one table
+        named = f"{task.title}: held-out queries, intervals over users"
+        for name, shown in ((named, titles[:costs]), ("What it took", ["system", *titles[costs:]])):
+            table = Table(title=name)
+            for title in shown:
+                table.add_column(title, justify="left" if title == "system" else "right", no_wrap=title == "system")
+            for row in rows:
+                table.add_row(*(escape(row.get(title, "-")) for title in shown))
+            self.console.print(table)
         if not whole:
             self.console.print("not all is answered; the same command goes on")
         self.console.print(f"answers and tables are in {out}/", markup=False, highlight=False, soft_wrap=True)

@@ -159,9 +159,9 @@ def _systems(rows: Sequence[SystemScore]) -> Any:
 _TITLES = {
     "users": "users",
     "queries": "queries",
-    "difference": "against best baseline",
-    "users_won": "users won",
-    "users_lost": "users lost",
+    "difference": "vs best baseline",
+    "users_won": "won",
+    "users_lost": "lost",
     "calls_per_user": "calls a user",
     "tokens_per_user": "tokens a user",
     "seconds_per_query": "s a query",

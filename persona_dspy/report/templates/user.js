@@ -114,7 +114,7 @@ function versions(user) {
       el("summary", {}, `Version ${v.version}`, el("span", { class: "soft" }, [v.current ? "in force" : "", what, sums, day(v.created)].filter(Boolean).join(" · "))),
       v.changes.length
         ? el("ul", { class: "diff" }, v.changes.map((c) => line(c.op, [c.parts.map(([kind, text]) => said(text, { "+": "ins", "-": "del", "=": "span" }[kind])), c.section && el("span", { class: "soft small" }, ` ${c.section}`)].flat())))
-        : el("p", { class: "soft" }, v.known ? "Same bullets." : "Its parent is not in this report, and its record names no edit."));
+        : el("p", { class: "soft" }, v.known ? (v.base === null ? "It has no bullets." : "Same bullets.") : "Its parent is not in this report, and its record names no edit."));
   });
   return [el("h3", {}, "Versions"), shown].flat();
 }
