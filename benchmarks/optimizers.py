@@ -164,20 +164,40 @@ def by_kind(by_peer: dict[str, dict[tuple[str, int], Run]], names: list[str]) ->
 
 
 def against(by_peer: dict[str, dict[tuple[str, int], Run]], users: list[tuple[str, int]], peer: str) -> list[str]:
-    """How many calls we need to a peer's own final score, as a share of the peer's."""
+    """Markdown: how many calls we need to a peer's own final score, as a share of the peer's; by kind of user."""
     mine, theirs = by_peer.get("PersonaAlignment", {}), by_peer.get(peer, {})
-    ratios: list[float] = []
+    ratios: dict[str, list[float]] = defaultdict(list)
     for u in users:
         if u in mine and u in theirs and theirs[u]["points"][-1][2] > theirs[u]["points"][0][2]:
             score = theirs[u]["points"][-1][2]
-            ratios.append(reach(mine[u]["points"], score, 0) / reach(theirs[u]["points"], score, 0))
+            ratios[u[0]].append(reach(mine[u]["points"], score, 0) / reach(theirs[u]["points"], score, 0))
     if not ratios:
         return []
-    half = sum(r <= 0.5 for r in ratios) / len(ratios)
+    lines = [
+        f"Calls of PersonaAlignment to the score at which {peer} ends for that user, as a share of {peer}'s (users whom"
+        f" {peer} made better):",
+        "",
+        "| users | of them | median share | at most half | more calls than it | never reached |",
+        "|---|---|---|---|---|---|",
+    ]
+    for kind, found in [*ratios.items(), ("all", [r for shares in ratios.values() for r in shares])]:
+        never, half = sum(r == float("inf") for r in found), sum(r <= 0.5 for r in found) / len(found)
+        more = sum(1 < r < float("inf") for r in found)
+        lines.append(f"| {kind} | {len(found)} | {median(found):.2f} | {half:.0%} | {more} | {never} |")
+    return [*lines, "", *mean_curve(mine, theirs, peer)]
+
+
+def mean_curve(mine: dict[tuple[str, int], Run], theirs: dict[tuple[str, int], Run], peer: str) -> list[str]:
+    """After how many calls the mean over users is where the peer's is in the end, for both."""
+    both = [u for u in theirs if u in mine]
+    budget = max(p[0] for u in both for p in theirs[u]["points"])
+    end = fmean(theirs[u]["points"][-1][2] for u in both)
+    calls = [
+        next((c for c in range(budget + 1) if fmean(at(runs[u]["points"], c) for u in both) >= end - 1e-9), None)
+        for runs in (mine, theirs)
+    ]
     return [
-        f"Calls of PersonaAlignment to the score at which {peer} ends, as a share of {peer}'s: median "
-        f"{median(ratios):.2f}; at most half for {half:.0%} of {len(ratios)} users "
-        f"(never reached for {sum(r == float('inf') for r in ratios)})."
+        f"Mean over users: {peer} ends at {end:.3f}, reached after {calls[1]} calls; PersonaAlignment after {calls[0]}."
     ]
 
 

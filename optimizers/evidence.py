@@ -59,16 +59,22 @@ class Challenger:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Support:
     """Of the latest interactions that a rule speaks of: how many, how many of them it answers as the user did, and
-    their share, in [0, 1], in which later ones count more; 1 where there are none."""
+    their share, in [0, 1], in which later ones count more; 1 where there are none. ``latest``: whether the last agrees."""
 
     fitting: int
     agreeing: int
     share: float
+    latest: bool = True
 
     @property
     def contradicted(self) -> bool:
         """They speak against the rule rather than for it."""
         return self.share < 0.5
+
+    @property
+    def turned(self) -> bool:
+        """They speak against it, but the last one for it: an odd response, or the first of a user who changed."""
+        return self.contradicted and self.latest
 
     @property
     def borne_out(self) -> bool:
@@ -83,7 +89,7 @@ def support(rule: Bullet, past: Sequence[Interaction]) -> Support:
         >>> past = [Interaction(user_id="u", query=f"a ghost story {n}", response="comedy") for n in range(3)]
         >>> rule = Bullet(section="decision rules", when='it mentions "ghost"', then="comedy")
         >>> support(rule, past)
-        Support(fitting=3, agreeing=3, share=1.0)
+        Support(fitting=3, agreeing=3, share=1.0, latest=True)
     """
     if not rule.quoted:
         return Support(fitting=0, agreeing=0, share=1.0)
@@ -95,7 +101,7 @@ def support(rule: Bullet, past: Sequence[Interaction]) -> Support:
                 break
     weights = [FADE**age for age in range(len(agree))]
     share = sum(w for w, a in zip(weights, agree, strict=True) if a) / sum(weights) if agree else 1.0
-    return Support(fitting=len(agree), agreeing=sum(agree), share=share)
+    return Support(fitting=len(agree), agreeing=sum(agree), share=share, latest=all(agree[:1]))
 
 
 def grounded(bullet: Bullet, evidence: Evidence) -> Bullet:

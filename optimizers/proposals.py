@@ -89,13 +89,14 @@ class EditProposer:
 
     def __call__(self, incumbent: Persona, evidence: Evidence) -> list[Challenger]:
         proposals: list[list[Edit]] = []
+        written: list[Edit] = []
         if self.write and any(f.text for f in evidence.feedback):
             with role("update"):
                 if written := _written(incumbent, evidence):
                     proposals += [[*written, *evidence.riders], written] if evidence.riders else [written]
         if self.mine:
             proposals.append(mined(incumbent, evidence, evidence.past))
-        return self._challengers(incumbent, proposals, evidence)
+        return self._challengers(incumbent, proposals, evidence, turned=written)
 
     def from_past(self, incumbent: Persona, evidence: Evidence) -> list[Challenger]:
         """Rules counted in all of the past and, for a user who has changed, in its later half alone; before them what
@@ -110,9 +111,15 @@ class EditProposer:
         return self._challengers(incumbent, proposals, evidence)
 
     def _challengers(
-        self, incumbent: Persona, proposals: Sequence[Sequence[Edit]], evidence: Evidence
+        self,
+        incumbent: Persona,
+        proposals: Sequence[Sequence[Edit]],
+        evidence: Evidence,
+        turned: Sequence[Edit] = (),
     ) -> list[Challenger]:
         whole = [c for edits in proposals if (c := built(incumbent, edits, evidence, self.most))]
+        if turned and (last := built(incumbent, turned, evidence, self.most, turned=True)):
+            whole.append(last)
         found: dict[str, Challenger] = {}
         for challenger in whole:
             found.setdefault(challenger.persona.fingerprint, challenger)
@@ -196,9 +203,12 @@ def _bullet(said: BaseModel) -> Bullet | None:
     return Bullet(section=values["section"], text=text, source="learned") if len(text) > 3 else None
 
 
-def built(incumbent: Persona, edits: Sequence[Edit], evidence: Evidence, most: int) -> Challenger | None:
+def built(
+    incumbent: Persona, edits: Sequence[Edit], evidence: Evidence, most: int, *, turned: bool = False
+) -> Challenger | None:
     """The incumbent with the first ``most`` edits that may stand; None where none may. One version later than the
-    incumbent, however many edits."""
+    incumbent, however many edits. ``turned``: with rules that only the last response of their kind bears out; what came
+    after it, which is held out, tells a change from an odd response."""
     persona, applied, kept = incumbent, list[Edit](), list[Edit]()
     for edit in edits:
         if len(kept) == most:
@@ -206,7 +216,8 @@ def built(incumbent: Persona, edits: Sequence[Edit], evidence: Evidence, most: i
         tried = frozenset({edit.sentence}) in evidence.rejected and edit not in evidence.riders
         if tried or _copies(edit, evidence.secrets):
             continue
-        if edit.bullet is not None and support(edit.bullet, evidence.past).contradicted:
+        past = support(edit.bullet, evidence.past) if edit.bullet else None
+        if past and past.contradicted and not (turned and past.turned):
             continue  # the user's own past says otherwise
         steps = fitted(persona, edit.bullet) if edit.op == "add" and edit.bullet else [edit]
         try:

@@ -29,6 +29,12 @@ def test_one_odd_response_decides_nothing_and_a_change_does():
     assert not support(GHOST, past(["comedy"])).borne_out
 
 
+def test_the_last_response_may_be_the_first_of_a_change():
+    assert support(GHOST, past(["horror"] * 4 + ["comedy"])).turned
+    assert not support(GHOST, past(["horror"] * 4)).turned
+    assert not support(GHOST, past(["comedy"] * 4)).turned, "nothing speaks against it"
+
+
 @given(st.lists(st.sampled_from(["comedy", "horror"]), max_size=12))
 def test_support_is_a_share_of_the_latest(responses):
     found = support(GHOST, past(responses))

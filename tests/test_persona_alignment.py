@@ -67,6 +67,13 @@ def test_every_kind_of_user_is_learned(kind):
     assert not lm.engine.misses
 
 
+@pytest.mark.parametrize("seed", [11, 18])
+def test_a_change_seen_once_per_topic_before_the_held_out_part_is_followed(seed):
+    user = SyntheticUser(seed=seed, kind="drift")
+    aligned, _ = align(agent_of(user, recall_k=0))
+    assert true_score(aligned, user) == 1
+
+
 def test_noisy_histories_do_not_end_in_a_worse_persona():
     worse = 0
     for seed in range(10):

@@ -88,6 +88,16 @@ def test_what_the_latest_say_outweighs_what_was_before():
     assert not built(EMPTY, [rule(["ghost"], "comedy")], evidence(past=items[::-1]), 3)
 
 
+def test_a_rule_that_only_the_last_response_bears_out_stands_apart_and_last():
+    """An odd response, or the first after a change: what is held out comes later and tells."""
+    items = [*GHOSTS[:3], Interaction(user_id="u", query="a ghost again", response="horror", id="turn")]
+    said = [{"when_the_query": f'mentions "{w}"', "answer": t} for w, t in (("ghost", "horror"), ("kiss", "romance"))]
+    with dspy.context(lm=saying(said)):
+        made = EditProposer(mine=False)(EMPTY, evidence(past=items, **mistake(gold="horror")))
+    assert [[b.quoted for b in c.persona.bullets] for c in made] == [[("kiss",)], [("ghost",), ("kiss",)]]
+    assert made[1].persona.bullets[0].evidence == ("turn", "s0")
+
+
 def test_a_challenger_that_was_rejected_does_not_stand_again():
     edit, other = rule(["ghost"], "comedy"), rule(["kiss"], "romance")
     seen = evidence(past=GHOSTS, rejected=frozenset({frozenset({edit.sentence})}))
