@@ -58,8 +58,8 @@ class Challenger:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Support:
-    """Of the latest interactions that a rule speaks of: how many, how many of them it answers as the user did, and
-    their share, in [0, 1], in which later ones count more; 1 where there are none. ``latest``: whether the last agrees."""
+    """Of the latest interactions that a rule speaks of: how many, how many of them it answers as the user did, their
+    share, in [0, 1], in which later ones count more (1 where there are none), and whether the last one agrees."""
 
     fitting: int
     agreeing: int
