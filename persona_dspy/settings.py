@@ -148,6 +148,8 @@ def _advice(lm: dspy.LM, error: LMError) -> str:
         return f"check the account's balance, {local}"
     if isinstance(error, (known.LMRateLimitError, known.LMServerError)):
         return f"wait and try again, {local}"
+    if isinstance(error, known.LMInvalidRequestError) and provider.startswith("ollama"):
+        return f"see what is there: ollama list, or type: ollama pull {lm.model.partition('/')[2]}, {local}"
     if isinstance(error, known.LMInvalidRequestError):
         return f"check the name, 'provider/model' such as 'openai/gpt-4o-mini', {local}"
     return f"check the name and its settings, {local}"

@@ -132,6 +132,14 @@ def test_preflight_turns_answers_into_one_message(server: Any, status: int, advi
 
 
 @pytest.mark.loopback
+def test_preflight_names_a_model_that_ollama_does_not_have(server: Any):
+    handler, url = server
+    handler.status = 404
+    with pytest.raises(ModelError, match=r"type: ollama pull llama3.2, "):
+        check_lm(resolve_lm("ollama_chat/llama3.2", api_base=url))
+
+
+@pytest.mark.loopback
 def test_preflight_without_a_server(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(ModelError, match=r"start the server at http://127.0.0.1:9/v1"):
         check_lm(resolve_lm("openai/m", api_base="http://127.0.0.1:9/v1", api_key="k"))
