@@ -4,7 +4,8 @@ Everything is measured in one run on one machine, with a fixed seed; ratios comp
 that a busy machine slows all alike. Encoders are out: vectors are given. A peer that is not installed says so.
 
     python benchmarks/memory.py                      # recall, growth, a store of 1,000 users
-    python benchmarks/memory.py --users 100000       # the store of the claims: about five minutes
+    python benchmarks/memory.py --users 100000       # the store of the claims: about five minutes, or in two steps:
+    python benchmarks/memory.py --only store --users 100000 --folder stores --fill-only   # then without --fill-only
     python benchmarks/memory.py --quick              # a minute; figures of small sizes
 Peers: pip install 'persona-dspy[bench]'.
 """
@@ -288,30 +289,42 @@ def cold_loads(
     return lambda user: opened[0].memory(user), group, before
 
 
-def under_many_users(counts: Sequence[int], others: int, long: int, probes: int) -> None:
-    """Cold load, append and forget of users with ``long`` episodes in stores of growing numbers of users."""
-    rows, made, fresh_id = [], 0, itertools.count(10**9)
-    with tempfile.TemporaryDirectory() as folder, Store.open(Path(folder) / "personas.db") as store:
-
-        def append(user: str) -> None:
-            store.add_episodes(user, episodes_of(user, 1, next(fresh_id)))
-
-        for users in counts:
-            bulk, drip = fill(store, range(made, users), others, long, probes)
-            made = users
-            row: list[object] = [f"{users:,}", f"{(Path(folder) / 'personas.db').stat().st_size / 2**20:,.0f}"]
-            with Store.open(Path(folder) / "personas.db") as fresh:
-                fresh.memory("user-0")  # the first load of a process takes longer, whatever it loads
-            for group, cold in ((bulk[: probes // 2], True), (drip, True), (bulk[: probes // 2], False)):
-                row.append("{:.1f} ({:.1f})".format(*median_ms(*cold_loads(Path(folder), group, evicted=cold))))
+def under_many_users(
+    counts: Sequence[int], others: int, long: int, probes: int, folder: Path, *, fill_only: bool
+) -> None:
+    """Cold load, append and forget of users with ``long`` episodes in stores of so many users, each a folder of its own;
+    one that is there already is measured as it is."""
+    rows, fresh_id = [], itertools.count(time.time_ns())
+    for users in counts:
+        home = folder / f"{users}-users"
+        file, filled = home / "personas.db", home / "filled"
+        bulk = [f"bulk-{users}-{n}" for n in range(probes)]
+        drip = [f"drip-{users}-{n}" for n in range(4)]
+        with Store.open(file) as store:
+            if not filled.exists():
+                fill(store, range(users), others, long, probes)
+                filled.touch()  # written last: its existence means the rest is complete
+        if fill_only:
+            continue
+        row: list[object] = [f"{users:,}", f"{file.stat().st_size / 2**20:,.0f}"]
+        with Store.open(file) as store:
+            store.memory("user-0")  # the first load of a process takes longer, whatever it loads
+            for group, cold in ((bulk, True), (drip * 3, True), (bulk, False)):
+                row.append("{:.1f} ({:.1f})".format(*median_ms(*cold_loads(home, group, evicted=cold))))
             some = [f"user-{n}" for n in np.random.default_rng(SEED).integers(users, size=500)]
-            row.append("{:.2f} ({:.1f})".format(*median_ms(append, some)))
-            row.append("{:.1f} ({:.1f})".format(*median_ms(store.forget, bulk[probes // 2 :])))
-            rows.append(row)
+            row.append("{:.2f} ({:.1f})".format(
+                *median_ms(lambda user: store.add_episodes(user, episodes_of(user, 1, next(fresh_id))), some)
+            ))  # fmt: skip
+            gone = [f"gone-{next(fresh_id)}" for _ in range(6)]
+            for user in gone:
+                store.add_episodes(user, episodes_of(user, long))
+            row.append("{:.1f} ({:.1f})".format(*median_ms(store.forget, gone)))
+        rows.append(row)
     load = f"load {long:,}"
     loads = [f"{load} written in one go, from disk", f"{load} written one by one, from disk", f"{load}, file cached"]
     columns = ["users", "MiB", *loads, "append", f"forget {long:,}"]
-    table(f"SQLite store, other users {others} episodes each: median ms (worst)", columns, rows)
+    if rows:
+        table(f"SQLite store, other users {others} episodes each: median ms (worst)", columns, rows)
 
 
 def main() -> None:
@@ -320,6 +333,10 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=10_000, help="of the user that is searched (default 10,000)")
     parser.add_argument("--users", type=int, default=1_000, help="of the largest store (default 1,000)")
     parser.add_argument("--from-users", type=int, default=1_000, help="of the smallest store (default 1,000)")
+    parser.add_argument(
+        "--folder", type=Path, help="keep stores here: filled once (minutes), measured again in seconds"
+    )
+    parser.add_argument("--fill-only", action="store_true", help="fill the stores in --folder, measure nothing of them")
     parser.add_argument("--only", choices=["recall", "growth", "store"], help="one part")
     options = parser.parse_args()
     rounds, queries = (3, 30) if options.quick else (9, 100)
@@ -332,8 +349,11 @@ def main() -> None:
         growth((100, 1_000) if options.quick else (100, 1_000, 10_000, 100_000), 3)
     if options.only in (None, "store"):
         counts = [n for n in (1_000, 10_000, 100_000) if options.from_users <= n <= options.users] or [options.users]
-        long, probes = (100, 6) if options.quick else (1_000, 20)
-        under_many_users(counts, 3 if options.quick else 10, long, probes)
+        long, probes = (100, 6) if options.quick else (1_000, 10)
+        others = 3 if options.quick else 10
+        with tempfile.TemporaryDirectory() as folder:
+            home = options.folder or Path(folder)
+            under_many_users(counts, others, long, probes, home, fill_only=options.fill_only)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ Nothing stops it half-way for good: a place that was emptied reports nothing the
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import shutil
@@ -180,9 +182,11 @@ def _protocol(file: Path, user_id: str) -> int:
         return 0
     data, gone = json.loads(file.read_text(encoding="utf-8")), 0
     for run in data.get("runs", []):
-        named = [name.strip() for name in (run.get("users") or "").split(",")]
-        if user_id in named:
-            run["users"] = ",".join(name for name in named if name != user_id)
+        named = next(csv.reader([run.get("users") or ""], skipinitialspace=True), [])
+        if user_id in [name.strip() for name in named] + named:
+            kept = io.StringIO()
+            csv.writer(kept, lineterminator="").writerow(n for n in named if user_id not in (n, n.strip()))
+            run["users"] = kept.getvalue()
             gone += 1
     if gone:
         write_text(file, json.dumps(data, indent=2, ensure_ascii=False) + "\n")

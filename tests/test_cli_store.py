@@ -24,6 +24,8 @@ ODD_IDS = [
     "ANA",
     "%s {0}",
     "-x",
+    "a,b",
+    "42",
 ]
 
 
@@ -235,16 +237,39 @@ def test_odd_ids_from_ingest_to_forget(home, lm, capsys):
         code, out, _ = run(capsys, "export", "--out", "e", "--store", "s.db", "--", user_id)
         assert (code, load_document(out.strip()).user_id) == (0, user_id)
         assert len(list((home / "e").iterdir())) == number + 1
+        said = run(capsys, "ask", f"--user={user_id}", "--store", "s.db", "--json", "--trace", "a rocket")
+        assert said[0] == 0, said[1] + said[2]
+        answer = json.loads(said[1])
+        assert answer["user_id"] == answer["trace"]["user_id"] == user_id
+        moved = load_document(out.strip()).model_copy(update={"version": 7, "parent": 1})
+        (home / "moved.json").write_text(moved.to_json(), encoding="utf-8")
+        code, _, err = run(capsys, "import", home / "moved.json", "--store", "s.db")
+        assert code == 0, err
+        assert run(capsys, "diff", "--store", "s.db", "--json", "--", user_id)[0] == 0
+        code, out, err = run(capsys, "rollback", "--to", "1", "--store", "s.db", "--json", "--", user_id)
+        assert code == 0, err
+        with Store.open("s.db") as store:
+            assert [(v.version, v.current) for v in store.versions(user_id)] == [(1, True), (7, False)]
     for number, user_id in enumerate(ODD_IDS, 1):
         argv = ["--store", "s.db", "--out", "p", "--out", "e", "--tracking-uri", "off", "--yes", "--json"]
         places = json.loads(run(capsys, "forget", *argv, "--", user_id)[1])["places"]
         told = {place["place"]: place["removed"] for place in places}
-        assert told["store"] == {"current": 1, "versions": 1, "episodes": 16, "users": 1}
+        assert told["store"] == {"current": 1, "versions": 2, "episodes": 16, "users": 1}
         assert told["p"] == {"persona files": 1, "journal rows": 1}
         assert told["e"] == {"persona files": 1}
         with Store.open("s.db") as store:
             assert set(store.users()) == set(ODD_IDS[number:])
         assert {load_document(p).user_id for p in (home / "e").iterdir()} == set(ODD_IDS[number:])
+
+
+def test_users_are_named_whatever_their_ids(home, lm, capsys):
+    """A comma goes into quotes, digits alone get a comma after them, else they are how many."""
+    rows = [row for user_id in ("a,b", "42", "c") for row in lines(user_id, 8)]
+    options = ["--tracking-uri", "off", "--epochs", "1"]
+    for at, (named, expected) in enumerate((('"a,b"', {"a,b"}), ("42,", {"42"}), ('c, "a,b"', {"a,b", "c"}))):
+        argv = [write(home / "d.jsonl", rows), "--users", named, "--out", f"p{at}", *options]
+        assert run(capsys, "compile", *argv)[0] == 0
+        assert {load_document(p).user_id for p in (home / f"p{at}").iterdir()} == expected
 
 
 def test_compile_goes_on_from_the_store(home, lm, capsys):

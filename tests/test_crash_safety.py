@@ -9,14 +9,24 @@ import os
 import random
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
 from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
 
+import dspy
 import pytest
 
+from optimizers import PersonaAlignment
+from persona_dspy import PersonaAgent, compile_users
+from persona_dspy.cli.sources import StoredHistory
+from persona_dspy.export import PersonaDocument, load_document, persona_file_name
+from persona_dspy.fleet_folder import FleetFolder
 from persona_dspy.records import Interaction
 from persona_dspy.store import Store
+from persona_dspy.synthetic import SyntheticUser, TagFilm, rule_following_lm
 from tests.postgres_server import new_database, running_server
 
 USERS = ("u1", "u2", "u3")
@@ -106,35 +116,92 @@ class Ledger:
         self.batches.clear()
 
 
+def killed(target: Callable[..., None], arguments: tuple[Any, ...], *, words: int, seconds: float) -> list[Any]:
+    """What a process told until it was killed, ``seconds`` after it had told so much, however busy the machine."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["persona_dspy.store", "psycopg", "optimizers", "persona_dspy.fleet"])
+    hear, tell = context.Pipe(duplex=False)
+    process = context.Process(target=target, args=(*arguments, tell))
+    process.start()
+    tell.close()
+    told = [hear.recv() for _ in range(words)]
+    time.sleep(seconds)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, "the process failed by itself"
+    try:
+        while True:
+            told.append(hear.recv())
+    except EOFError:
+        hear.close()
+    process.close()
+    return told
+
+
 def kill_again_and_again(url: str, kills: int) -> Ledger:
     """Start a writer, kill it at a random moment (opening and migrating included), look; ``kills`` times."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["persona_dspy.store", "psycopg"])
     rng = random.Random(5)
     ledger = Ledger()
     for round_ in range(kills):
-        hear, tell = context.Pipe(duplex=False)
-        writer = context.Process(target=write_until_killed, args=(url, round_, tell))
-        writer.start()
-        tell.close()
-        if round_ % 5:  # most die while they write, some while they open
-            for _ in range(rng.randrange(40)):  # so many, however busy the machine
-                ledger.hear(*hear.recv())
-            time.sleep(rng.random() * 0.01)  # anywhere within a write
-        else:
-            time.sleep(rng.random() * 0.1)
-        assert writer.pid is not None
-        os.kill(writer.pid, signal.SIGKILL)
-        writer.join()
-        assert writer.exitcode == -signal.SIGKILL, "the writer failed by itself"
-        try:
-            while True:
-                ledger.hear(*hear.recv())
-        except EOFError:
-            hear.close()
-        writer.close()
+        # most die while they write, anywhere within a write, some while they open
+        words, seconds = (rng.randrange(40), rng.random() * 0.01) if round_ % 5 else (0, rng.random() * 0.1)
+        for said in killed(write_until_killed, (url, round_), words=words, seconds=seconds):
+            ledger.hear(*said)
         ledger.check(url)
     return ledger
+
+
+PEOPLE = [SyntheticUser(seed=n) for n in range(3)]
+
+
+def compile_until_killed(url: str, out: Path, acknowledged: Connection) -> None:
+    """Ingest a new interaction of each user and compile all of them, again and again, as the command does."""
+    with Store.open(url, timeout=60) as store, dspy.context(lm=rule_following_lm()), FleetFolder(out) as folder:
+        acknowledged.send(("open", "", 0))
+        for length in count(8):
+            for person in PEOPLE:
+                store.add_episodes(person.user_id, person.interactions(length))
+                acknowledged.send(("episodes", person.user_id, length))
+            histories = [StoredHistory.of(store, person.user_id) for person in PEOPLE]
+            optimizer = PersonaAlignment(epochs=1)
+            for result in compile_users(
+                PersonaAgent(TagFilm), histories, optimizer, store=store, folder=folder, resume=True, workers=2
+            ):
+                assert result.document is not None, result.error
+                acknowledged.send(("version", result.user_id, result.document.version))
+
+
+def kill_compiles(url: str, out: Path, kills: int) -> int:
+    """Kill a compile so many times; each time every user has a whole current persona, the last acknowledged or a later
+    one, in the store and as a file, and all acknowledged episodes. Returns how many versions were acknowledged."""
+    rng, seen = random.Random(7), 0
+    least = {person.user_id: {"episodes": 0, "version": -1} for person in PEOPLE}
+    for round_ in range(kills):
+        words, seconds = (rng.randrange(12), rng.random() * 0.2) if round_ % 5 else (0, rng.random() * 0.2)
+        for what, user, number in killed(compile_until_killed, (url, out), words=words, seconds=seconds):
+            if user:
+                least[user][what] = max(least[user][what], number)
+                seen += what == "version"
+        for file in out.glob("*.json"):
+            assert load_document(file).persona().render()
+        with Store.open(url, timeout=60) as store:
+            there = set(store.users())
+            for user, known in least.items():
+                assert user in there or known == {"episodes": 0, "version": -1}
+                if user not in there:
+                    continue
+                assert len(store.episodes(user)) >= known["episodes"], "an acknowledged episode is missing"
+                versions, now = store.versions(user), store.current(user)
+                assert all(PersonaDocument.model_validate(v.document).persona() for v in versions)
+                numbers = {v.version for v in versions}
+                assert all(v.parent is None or v.parent in numbers for v in versions)
+                assert (now is None) == (known["version"] < 0 and not versions)
+                if now is not None:
+                    assert now.version >= known["version"], "an acknowledged version is not in force"
+                    written = load_document(out / persona_file_name(user)).version if known["version"] >= 0 else None
+                    assert written is None or written >= known["version"]
+    return seen
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +228,21 @@ def test_two_hundred_kills_on_sqlite(tmp_path):
 @pytest.mark.postgres
 def test_two_hundred_kills_on_postgres(server):
     assert kill_again_and_again(new_database(server, "crash200"), 200).acknowledged > 1000
+
+
+def test_kills_of_compile_on_sqlite(tmp_path):
+    assert kill_compiles(f"sqlite:///{tmp_path}/p.db", tmp_path / "out", 4) > 0
+
+
+@pytest.mark.slow
+def test_two_hundred_kills_of_compile_on_sqlite(tmp_path):
+    assert kill_compiles(f"sqlite:///{tmp_path}/p.db", tmp_path / "out", 200) > 100
+
+
+@pytest.mark.slow
+@pytest.mark.postgres
+def test_kills_of_compile_on_postgres(server, tmp_path):
+    assert kill_compiles(new_database(server, "crashed"), tmp_path / "out", 40) > 20
 
 
 def test_the_check_can_fail(tmp_path):

@@ -262,6 +262,37 @@ def test_many_users_over_threads_and_asyncio(store):
     assert len(optimizer.seen) == 12
 
 
+def test_acall_and_streams_go_on_while_a_persona_is_aligned(store):
+    optimizer = Slow()
+    listener = dspy.streaming.StreamListener(signature_field_name="tag", allow_reuse=True)
+
+    async def answers(agent):
+        """By acall, by a stream of it, and what the stream said."""
+        stream = dspy.streamify(
+            agent, stream_listeners=[listener], async_streaming=True, include_final_prediction_in_output_stream=True
+        )
+        parts = [part async for part in stream(film="streamed")]
+        said = "".join(p.chunk for p in parts if isinstance(p, dspy.streaming.StreamResponse))
+        return (await agent.acall(film="called")).trace, parts[-1].trace, said
+
+    async def run(online):
+        agent = online.watch(agent_of(history=store.memory("ana")))
+        await asyncio.gather(*(agent.aobserve(f"film {n}", "drama") for n in range(2)))
+        assert await asyncio.to_thread(optimizer.began.wait, 10)
+        under_way = await answers(agent)
+        optimizer.go.set()
+        assert await asyncio.to_thread(online.wait, 10)
+        return under_way, await answers(agent)
+
+    store.add_episodes("ana", [Interaction(user_id="ana", query="first", response="drama")])
+    with dspy.context(lm=lm()), OnlineAlignment(optimizer, every=2, store=store) as online:
+        before, after = asyncio.run(run(online))
+    assert [trace.persona_version for trace in before[:2]] == [0, 0]
+    assert [trace.persona_version for trace in after[:2]] == [1, 1]
+    assert "Learned from 3." in after[1].persona and "Learned" not in before[1].persona
+    assert before[2] == after[2] == "drama"
+
+
 def test_without_a_service_a_response_is_just_remembered():
     agent = agent_of()
     said = agent.observe("film", "drama", metadata={"title": "x"})

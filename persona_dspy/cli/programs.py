@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import csv
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ from persona_dspy.lamp import get_task, infer_task
 from persona_dspy.records import Interaction
 from persona_dspy.task import Task
 
-__all__ = ["agent_for", "forgettable", "task_from_text", "task_text", "users_task", "which_users"]
+__all__ = ["agent_for", "forgettable", "named_users", "task_from_text", "task_text", "users_task", "which_users"]
 
 _TYPED = re.compile(r"^\s*(\w+)\s*->\s*(\w+)\s*:\s*(Literal\[.*\]|rating\[.*\])\s*$", re.DOTALL)
 
@@ -66,7 +67,22 @@ def forgettable() -> None:
 
 
 def which_users(users: str | None) -> tuple[int | None, list[str] | None]:
-    """``--users`` as (how many at most, which ids); None = no bound, everybody."""
+    """``--users`` as (how many at most, which ids); None = no bound, everybody.
+
+    An id with a comma goes into double quotes, as in CSV; one of digits alone gets a comma after it.
+
+    Example:
+        >>> which_users("3"), which_users("3,"), which_users('ana, "a,b"')
+        ((3, None), (None, ['3']), (None, ['ana', 'a,b']))
+    """
     if users is None:
         return None, None
-    return (int(users), None) if users.isdigit() else (None, [u.strip() for u in users.split(",") if u.strip()])
+    if users.isdigit():
+        return int(users), None
+    return None, named_users(users)
+
+
+def named_users(users: str) -> list[str]:
+    """Ids separated by commas; one with a comma, or a blank at its end, in double quotes, as in CSV."""
+    named = next(csv.reader([users], skipinitialspace=True), [])
+    return [user if '"' in users else user.strip() for user in named if user.strip()]

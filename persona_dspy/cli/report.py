@@ -45,12 +45,13 @@ def report(  # noqa: PLR0913 - a command's options
 
     Example: persona-dspy report --store personas.db --evaluation evaluation/ --out report.html
     """
+    from persona_dspy.cli.programs import named_users
     from persona_dspy.export import write_text
     from persona_dspy.report import read_evaluation, report_page
 
     bad: list[str] = []
     skipped = bad.append if skip_bad_rows else None
-    wanted = None if users is None else {u.strip() for u in users.split(",") if u.strip()}
+    wanted = None if users is None else set(named_users(users))
     subjects, notes = _subjects(folder, store, wanted, skipped)
     if history is not None:
         subjects = _with_history(subjects, history, skipped)
