@@ -11,16 +11,14 @@ from typing import Any
 import dspy
 from dspy.adapters.base import Adapter
 
+from persona_dspy.act import Act
 from persona_dspy.errors import InputError
 from persona_dspy.memory.episodic import EpisodicMemory, Recall
 from persona_dspy.persona import Persona
-from persona_dspy.personal import Answering, PersonalProgram, PersonaPrediction
-from persona_dspy.recorder import recalled_of
+from persona_dspy.personal import PersonalProgram, PersonaPrediction
 from persona_dspy.records import Episode, Interaction
 from persona_dspy.responses import ResponseKind
 from persona_dspy.system_prompt import as_persona
-from persona_dspy.trace import Step
-from persona_dspy.untrusted import one_line
 
 __all__ = ["Personalized", "personalize"]
 
@@ -40,6 +38,7 @@ class Personalized(PersonalProgram):
         adapter: Adapter | None = None,
     ) -> None:
         super().__init__(memory=memory, persona=persona, user_id=user_id, recall=Recall(k=recall_k))
+        self.act = Act(policy="fixed", recall=self.recall)
         self.program = _listed(program)
         predictors: list[Any] = self.program.predictors()
         if not predictors:
@@ -62,7 +61,7 @@ class Personalized(PersonalProgram):
     def forward(self, **inputs: Any) -> PersonaPrediction:
         query = str(inputs.get(self.query_field, ""))
         with self._answering() as answering:
-            shown = self._recalled(query, answering)
+            shown = self._recalled(query)
             while True:
                 try:
                     turns = self._turns(shown)
@@ -77,7 +76,7 @@ class Personalized(PersonalProgram):
     async def aforward(self, **inputs: Any) -> PersonaPrediction:
         query = str(inputs.get(self.query_field, ""))
         with self._answering() as answering:
-            shown = self._recalled(query, answering)
+            shown = self._recalled(query)
             while True:
                 try:
                     turns = self._turns(shown)
@@ -89,22 +88,9 @@ class Personalized(PersonalProgram):
                         raise
                     shown = shown[:-1]
 
-    def _recalled(self, query: str, answering: Answering) -> Sequence[Episode]:
-        if not self.recall.k or not len(self.memory):
-            return []
-        recorder = answering.recorder
-        at = recorder.now
-        episodes = self.recall(query=query).episodes
-        recorder.note(
-            Step(
-                action="recall_history",
-                query=one_line(query),
-                recalled=recalled_of(episodes),
-                at=round(at, 6),
-                seconds=round(recorder.now - at, 6),
-            )
-        )
-        return episodes
+    def _recalled(self, query: str) -> Sequence[Episode]:
+        """As PersonaAgent recalls: the persona's rules have a say in the words, and in which of the found are shown."""
+        return self.act(query=query).episodes if self.recall.k and len(self.memory) else []
 
     def _input_names(self) -> list[str]:
         predictors: list[Any] = self.program.predictors()

@@ -11,9 +11,10 @@ from requests_seen import messages, seen_lm
 from optimizers import PersonaAlignment
 from persona_dspy.agent import personalize
 from persona_dspy.errors import InputError
-from persona_dspy.persona import Persona
+from persona_dspy.persona import Bullet, Persona
 from persona_dspy.records import Interaction
 from persona_dspy.synthetic import SyntheticUser, rule_following_lm
+from persona_dspy.testing import FakeLM
 
 PERSONA = Persona.from_text("Prefers short answers.", user_id="ana")
 ADAPTERS = [dspy.ChatAdapter, dspy.JSONAdapter, dspy.XMLAdapter]
@@ -190,3 +191,17 @@ def test_bad_arguments_are_named():
         personalize(dspy.Predict("question -> answer"), fields=("question", "reply"))
     with pytest.raises(InputError, match="'bob'"):
         personalize(dspy.Predict("q -> a"), persona=PERSONA, user_id="bob")
+
+
+def test_the_personas_rules_have_a_say_in_what_is_recalled():
+    told = [("A quiet walk in the park", "calm"), ("A walk along the sea", "calm"), ("Ghosts of the tower", "horror")]
+    past = [Interaction(user_id="u", query=q, response=r, id=str(n)) for n, (q, r) in enumerate(told)]
+    rule = Bullet(section="decision rules", when='it mentions "castle", "ghosts" or "tower"', then="horror")
+    seen = {}
+    for name, bullets in (("no rule", ()), ("rule", (rule,))):
+        persona = Persona(user_id="u", bullets=bullets)
+        mine = personalize(dspy.Predict("question -> answer"), history=past, persona=persona, recall_k=1)
+        with dspy.context(lm=FakeLM(lambda prompt: {"answer": "yes"})):
+            seen[name] = mine(question="A quiet walk to the castle").trace
+    assert [t.recalled[0].id for t in seen.values()] == ["0", "2"]
+    assert [t.steps[0].steered_by for t in seen.values()] == [(), (rule.id,)]
