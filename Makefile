@@ -7,7 +7,7 @@ BIN := .venv/bin
 # pandas anew: 9 s instead of 4. So it is written once, at installation.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test check lock schema tree clean
+.PHONY: help demo test check lint slow slow-servers slow-models lock schema tree clean
 .DEFAULT_GOAL := help
 
 help:
@@ -17,7 +17,7 @@ help:
 
 .venv/ready: requirements.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "no python3 found: install Python 3.11 or newer (Debian: apt-get install python3 python3-venv)"; exit 2; }
-	@$(PYTHON) -c 'import sys; sys.exit(not ((3, 11) <= sys.version_info < (3, 14)))' || { echo "$(PYTHON) is $$($(PYTHON) -V): expected Python 3.11 to 3.13; name one: make PYTHON=python3.12 ..."; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(not ((3, 11) <= sys.version_info < (3, 14)))' || { echo "$(PYTHON) is $$($(PYTHON) -V 2>&1): expected Python 3.11 to 3.13; name one: make PYTHON=python3.12 ..."; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { echo "no venv: install it first (Debian: apt-get install python3-venv)"; rm -rf .venv; exit 2; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip -q
 	@$(BIN)/python -m pip install -q --disable-pip-version-check uv==$(UV_VERSION)
@@ -33,10 +33,19 @@ demo: .venv/ready
 test: .venv/ready
 	@$(BIN)/python -m pytest -n 2 -m "not model and not postgres and not ray and not notebook and not browser and not loopback and not slow"
 
-check: .venv/ready
+check: lint slow
+
+lint: .venv/ready
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright && $(BIN)/lint-imports --no-cache
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
-	@$(BIN)/python -m pytest -m "model or postgres or ray or notebook or browser or loopback or slow"
+
+slow: slow-servers slow-models
+
+slow-servers: .venv/ready
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --durations=15 -m "(postgres or ray or browser or loopback or slow) and not model and not notebook"
+
+slow-models: .venv/ready  ## alone: a llama.cpp engine wants the cores for itself
+	@$(BIN)/python -m pytest --durations=15 -m "model or notebook"
 
 lock:  ## after a change of pyproject.toml
 	@VIRTUAL_ENV=.venv uv pip compile pyproject.toml --universal --python-version 3.11 --extra local --extra ray --extra postgres --extra dense --extra report --extra dev --generate-hashes \
