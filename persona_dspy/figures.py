@@ -67,7 +67,7 @@ def curve(alignment: Alignment) -> list[CurvePoint]:
         points.append(
             CurvePoint(
                 trial=len(points),
-                score=trial.incumbent_score if won is None else won,
+                score=points[-1].score if won is None else won,  # one that lost leaves the incumbent as it was
                 tried=trial.challenger_score,
                 accepted=trial.accepted,
                 edits=trial.edits,
