@@ -68,6 +68,29 @@ def test_an_answer_that_is_no_list_of_rules_proposes_nothing(said):
         assert EditProposer(mine=False)(EMPTY, evidence(past=GHOSTS, **mistake())) == []
 
 
+@pytest.mark.parametrize(
+    "when",
+    [
+        "a ghost in the cellar",
+        "says: a ghost in the cellar!",
+        "what it shows: Finds ghosts",
+        "the user's own response was",
+    ],
+)
+def test_a_condition_that_repeats_what_was_shown_is_no_rule(when):
+    with dspy.context(lm=saying([{"when_the_query": when, "answer": "comedy"}])):
+        assert EditProposer(mine=False)(EMPTY, evidence(past=GHOSTS, **mistake())) == []
+
+
+@pytest.mark.parametrize(
+    "when", ["is about a ghost", 'mentions "ghost" or "cellar"', "tells of ghosts that live in a cellar"]
+)
+def test_a_condition_in_words_of_its_own_is(when):
+    with dspy.context(lm=saying([{"when_the_query": when, "answer": "comedy"}])):
+        (made,) = EditProposer(mine=False)(EMPTY, evidence(past=GHOSTS, **mistake()))
+    assert when in made.persona.bullets[0].when
+
+
 def test_without_feedback_the_lm_is_not_asked():
     lm = saying([])
     with dspy.context(lm=lm):
