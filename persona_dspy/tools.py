@@ -18,6 +18,7 @@ from persona_dspy.errors import BudgetExceeded, InputError
 from persona_dspy.knowledge import KnowledgeSource
 from persona_dspy.memory.episodic import EpisodicMemory, MemoryCut, Recall
 from persona_dspy.memory.semantic import facts
+from persona_dspy.persona import Persona
 from persona_dspy.recorder import current_recorder
 from persona_dspy.records import Episode
 from persona_dspy.responses import ResponseKind
@@ -62,8 +63,12 @@ def recall_profile() -> str:
     cut: MemoryCut = dspy.settings.get("memory_cut") or MemoryCut()
     kind: ResponseKind = dspy.settings.get("user_kind") or ResponseKind(name="text")
     seen = memory.before(cut.before, cut.exclude) if memory is not None else ()
-    lines = [f"- {bullet.sentence}" for bullet in facts(seen, kind)]
-    return "\n".join(lines) or f"nothing yet: {len(seen)} past responses"
+    found = [bullet.sentence for bullet in facts(seen, kind)]
+    if not found:
+        return f"nothing yet: {len(seen)} past responses"
+    persona: Persona | None = dspy.settings.get("user_persona")  # what it says the LM reads already
+    told = {bullet.sentence for bullet in persona.bullets} if persona is not None else set[str]()
+    return "\n".join(f"- {line}" for line in found if line not in told) or "no more than the notes on this user say"
 
 
 def search_tool(source: KnowledgeSource, *, tokens: int = 120) -> dspy.Tool:

@@ -9,6 +9,8 @@ import pytest
 from persona_dspy.errors import BudgetExceeded, InputError
 from persona_dspy.knowledge import Document, LocalCorpus
 from persona_dspy.memory.episodic import EpisodicMemory, MemoryCut
+from persona_dspy.memory.semantic import facts
+from persona_dspy.persona import Persona
 from persona_dspy.records import Interaction
 from persona_dspy.responses import ResponseKind
 from persona_dspy.tools import arun_tool, personal_tools, recall_history, recall_profile, run_tool, search_tool
@@ -47,6 +49,20 @@ def test_the_profile_is_counted_as_of_then():
         with dspy.context(memory_cut=MemoryCut(before=5)):
             assert "horror" not in recall_profile() and '"drama" 5 times' in recall_profile()
     assert "nothing yet" in recall_profile()
+
+
+def test_the_profile_repeats_nothing_that_the_persona_says():
+    """The LM has read it: again it would cost tokens and tell nothing."""
+    past = [Interaction(user_id="u", query=f"film {n}", response="drama", id=str(n)) for n in range(5)]
+    memory, kind = EpisodicMemory(past), ResponseKind(name="label", labels=("drama", "horror"))
+    persona = Persona(user_id="u").with_facts(facts(past, kind))
+    with dspy.context(user_memory=memory, user_kind=kind):
+        alone = recall_profile()
+        with dspy.context(user_persona=persona):
+            assert recall_profile() == "no more than the notes on this user say"
+            memory.append(Interaction(user_id="u", query="film 5", response="horror"))
+            assert "horror" in recall_profile()
+    assert '"drama" 5 times' in alone
 
 
 def test_results_are_capped_cleaned_and_fenced():
