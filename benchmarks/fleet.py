@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import multiprocessing
 import os
 import platform
 import resource
@@ -26,7 +25,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +33,11 @@ os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 import dspy
 import httpx
 
+from benchmarks.latency_server import Server
 from optimizers import PersonaAlignment
 from persona_dspy.agent import PersonaAgent
 from persona_dspy.call_cache import UserCalls, recorded, recording_calls
 from persona_dspy.call_folder import CallFolder
-from persona_dspy.fake_server import FakeServer
 from persona_dspy.fleet import compile_users
 from persona_dspy.fleet_folder import FleetFolder
 from persona_dspy.histories import UserHistory
@@ -64,39 +62,6 @@ def answer(body: dict[str, Any]) -> str:
     if "[[ ## completed ## ]]" in system:
         return f"[[ ## {name} ## ]]\n{said}\n\n[[ ## completed ## ]]"
     return json.dumps({name: [] if name == "edits" else said})
-
-
-def serve(pipe: Connection, latency: float) -> None:
-    with FakeServer(answer=answer, latency=latency) as server:
-        pipe.send(server.url)
-        while pipe.recv() == "count":
-            pipe.send((server.answered.total(), server.peak))
-
-
-class Server:
-    """The server's process."""
-
-    def __init__(self, latency: float) -> None:
-        self.pipe, theirs = multiprocessing.Pipe()
-        context = multiprocessing.get_context("spawn")
-        self.process = context.Process(target=serve, args=(theirs, latency), daemon=True)
-        self.process.start()
-        self.url = self.pipe.recv()
-
-    def __enter__(self) -> Server:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.pipe.send("stop")
-        self.process.join(10)
-
-    def count(self) -> tuple[int, int]:
-        """(answered so far, most in flight at once)."""
-        self.pipe.send("count")
-        return self.pipe.recv()
-
-    def lm(self) -> dspy.LM:
-        return dspy.LM("openai/fake", api_base=self.url, api_key="none", engine="lm15", temperature=0.0, cache=False)
 
 
 class Instant:
@@ -126,8 +91,9 @@ def optimizer() -> PersonaAlignment:
 
 
 def cpu() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
+    """CPU seconds of this process and of its workers that have ended; the server is not among them yet."""
+    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(u.ru_utime + u.ru_stime for u in used)
 
 
 def peak_mb() -> float:
@@ -152,49 +118,78 @@ def in_own_process(section: str, *more: str) -> str:
 
 def throughput(users: int, workers: int, latency: float) -> None:
     """Calls a second over the whole run, and while there were users left to begin."""
-    ideal = workers / latency
+    ideal, cores = workers / latency, os.cpu_count() or 1
     print(
         f"\n## Throughput: {users} users, {workers} in flight, {latency * 1000:.0f} ms a call, ideal {ideal:.0f} calls/s"
     )
-    for name, run in (("ours", ours), ("Parallel", parallel)):
+    runs: list[tuple[str, Callable[[Server], tuple[float, float]]]] = [
+        (f"compile_users, {cores} processes", lambda server: ours(server, users, workers, cores)),
+        ("compile_users, 1 process", lambda server: ours(server, users, workers, 1)),
+        ("dspy.Parallel", lambda server: parallel(server, users, workers)),
+    ]
+    first = 0.0
+    for name, run in runs:
         with Server(latency) as server:
             began, used = time.perf_counter(), cpu()
-            steady = run(server, users, workers)
+            start, steady = run(server)
             wall, used = time.perf_counter() - began, cpu() - used
             calls, peak = server.count()
         whole = calls / wall
+        first = first or whole
         print(
-            f"{name:8s} {calls} calls in {wall:.1f} s: {whole:.0f} a second = {whole / ideal:.1%} of ideal, while users "
-            f"were left {steady / ideal:.1%}; {peak} in flight at most; {used / calls * 1000:.2f} ms CPU a call"
+            f"{name:28s} {calls} calls in {wall:.1f} s: {whole:.0f} a second = {whole / ideal:.1%} of ideal; while users "
+            f"were left {steady / ideal:.1%}; first call after {start:.1f} s; {peak} in flight at most; "
+            f"{used / calls * 1000:.2f} ms CPU a call; ratio {first / whole:.2f}"
         )
 
 
-def ours(server: Server, users: int, workers: int) -> float:
-    marks: list[tuple[float, int]] = []
+class Marks:
+    """Server's count over time, from a thread: when the first call was answered, and the rate between two moments."""
+
+    def __init__(self, server: Server) -> None:
+        self.server, self.began, self.ended = server, time.perf_counter(), threading.Event()
+        self.seen: list[tuple[float, int]] = []
+        self.thread = threading.Thread(target=self.watch, daemon=True)
+        self.thread.start()
+
+    def watch(self) -> None:
+        while not self.ended.wait(0.25):
+            self.seen.append((time.perf_counter() - self.began, self.server.count()[0]))
+
+    def rate(self, begun: list[float]) -> tuple[float, float]:
+        """(seconds to the first answer, calls a second from 2 s after it until the last user was begun)."""
+        self.ended.set()
+        self.thread.join()
+        first = next((at for at, count in self.seen if count), 0.0)
+        steady = [(at, n) for at, n in self.seen if first + 2.0 <= at <= begun[-1] - self.began]
+        if len(steady) < 2:
+            return first, 0.0
+        (a, m), (b, n) = steady[0], steady[-1]
+        return first, (n - m) / (b - a)
+
+
+def ours(server: Server, users: int, workers: int, processes: int) -> tuple[float, float]:
+    marks, begun = Marks(server), [0.0]
 
     def source() -> Iterator[UserHistory]:
-        for n, history in enumerate(histories(users)):
-            if n in (min(2 * workers, users // 2), users - 1):
-                marks.append((time.perf_counter(), server.count()[0]))
+        for history in histories(users):
+            begun[0] = time.perf_counter()
             yield history
 
     with tempfile.TemporaryDirectory() as path, FleetFolder(Path(path) / "p") as folder, dspy.context(lm=server.lm()):
-        found = compile_users(PersonaAgent(TagFilm), source(), optimizer(), folder=folder, workers=workers)
+        same: dict[str, Any] = {"folder": folder, "workers": workers, "processes": processes}
+        found = compile_users(PersonaAgent(TagFilm), source(), optimizer(), **same)
         assert sum(r.document is not None for r in found) == users
-    return rate(marks)
+    return marks.rate(begun)
 
 
-def parallel(server: Server, users: int, workers: int) -> float:
+def parallel(server: Server, users: int, workers: int) -> tuple[float, float]:
     """Plain DSPy over the same compile; no results kept, no budget, no resume."""
-    marks: list[tuple[float, int]] = []
-    agent, how, lock, begun = PersonaAgent(TagFilm), optimizer(), threading.Lock(), [0]
+    agent, how, marks, begun = PersonaAgent(TagFilm), optimizer(), Marks(server), [0.0]
 
     class Compile(dspy.Module):
         def forward(self, history: UserHistory) -> dspy.Prediction:
-            with lock:
-                begun[0] += 1
-                if begun[0] in (min(2 * workers, users // 2), users):
-                    marks.append((time.perf_counter(), server.count()[0]))
+            begun[0] = time.perf_counter()
             student = agent.for_user(history.user_id, history.interactions)
             return dspy.Prediction(persona=how.compile(student, trainset=student.examples()).persona.value)
 
@@ -203,12 +198,7 @@ def parallel(server: Server, users: int, workers: int) -> float:
         pairs = [(module, dspy.Example(history=h).with_inputs("history")) for h in histories(users)]
         runner = dspy.Parallel(num_threads=workers, timeout=0, disable_progress_bar=True)
         assert all(r is not None for r in runner(pairs))
-    return rate(marks)
-
-
-def rate(marks: list[tuple[float, int]]) -> float:
-    (began, first), (ended, last) = marks[0], marks[-1]
-    return (last - first) / max(ended - began, 1e-9)
+    return marks.rate(begun)
 
 
 def overhead(calls: int) -> None:

@@ -1,14 +1,16 @@
 """Compiling personas for many users. Owns: ``compile_users``: the stream of users in, of results out, what is kept in
 which order, when the whole fleet stops.
 
-Not here: one user (fleet_user.py), other machines (fleet_ray.py), where results are kept (fleet_folder.py, store.py).
+Not here: one user (fleet_user.py), other processes (fleet_processes.py) and machines (fleet_ray.py), where results are
+kept (fleet_folder.py, store.py).
 """
 
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from typing import TYPE_CHECKING, Literal
 
 import dspy
@@ -44,12 +46,13 @@ def compile_users(  # noqa: PLR0913 - keyword-only, each with a default
     resume: bool = False,
     engine: Engine = "local",
     workers: int = 1,
+    processes: int = 1,
     budget: Budget | None = None,
     ledger: Ledger | None = None,
     tracker: Tracker | None = None,
     task: str | Callable[[History], str] | None = None,
     on_skip: Callable[[], None] | None = None,
-) -> Iterator[UserResult]:
+) -> Generator[UserResult]:
     """Align users, ``workers`` at once, and give each result as soon as it is there, in no fixed order.
 
     Users stream in: at most ``2 * workers`` are held. One user's failure becomes that user's ``error``. A result is
@@ -61,7 +64,10 @@ def compile_users(  # noqa: PLR0913 - keyword-only, each with a default
         program: a PersonaAgent (or personalized program) to be bound to each user, or a function that makes the
             user's program from the history (where the answer's type is the user's own).
         resume: pass over users who are finished in ``folder``, from the same interactions, options and LM.
-        engine: ``"local"`` = threads of this process; ``"ray"`` = workers on a Ray cluster (``persona-dspy[ray]``).
+        engine: ``"local"`` = this machine; ``"ray"`` = workers on a Ray cluster (``persona-dspy[ray]``).
+        processes: engine local: 1 = threads of this process, for an LM in this process; more = the threads are spread
+            over so many processes of their own, which an LM behind HTTP needs from some 100 calls a second on
+            (``fleet_processes.processes_for``). An optimizer whose LM summaries last in ``store`` stays on threads.
         budget: over the whole fleet. Once it is spent no user is begun; who was under way ends with the best persona so
             far and ``stopped``.
         ledger: the fleet's account, to watch or to ``stop``; by default a new one over ``budget``.
@@ -69,7 +75,7 @@ def compile_users(  # noqa: PLR0913 - keyword-only, each with a default
         on_skip: called for each user that ``resume`` passes over.
 
     Raises:
-        InputError: ``workers`` below 1, or an unknown engine.
+        InputError: ``workers`` or ``processes`` below 1, an unknown engine, or what cannot be sent to a process.
         ModelError: many users in a row failed for the LM's sake: it is down, or the key is wrong.
         StoreError: results cannot be kept.
 
@@ -85,25 +91,35 @@ def compile_users(  # noqa: PLR0913 - keyword-only, each with a default
         >>> sorted(result.user_id for result in results)
         ['u1', 'u2']
     """
-    if workers < 1 or engine not in ("local", "ray"):
-        raise InputError(f"workers={workers!r}, engine={engine!r}: expected 1 or more, and 'local' or 'ray'")
+    if workers < 1 or processes < 1 or engine not in ("local", "ray"):
+        given = f"workers={workers!r}, processes={processes!r}, engine={engine!r}"
+        raise InputError(f"{given}: expected 1 or more, and 'local' or 'ray'")
     tracker = tracker or NullTracker()
     fleet = ledger or Ledger(budget=budget, parent=current_ledger())
     work = UserWork(program=program, optimizer=optimizer, lm=dspy.settings.get("lm"), task=task)
     done = folder if resume else None
     todo = _unfinished(histories, work, done, on_skip) if done is not None else iter(histories)
+    log, many = folder.calls if folder else None, min(processes, workers)
+    here = work if store is None else work.remembering(store)
     if engine == "ray":
         from persona_dspy.fleet_ray import on_ray
 
-        found = on_ray(work, todo, fleet=fleet, workers=workers, log=folder.calls if folder else None)
-        found = (kept(result, store, folder) for result in found)
+        found = _each_kept(on_ray(work, todo, fleet=fleet, workers=workers, log=log), store, folder)
+    elif many > 1 and here is work:
+        from persona_dspy.fleet_processes import on_processes
+
+        shared = [folder.lock] if folder else []
+        away = on_processes(work, todo, fleet=fleet, workers=workers, processes=many, log=log, shared=shared)
+        found = _each_kept(away, store, folder)
     else:
-        if store is not None:
-            work = work.remembering(store)
-        found = _on_threads(
-            work, todo, fleet, workers, lambda r: kept(r, store, folder), folder.calls if folder else None
-        )
+        found = _on_threads(here, todo, fleet, workers, lambda r: kept(r, store, folder), log)
     return _watched(found, fleet, tracker, folder, max(10, 2 * workers))
+
+
+def _each_kept(found: Generator[UserResult], store: Store | None, folder: FleetFolder | None) -> Generator[UserResult]:
+    with closing(found):  # workers go when the results are no longer wanted, not when this is collected
+        for result in found:
+            yield kept(result, store, folder)
 
 
 def _unfinished(
@@ -117,8 +133,8 @@ def _unfinished(
 
 
 def _watched(
-    found: Iterator[UserResult], fleet: Ledger, tracker: Tracker, folder: FleetFolder | None, patience: int
-) -> Iterator[UserResult]:
+    found: Generator[UserResult], fleet: Ledger, tracker: Tracker, folder: FleetFolder | None, patience: int
+) -> Generator[UserResult]:
     """Results on their way out: noted, tracked, and watched for an LM that fails user after user."""
     in_a_row, last = 0, ""
     for result in found:
@@ -148,7 +164,7 @@ def _on_threads(
     workers: int,
     keep: Callable[[UserResult], UserResult],
     log: CallLog | None,
-) -> Iterator[UserResult]:
+) -> Generator[UserResult]:
     """One thread a user, sequential inside."""
 
     def one(history: History) -> UserResult:

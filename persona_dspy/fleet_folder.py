@@ -80,6 +80,11 @@ class FleetFolder:
         self._journal.close()
         self._lock_file.close()
 
+    @property
+    def lock(self) -> int:
+        """File descriptor of the lock: a process that inherits it keeps others out as long as it lives."""
+        return int(self._lock_file.fileno())
+
     def begin(self, params: Mapping[str, Any]) -> None:
         """Note that a run begins; ``params`` are for ``persona-dspy status``."""
         text = json.dumps({k: v for k, v in params.items() if v is not None}, default=str)

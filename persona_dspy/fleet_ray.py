@@ -8,15 +8,14 @@ where ``log`` says: its folder has to be on a disk that all workers see.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import dspy
 
 from persona_dspy.call_folder import CallLog
 from persona_dspy.errors import BudgetExceeded, InputError, RunError
-from persona_dspy.export import PersonaDocument
-from persona_dspy.fleet_user import History, UserResult, UserWork
+from persona_dspy.fleet_user import History, UserResult, UserWork, packed, unpacked
 from persona_dspy.ledger import Budget, Ledger
 from persona_dspy.records import Usage
 
@@ -27,7 +26,7 @@ _TRIES = 3  # workers that may die under one user before it counts as the user's
 
 def on_ray(
     work: UserWork, todo: Iterator[History], *, fleet: Ledger, workers: int, log: CallLog | None
-) -> Iterator[UserResult]:
+) -> Generator[UserResult]:
     """Results in no fixed order; at most ``workers`` users are out at once. A worker that dies is replaced and its user
     tried again: answers that were kept are not paid again.
 
@@ -68,7 +67,7 @@ class _Crew:
         self.busy: dict[Any, tuple[Any, History, int]] = {}
         self.hired = 0
 
-    def results(self, todo: Iterator[History], workers: int) -> Iterator[UserResult]:
+    def results(self, todo: Iterator[History], workers: int) -> Generator[UserResult]:
         for history in todo:
             if self.fleet.exceeded:
                 break
@@ -82,7 +81,7 @@ class _Crew:
         worker = self.idle.pop() if self.idle else self.hire()
         self.busy[worker.run.remote(history)] = (worker, history, attempt)
 
-    def _next(self) -> Iterator[UserResult]:
+    def _next(self) -> Generator[UserResult]:
         if self.fleet.stopping:
             self.ray.get(self.purse.stop.remote(self.fleet.stopping))
         done, _ = self.ray.wait(list(self.busy), timeout=1.0)
@@ -103,7 +102,7 @@ class _Crew:
             for role, usage in by_role.items():
                 self.fleet.add(role, usage)
             self.fleet.exceeded = self.fleet.exceeded or exceeded
-            yield _unpacked(result)
+            yield unpacked(result)
 
     def dismiss(self) -> None:
         for worker in [*self.idle, *(w for w, _, _ in self.busy.values())]:
@@ -177,15 +176,4 @@ class _Worker:
         ledger = _SharedLedger(ray, self.purse)
         with dspy.context():
             result = self.work.run(history, fleet=ledger, log=self.log)
-        return _packed(result), ledger.by_role, ledger.exceeded
-
-
-def _packed(result: UserResult) -> dict[str, Any]:
-    names = ("user_id", "error", "seconds", "kind", "stopped")
-    document = result.document.model_dump(mode="json", by_alias=True) if result.document else None
-    return {**{name: getattr(result, name) for name in names}, "document": document}
-
-
-def _unpacked(packed: dict[str, Any]) -> UserResult:
-    document = packed.pop("document")
-    return UserResult(document=PersonaDocument.model_validate(document) if document else None, **packed)
+        return packed(result), ledger.by_role, ledger.exceeded

@@ -27,7 +27,7 @@ from persona_dspy.ledger import Ledger
 from persona_dspy.memory.profile import Profiles, SemanticMemory
 from persona_dspy.records import Interaction
 
-__all__ = ["History", "Optimizer", "Program", "UserResult", "UserWork", "made_from"]
+__all__ = ["History", "Optimizer", "Program", "UserResult", "UserWork", "made_from", "packed", "unpacked"]
 
 _FORMAT = "fleet/1"
 
@@ -171,6 +171,26 @@ class UserWork:
         )
         model = getattr(self.lm, "model", None) or aligned.lm_name()
         return PersonaDocument.of(aligned.persona.value, alignment=alignment, task=self.task_of(history), model=model)
+
+
+def packed(result: UserResult) -> dict[str, Any]:
+    """A result as plain values, to cross processes."""
+    names = ("user_id", "error", "seconds", "kind", "stopped")
+    document = result.document.model_dump(mode="json", by_alias=True) if result.document else None
+    return {**{name: getattr(result, name) for name in names}, "document": document}
+
+
+def unpacked(plain: dict[str, Any]) -> UserResult:
+    """The result that ``packed`` made plain values of.
+
+    Example:
+        >>> unpacked(packed(UserResult(user_id="u1", document=None, error="no answer"))).error
+        'no answer'
+    """
+    values: dict[str, Any] = dict(plain)
+    if values["document"] is not None:
+        values["document"] = PersonaDocument.model_validate(values["document"])
+    return UserResult(**values)
 
 
 def made_from(history: History, base: str) -> str:

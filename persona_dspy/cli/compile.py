@@ -32,8 +32,9 @@ def compile_command(  # noqa: PLR0913 - a command's options
     recent: Annotated[int, typer.Option(min=1, help="Interactions simulated a step (the paper's n).")] = 3,
     epochs: Annotated[int, typer.Option(min=1, help="Steps at most.")] = 3,
     workers: Annotated[int, typer.Option(min=1, help="Users at once; each has one LM call in flight.")] = 2,
+    processes: Annotated[int | None, typer.Option(min=1, help="For a remote LM, by default one a core.")] = None,
     engine: Annotated[
-        Literal["local", "ray"], typer.Option(help="Threads here, or workers on a Ray cluster.")
+        Literal["local", "ray"], typer.Option(help="This machine, or workers on a Ray cluster.")
     ] = "local",
     resume: Annotated[bool, typer.Option(help="Go on where an earlier compile into --out ended.")] = False,
     store: Annotated[
@@ -75,6 +76,7 @@ def compile_command(  # noqa: PLR0913 - a command's options
     own = Budget(calls=user_budget_calls, tokens=user_budget_tokens)
     options = {"recent": recent, "epochs": epochs, "seed": seed, "as_in_paper": in_paper, "workers": workers}
     options |= {"engine": engine, "resume": resume, "progress": progress, "json": json_output}
+    options["processes"] = _processes(lm, workers, processes)
     tracker = tracker_for(tracking_uri, runs=runs, register=register_prompts)
     code = _compile(source_, total, lm, out, store, (budget, own), tracker, options)
     if source_.bad:
@@ -160,7 +162,7 @@ def _compile(
         optimizer = kind(
             recent=options["recent"], epochs=options["epochs"], concurrency=concurrency, observers=observers, budget=own
         )
-        state, same = "interrupted", {name: options[name] for name in ("resume", "engine", "workers")}
+        state, same = "interrupted", {name: options[name] for name in ("resume", "engine", "workers", "processes")}
         same |= {"store": opened, "folder": folder, "ledger": ledger, "tracker": tracker}
         try:
             with dspy.context(lm=model), view:
@@ -176,3 +178,10 @@ def _compile(
             )
         view.close(out, tracker.where)
     return 1 if view.failed or ledger.exceeded else 0
+
+
+def _processes(lm: str, workers: int, given: int | None) -> int:
+    """A model in this process has one engine and needs no more; behind HTTP, one interpreter lock is the bound."""
+    from persona_dspy.fleet_processes import processes_for
+
+    return given or (1 if lm.startswith("local") else processes_for(workers))

@@ -1,0 +1,52 @@
+"""Messages between a fleet's process and the workers it started. Owns: ``Pipe``, over a pair of sockets that nobody
+else can open.
+
+Not here: what is said (fleet_processes.py, fleet_worker.py). The one place where objects travel as pickles: a program
+with its signatures, which have no other form, between two processes of one program. Nothing of it is ever in a file.
+"""
+
+from __future__ import annotations
+
+import threading
+from multiprocessing.connection import Connection
+from typing import Any
+
+import cloudpickle
+
+__all__ = ["Pipe"]
+
+
+class Pipe:
+    """One end; any thread may send, one receives.
+
+    Example:
+        >>> import socket
+        >>> one, other = (Pipe(s.detach()) for s in socket.socketpair())
+        >>> one.send("user", 1, {"id": "u1"})
+        >>> other.receive()
+        ('user', 1, {'id': 'u1'})
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._connection, self._sending = Connection(descriptor), threading.Lock()
+
+    @staticmethod
+    def packed(*message: Any) -> bytes:
+        """A message to ``post`` to several; whatever an object in it raises that cannot travel."""
+        return cloudpickle.dumps(message)
+
+    def send(self, *message: Any) -> None:
+        """Raises OSError where the other end is gone."""
+        self.post(self.packed(*message))
+
+    def post(self, message: bytes) -> None:
+        """As ``send``, what was packed before."""
+        with self._sending:
+            self._connection.send_bytes(message)
+
+    def receive(self) -> tuple[Any, ...]:
+        """The next message; EOFError or OSError where the other end is gone."""
+        return cloudpickle.loads(self._connection.recv_bytes())
+
+    def close(self) -> None:
+        self._connection.close()

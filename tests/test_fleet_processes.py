@@ -1,0 +1,158 @@
+"""A fleet over several processes of this machine: same results, one budget, workers that are killed, a parent that is
+killed: nothing answered is paid twice (I7)."""
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import dspy
+import pytest
+from test_fleet import content, history
+from test_fleet_faults import command, lm_at, write_input
+
+from optimizers import PersonaAlignment
+from persona_dspy.agent import PersonaAgent
+from persona_dspy.errors import InputError, StoreError
+from persona_dspy.fake_server import FakeServer
+from persona_dspy.fleet import compile_users
+from persona_dspy.fleet_folder import FleetFolder
+from persona_dspy.fleet_processes import processes_for
+from persona_dspy.ledger import Budget, Ledger
+from persona_dspy.synthetic import RuleFollower, TagFilm
+
+pytestmark = pytest.mark.loopback
+
+
+def fleet(server, path, seeds=range(6), processes=2, observers=(), **options):
+    with dspy.context(lm=lm_at(server)), FleetFolder(path) as folder:
+        users = (history(s, 8) for s in seeds)
+        how = PersonaAlignment(epochs=1, observers=observers)
+        same = {"folder": folder, "workers": 4, "resume": True, "processes": processes, **options}
+        return {r.user_id: r for r in compile_users(PersonaAgent(TagFilm), users, how, **same)}
+
+
+def workers():
+    """Process ids of this process's fleet workers."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "status").read_text().partition("PPid:")[2].split()[0])
+            if parent == os.getpid() and b"persona_dspy.fleet_worker" in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.fixture(scope="module")
+def on_threads(tmp_path_factory):
+    path = tmp_path_factory.mktemp("fleet") / "threads"
+    with FakeServer(RuleFollower()) as server:
+        fleet(server, path, processes=1)
+        return content(path), dict(server.answered)
+
+
+def test_same_results_one_account_and_events(on_threads, tmp_path):
+    seen, pids, account = [], set(), Ledger()
+
+    def watch(event):
+        seen.append(event)
+        pids.update(workers())
+
+    with FakeServer(RuleFollower()) as server:
+        found = fleet(server, tmp_path / "p", ledger=account, observers=[watch])
+        assert dict(server.answered) == on_threads[1]
+    assert content(tmp_path / "p") == on_threads[0]
+    assert account.usage.calls == sum(on_threads[1].values())
+    assert {e["user_id"] for e in seen if e["event"] == "end"} == set(found)
+    assert len(pids) == 2
+    assert not workers()
+
+
+def test_one_budget_over_all_processes_then_resume(on_threads, tmp_path):
+    with FakeServer(RuleFollower()) as server:
+        account = Ledger(budget=Budget(calls=20))
+        first = fleet(server, tmp_path / "p", ledger=account)
+        assert server.answered.total() == account.usage.calls == 20
+        assert any(r.stopped for r in first.values())
+        fleet(server, tmp_path / "p")
+        assert dict(server.answered) == on_threads[1]  # each once
+    assert content(tmp_path / "p") == on_threads[0]
+
+
+def test_a_killed_worker_is_replaced(on_threads, tmp_path):
+    killed = []
+    with FakeServer(RuleFollower(), latency=0.1) as server:
+
+        def kill():
+            while server.answered.total() < 8:
+                time.sleep(0.01)
+            killed.append(workers()[0])
+            os.kill(killed[0], signal.SIGKILL)
+
+        thread = threading.Thread(target=kill)
+        thread.start()
+        found = fleet(server, tmp_path / "p")
+        thread.join()
+        answered, asked = set(server.answered), server.answered.total()
+    assert killed
+    assert all(r.document for r in found.values())
+    assert answered == set(on_threads[1])
+    assert asked - len(answered) <= 2  # what its two threads had on the wire
+    assert content(tmp_path / "p") == on_threads[0]
+
+
+def test_a_killed_parent_takes_its_workers_along_and_resume_pays_nothing_twice(tmp_path):
+    source = write_input(tmp_path / "in.jsonl", range(6))
+    environment = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    with FakeServer(RuleFollower(), latency=0.1) as server:
+        line = command(server, source, tmp_path / "p", "--resume", "--processes", "2")
+        process = subprocess.Popen(line, env=environment, stdout=subprocess.DEVNULL)
+        while server.answered.total() < 20:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+        done = subprocess.run(line, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        answered, asked = dict(server.answered), server.answered.total()
+    with FakeServer(RuleFollower()) as server:
+        whole = command(server, source, tmp_path / "whole", "--processes", "1")
+        subprocess.run(whole, env=environment, check=True, stdout=subprocess.DEVNULL)
+        assert set(answered) == set(server.answered)
+    assert asked - len(answered) <= 4  # on the wire: one a worker
+    assert content(tmp_path / "p") == content(tmp_path / "whole")
+
+
+def test_answers_that_cannot_be_kept_end_the_fleet(tmp_path):
+    with FakeServer(RuleFollower()) as server:
+        (tmp_path / ".p.fleet").mkdir()
+        (tmp_path / ".p.fleet" / "calls").symlink_to("/dev/full.d")
+        with pytest.raises(StoreError, match="call folder"):
+            fleet(server, tmp_path / "p")
+    assert not workers()
+
+
+def test_results_no_longer_wanted_end_the_workers():
+    with FakeServer(RuleFollower(), latency=0.05) as server, dspy.context(lm=lm_at(server)):
+        users = (history(s, 8) for s in range(50))
+        found = compile_users(PersonaAgent(TagFilm), users, PersonaAlignment(epochs=1), workers=4, processes=2)
+        next(found)
+        found.close()
+        assert not workers()
+        assert server.answered.total() < 300
+
+
+def test_what_cannot_travel_is_said(tmp_path):
+    how = PersonaAlignment(epochs=1)
+    how.lock = threading.Lock()
+    with pytest.raises(InputError, match="processes=1"):
+        list(compile_users(PersonaAgent(TagFilm), [history(1)], how, workers=2, processes=2))
+
+
+def test_how_many_processes_pay():
+    assert [processes_for(n) for n in (1, 15)] == [1, 1]
+    assert processes_for(1000) == (os.cpu_count() or 1)
