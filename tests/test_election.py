@@ -1,6 +1,8 @@
 """Elections: what a challenger costs, and what is remembered."""
 
 import dspy
+from hypothesis import given
+from hypothesis import strategies as st
 
 from optimizers.acceptance import AlwaysAccept, AnchorGate, HeldOutGate, SignTestGate
 from optimizers.election import Election
@@ -83,6 +85,21 @@ def test_one_that_led_is_refused_where_all_items_say_so():
     trial, calls = led([1, 1, 1, 1, 0.9, 0, 0, 0], [0, 0, 0, 0, 0, 1, 1, 1])
     assert calls == 6
     assert not trial.accepted
+
+
+PAIRS = st.lists(st.tuples(*[st.sampled_from([0.0, 0.25, 0.5, 1.0])] * 2), min_size=2, max_size=9)
+
+
+@given(PAIRS, st.booleans(), st.sampled_from([1, 2, 4]))
+def test_whoever_led_the_verdict_is_the_gates_over_all_items(pairs, known, concurrency):
+    old, new = ([pair[side] for pair in pairs] for side in (0, 1))
+    simulator = Scripted(Old=old, New=new)
+    simulator.concurrency = concurrency
+    for gate in (HeldOutGate(), SignTestGate(0.75)):
+        found = election(simulator, gate, len(pairs))
+        if known:
+            found.score(OLD)
+        assert found.stand(OLD, NEW, (), lambda: None).accepted == gate.judge(OLD, NEW, old, new).accepted
 
 
 def test_perfect_is_nothing_left_to_gain():
