@@ -62,10 +62,10 @@ def curve(name: str, user: SyntheticUser, budget: int) -> Run:
     return {"peer": name, "kind": user.kind, "seed": user.seed, "noise": user.noise, "points": points, **spent}
 
 
-def collect(path: Path, names: list[str], users: int, budget: int, noise: float) -> list[Run]:
+def collect(path: Path, names: list[str], seeds: range, budget: int, noise: float) -> list[Run]:
     done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     known = {(r["peer"], r["kind"], r["seed"], r["noise"], r["budget"]) for r in done}
-    for seed in range(users):
+    for seed in seeds:
         for kind in KINDS:
             for name in names:
                 if missing(name) or (name, kind, seed, noise, budget) in known:
@@ -75,7 +75,7 @@ def collect(path: Path, names: list[str], users: int, budget: int, noise: float)
                 with path.open("a") as file:
                     file.write(json.dumps(found) + "\n")
             print(f"user {seed} {kind}: {len(done)} runs", file=sys.stderr, flush=True)
-    return [r for r in done if r["noise"] == noise and r["budget"] == budget and r["seed"] < users]
+    return [r for r in done if r["noise"] == noise and r["budget"] == budget and r["seed"] in seeds]
 
 
 def at(points: list[list[float]], calls: float) -> float:
@@ -236,6 +236,7 @@ def machine() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--users", type=int, default=4, help="users of each kind")
+    parser.add_argument("--first-seed", type=int, default=0, help="of the users")
     parser.add_argument("--budget", type=int, default=150, help="LM calls for each optimizer and user")
     parser.add_argument("--noise", type=float, default=0.0, help="share of random responses in the histories")
     parser.add_argument("--only", action="append", choices=list(PEERS), help="an optimizer; may be repeated")
@@ -243,12 +244,13 @@ def main() -> None:
     parser.add_argument("--noise-seeds", type=int, default=0, help="instead: seeds of the noise test, for each kind")
     parser.add_argument("--history", type=int, default=HISTORY, help="interactions a user in the noise test")
     asked = parser.parse_args()
-    print(f"`python -m benchmarks.optimizers {' '.join(a for a in sys.argv[1:])}`, seeds from 0, {machine()}\n")
+    print(f"`python -m benchmarks.optimizers {' '.join(a for a in sys.argv[1:])}`, {machine()}\n")
     if asked.noise_seeds:
         print("\n".join(noisy(asked.noise_seeds, asked.history)))
         return
     names = asked.only or list(PEERS)
-    runs = collect(asked.results, names, asked.users, asked.budget, asked.noise)
+    seeds = range(asked.first_seed, asked.first_seed + asked.users)
+    runs = collect(asked.results, names, seeds, asked.budget, asked.noise)
     print("\n".join(tables(runs, names, asked.budget)))
 
 
