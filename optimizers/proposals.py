@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
@@ -166,7 +167,7 @@ def _asked(
     failed = sorted({sentence for edits in evidence.rejected for sentence in edits})
     shown = blocks | {"notes": incumbent.render() or "nothing yet", "failed_before": "\n".join(failed[-8:]) or "none"}
     rules = dspy.OutputField(desc=f"at most {most} rules")
-    asked = signature.append("edits", rules, _rule_type(evidence.kind, most))
+    asked = signature.append("edits", rules, _rule_type(_own(evidence), most))
     try:
         answer = dspy.Predict(asked, max_tokens=80 * most)(**{n: fenced(text, n) for n, text in shown.items()})
     except AdapterParseError:
@@ -188,6 +189,13 @@ def _parroted(bullet: Bullet, shown: Iterable[str]) -> bool:
         if any(tuple(words[at : at + least]) in runs for at in range(len(words) - least + 1)):
             return True
     return False
+
+
+def _own(evidence: Evidence) -> ResponseKind:
+    """The kind of response with the labels that this user has given: a weak LM names others, with nothing behind it."""
+    given = {i.response for i in evidence.past} | {s.gold for s in evidence.simulated}
+    labels = tuple(label for label in evidence.kind.labels or () if label in given)
+    return replace(evidence.kind, labels=labels) if labels else evidence.kind
 
 
 @cache

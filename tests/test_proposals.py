@@ -91,6 +91,15 @@ def test_a_condition_in_words_of_its_own_is(when):
     assert when in made.persona.bullets[0].when
 
 
+def test_rules_answer_only_what_this_user_has_answered():
+    lm = saying([])
+    with dspy.context(lm=lm, adapter=dspy.JSONAdapter()):
+        EditProposer(mine=False)(EMPTY, evidence(past=GHOSTS, **mistake()))
+        EditProposer(mine=False)(EMPTY, evidence(**mistake(gold="horror")))
+    assert ["horror" in str(call.schema) for call in lm.engine.calls] == [False, True]
+    assert all("comedy" in str(call.schema) for call in lm.engine.calls[:1])
+
+
 def test_without_feedback_the_lm_is_not_asked():
     lm = saying([])
     with dspy.context(lm=lm):
@@ -114,7 +123,7 @@ def test_what_the_latest_say_outweighs_what_was_before():
 def test_a_rule_that_only_the_last_response_bears_out_stands_apart_and_last():
     """An odd response, or the first after a change: what is held out comes later and tells."""
     items = [*GHOSTS[:3], Interaction(user_id="u", query="a ghost again", response="horror", id="turn")]
-    said = [{"when_the_query": f'mentions "{w}"', "answer": t} for w, t in (("ghost", "horror"), ("kiss", "romance"))]
+    said = [{"when_the_query": f'mentions "{w}"', "answer": t} for w, t in (("ghost", "horror"), ("kiss", "comedy"))]
     with dspy.context(lm=saying(said)):
         made = EditProposer(mine=False)(EMPTY, evidence(past=items, **mistake(gold="horror")))
     assert [[b.quoted for b in c.persona.bullets] for c in made] == [[("kiss",)], [("ghost",), ("kiss",)]]
