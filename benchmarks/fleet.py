@@ -223,7 +223,7 @@ def overhead(calls: int) -> None:
         layers: list[tuple[str, Callable[[int], Any]]] = [
             ("bare HTTP request (httpx)", bare),
             ("+ dspy.LM", lambda n: lm(messages=[*messages[:1], {"role": "user", "content": f"{query} {n}"}])),
-            ("+ dspy.Predict and its adapter", lambda n: plain(description=f"{query} {n}", lm=lm)),
+            ("+ dspy.Predict and JSONAdapter", lambda n: plain(description=f"{query} {n}", lm=lm)),
             ("+ PersonaAgent: recall, persona, turns", lambda n: agent(description=f"{query} {n}")),
             ("+ ledger, answers kept on disk", lambda n: agent(description=f"{query} {n}")),
         ]
@@ -232,6 +232,8 @@ def overhead(calls: int) -> None:
             for at, (_, work) in enumerate(layers):
                 with ExitStack() as stack:
                     stack.enter_context(dspy.context(lm=lm))
+                    if at == 2:  # what the agent's own adapter is a kind of, for an LM that keeps to a schema
+                        stack.enter_context(dspy.context(adapter=dspy.JSONAdapter()))
                     if at == len(layers) - 1:
                         stack.enter_context(dspy.context(lm=kept))
                         stack.enter_context(recording_calls(UserCalls(f"u{time.monotonic()}", log)))

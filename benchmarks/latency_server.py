@@ -35,7 +35,7 @@ def said(request: bytes) -> str:
 def reply(request: bytes) -> bytes:
     usage = b'"usage":{"prompt_tokens":%d,"completion_tokens":10,"total_tokens":%d}' % (len(request) // 4, 10)
     body = (
-        b'{"id":"fake","object":"chat.completion","created":0,"model":"fake","choices":[{"index":0,"finish_reason":'
+        b'{"id":"fake","object":"chat.completion","created":0,"model":"gpt-4o-mini","choices":[{"index":0,"finish_reason":'
         b'"stop","message":{"role":"assistant","content":' + json.dumps(said(request)).encode() + b"}}]," + usage + b"}"
     )
     head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
@@ -121,4 +121,7 @@ class Server:
         return self.pipe.recv()
 
     def lm(self) -> dspy.LM:
-        return dspy.LM("openai/fake", api_base=self.url, api_key="none", engine="lm15", temperature=0.0, cache=False)
+        # A model with a known price: DSPy searches its whole list for the price of any other, at each call
+        return dspy.LM(
+            "openai/gpt-4o-mini", api_base=self.url, api_key="none", engine="lm15", temperature=0.0, cache=False
+        )

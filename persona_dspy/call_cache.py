@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import dspy
@@ -47,11 +47,16 @@ def call_key(model: str, prompt: Any, messages: Any, options: dict[str, Any]) ->
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
+@lru_cache(maxsize=256)
+def _schema_of(form: Any) -> Any:
+    return form.model_json_schema()
+
+
 def _plain(value: Any) -> Any:
     """What JSON has no form for, by its content: never by its address, which differs between processes."""
     schema = getattr(value, "model_json_schema", None)
     if isinstance(value, type) and callable(schema):
-        return schema()
+        return _schema_of(value)
     dump = getattr(value, "model_dump", None)
     return dump(mode="json") if callable(dump) else f"{type(value).__qualname__} {getattr(value, '__name__', '')}"
 

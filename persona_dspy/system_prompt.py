@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, lru_cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import dspy
 from dspy.adapters.base import Adapter
@@ -184,6 +185,25 @@ def _personal_class(base: type[Adapter]) -> type[Adapter]:
     return made
 
 
+_ABLE: WeakKeyDictionary[Any, tuple[str, tuple[bool, bool]]] = WeakKeyDictionary()
+
+
+def _able(lm: Any) -> tuple[bool, bool]:
+    """Whether the LM calls functions, and whether it keeps to a schema. DSPy searches its list of thousands of models
+    for each answer, over a millisecond for one it does not know: asked once for an LM and a model."""
+
+    def ask() -> tuple[bool, bool]:
+        names = ("supports_function_calling", "supports_response_schema")
+        return bool(getattr(lm, names[0], False)), bool(getattr(lm, names[1], False))
+
+    if not isinstance(lm, dspy.LM) or not isinstance(lm.engine, str):
+        return ask()  # it says so itself, at once
+    known = _ABLE.get(lm)
+    if known is None or known[0] != lm.model:
+        _ABLE[lm] = known = (lm.model, ask())
+    return known[1]
+
+
 def personal_adapter(base: Adapter | None = None, lm: Any = None) -> Adapter:
     """``base`` (or the adapter that suits ``lm``) as one that carries the persona; ``base`` itself is not changed.
 
@@ -196,8 +216,8 @@ def personal_adapter(base: Adapter | None = None, lm: Any = None) -> Adapter:
         return base  # type: ignore[return-value]
     if base is None:
         lm = lm or dspy.settings.get("lm")
-        calls = bool(getattr(lm, "supports_function_calling", False))
-        keeps = getattr(lm, "supports_response_schema", False) and not dspy.settings.get("stream_listeners")
+        calls, keeps = _able(lm)
+        keeps = keeps and not dspy.settings.get("stream_listeners")
         base = TerseJSON() if keeps else dspy.ChatAdapter(use_native_function_calling=calls)
     adapter = object.__new__(_personal_class(type(base)))
     adapter.__dict__.update(base.__dict__)

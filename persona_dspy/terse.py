@@ -15,6 +15,9 @@ from dspy.adapters.utils import serialize_for_json
 
 __all__ = ["TerseJSON"]
 
+_MOST = 256  # signatures whose schema is kept: users may have types of their own
+_FORMATS: dict[tuple[Any, ...], Any] = {}
+
 
 class TerseJSON(dspy.JSONAdapter):
     """``dspy.JSONAdapter`` without its closing reminder; types are in the system message and in the response schema.
@@ -28,6 +31,19 @@ class TerseJSON(dspy.JSONAdapter):
 
     def user_message_output_requirements(self, signature: Any) -> str | None:  # type: ignore[override]
         return None
+
+    def _prepare_response_format(self, lm: Any, lm_kwargs: dict[str, Any], signature: Any) -> None:
+        """DSPy's, once for a signature: it builds a pydantic class, a fifth of a call's CPU, to find the same again."""
+        able = "response_format" in lm.supported_params, lm.supports_response_schema, self.use_native_function_calling
+        known = _FORMATS.get((signature, *able))
+        if known is not None:
+            lm_kwargs["response_format"] = known
+            return
+        super()._prepare_response_format(lm, lm_kwargs, signature)
+        if able[0] and able[1] and isinstance(lm_kwargs.get("response_format"), type):
+            if len(_FORMATS) >= _MOST:
+                _FORMATS.clear()
+            _FORMATS[signature, *able] = lm_kwargs["response_format"]
 
     def format_assistant_message_content(
         self, signature: Any, outputs: dict[str, Any], missing_field_message: str | None = None

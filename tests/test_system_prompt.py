@@ -195,3 +195,14 @@ def test_typed_answers_parse_under_every_adapter():
         lm = seen_lm(lambda p: {"tag": "b"})
         with dspy.context(lm=lm), as_persona(PERSONA, turns=[{"film": "x", "tag": "a"}], adapter=adapter()):
             assert dspy.Predict(Pick)(film="y").tag == "b"
+
+
+def test_dspys_list_of_models_is_searched_once_for_an_lm(monkeypatch):
+    asked = []
+    lm = dspy.LM("openai/some-model-of-ours", api_key="none", engine="lm15")
+    real = type(lm).supports_response_schema
+    monkeypatch.setattr(type(lm), "supports_response_schema", property(lambda self: asked.append(1) or real.fget(self)))
+    for _ in range(3):
+        with as_persona("p", lm=lm):
+            pass
+    assert len(asked) == 1

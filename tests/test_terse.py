@@ -1,3 +1,4 @@
+from types import SimpleNamespace
 from typing import Literal
 
 import dspy
@@ -21,3 +22,23 @@ def test_it_says_less_after_the_query_and_the_same_elsewhere():
     assert "Literal" in plain.user and "Literal" not in terse.user
     assert (terse.system, terse.schema) == (plain.system, plain.schema)
     assert terse.choices("tag") == ("drama", "horror")
+
+
+def test_a_signatures_schema_is_built_once(monkeypatch):
+    from dspy.adapters import json_adapter
+
+    built, build = [], json_adapter._get_structured_outputs_response_format
+    monkeypatch.setattr(
+        json_adapter, "_get_structured_outputs_response_format", lambda *a: built.append(a[0]) or build(*a)
+    )
+    lm = SimpleNamespace(supported_params={"response_format"}, supports_response_schema=True)
+    first, second = dspy.Signature("film, year -> tag"), dspy.Signature("film, year -> rating: int")
+    for signature in (first, second, first, second):
+        options = {}
+        TerseJSON()._prepare_response_format(lm, options, signature)
+        assert list(options["response_format"].model_fields) == list(signature.output_fields)
+    assert built == [first, second]
+    options = {}
+    weak = SimpleNamespace(supported_params={"response_format"}, supports_response_schema=False)
+    TerseJSON()._prepare_response_format(weak, options, first)
+    assert options["response_format"] == {"type": "json_object"}
