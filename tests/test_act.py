@@ -169,3 +169,23 @@ def test_without_recall_tools_still_tell():
         agent_of("Trusts the own past.", act=Act(policy="plan", recall=Recall(k=0)))(film="rocket")
     assert "wedding kiss -> romance" in model.engine.calls[-1].fields["observations"]
     assert not model.engine.calls[-1].turns
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("policy", ["plan", "react"])
+def test_a_real_model_chooses_what_can_be_run(policy, smol_lm):
+    """Whatever 135M parameters choose: the tools are there, calls are bounded, the answer is one of the labels."""
+    past = [
+        Interaction(user_id="u", query=f"A {word} film, number {n}", response=tag, id=f"{word}{n}")
+        for n, (word, tag) in enumerate([("rocket", "sci-fi"), ("wedding", "romance"), ("ghost", "horror")] * 4)
+    ]
+    agent = PersonaAgent(
+        dspy.Signature("film -> tag: Literal['sci-fi', 'romance', 'horror']"), history=past, actions=policy
+    )
+    with dspy.context(lm=smol_lm):
+        answer = agent(film="A ghost haunts a rocket")
+    trace = answer.trace
+    assert answer.tag in ("sci-fi", "romance", "horror") and len(trace.recalled) == 4
+    assert 2 <= trace.usage.calls <= 6
+    assert {s.action for s in trace.steps} <= {"recall_history", "recall_profile"}
+    assert not [s for s in trace.steps if s.failed and policy == "plan"], "a plan is kept to its schema"
