@@ -117,6 +117,10 @@ class Gather(dspy.ReAct):
                 if name == "finish":
                     return done
                 if name in self.named:
+                    if not self.named[name].args:
+                        arguments = {}  # a small model gives a tool that takes nothing the whole query
+                    if (name, arguments) in [(turn.name, turn.arguments) for turn in seen]:
+                        return done  # asked again, it would say the same again
                     observation = yield self.named[name], arguments
                     done.append(observation)
                 else:

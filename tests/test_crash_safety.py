@@ -159,7 +159,8 @@ def compile_until_killed(url: str, out: Path, acknowledged: Connection) -> None:
     """Ingest a new interaction of each user and compile all of them, again and again, as the command does."""
     with Store.open(url, timeout=60) as store, dspy.context(lm=rule_following_lm()), FleetFolder(out) as folder:
         acknowledged.send(("open", "", 0))
-        for length in count(8):
+        kept = [len(store.episodes(p.user_id)) if p.user_id in set(store.users()) else 0 for p in PEOPLE]
+        for length in count(max(8, *kept) + 1):  # else a compile that goes on finds nothing to do
             for person in PEOPLE:
                 store.add_episodes(person.user_id, person.interactions(length))
                 acknowledged.send(("episodes", person.user_id, length))

@@ -110,9 +110,17 @@ def test_an_unknown_native_tool_is_an_observation():
 
 
 def test_the_loop_ends_at_its_bound():
-    lm = seen_lm(Chooser(("look", {"query": "a"})))
+    lm = seen_lm(Chooser(*(("look", {"query": f"word{n}"}) for n in range(9))))
     observations, _ = gathered(lm, steps=3)
     assert len(observations) == 3 == len(lm.engine.requests)
+
+
+def test_the_same_call_again_ends_the_loop():
+    """A 0.5B model says the same until the bound, with the whole query for a tool that takes no arguments."""
+    lm = seen_lm(Chooser(("recall_profile", {"message": "q?"})))
+    observations, _ = gathered(lm)
+    assert [(o.tool, o.failed) for o in observations] == [("recall_profile", False)]
+    assert len(lm.engine.requests) == 2
 
 
 @pytest.mark.parametrize("native", [False, True])
