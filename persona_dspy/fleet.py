@@ -65,9 +65,9 @@ def compile_users(  # noqa: PLR0913 - keyword-only, each with a default
             user's program from the history (where the answer's type is the user's own).
         resume: pass over users who are finished in ``folder``, from the same interactions, options and LM.
         engine: ``"local"`` = this machine; ``"ray"`` = workers on a Ray cluster (``persona-dspy[ray]``).
-        processes: engine local: 1 = threads of this process, for an LM in this process; more = the threads are spread
-            over so many processes of their own, which an LM behind HTTP needs from some 100 calls a second on
-            (``fleet_processes.processes_for``). An optimizer whose LM summaries last in ``store`` stays on threads.
+        processes: engine local: 1 = threads of this process; more = the ``workers`` are shared out to so many processes
+            of their own (POSIX), for an LM behind HTTP; each takes seconds to start and 120 MB. An optimizer whose LM
+            summaries last in ``store`` stays on threads.
         budget: over the whole fleet. Once it is spent no user is begun; who was under way ends with the best persona so
             far and ``stopped``.
         ledger: the fleet's account, to watch or to ``stop``; by default a new one over ``budget``.

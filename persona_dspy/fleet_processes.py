@@ -26,24 +26,11 @@ from persona_dspy.fleet_pipe import Pipe
 from persona_dspy.fleet_user import History, UserResult, UserWork, unpacked
 from persona_dspy.ledger import Budget, Ledger
 
-__all__ = ["on_processes", "processes_for"]
+__all__ = ["on_processes"]
 
 _TRIES = 3  # workers that may die under one user before it counts as the user's failure
 _LOOK = 0.5  # seconds between two looks whether the fleet is to stop
 _PATIENCE = 60.0  # seconds that workers get to end their LM calls
-
-
-def processes_for(workers: int) -> int:
-    """How many processes pay off: one a core, with at least 8 users at once in each, since each takes two seconds to
-    start and 120 MB.
-
-    Example:
-        >>> processes_for(4)
-        1
-    """
-    if not hasattr(socket, "AF_UNIX") or os.name != "posix":
-        return 1
-    return max(1, min(os.cpu_count() or 1, workers // 8))
 
 
 def on_processes(

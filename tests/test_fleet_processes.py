@@ -19,7 +19,6 @@ from persona_dspy.errors import InputError, StoreError
 from persona_dspy.fake_server import FakeServer
 from persona_dspy.fleet import compile_users
 from persona_dspy.fleet_folder import FleetFolder
-from persona_dspy.fleet_processes import processes_for
 from persona_dspy.ledger import Budget, Ledger
 from persona_dspy.synthetic import RuleFollower, TagFilm
 
@@ -151,8 +150,3 @@ def test_what_cannot_travel_is_said(tmp_path):
     how.lock = threading.Lock()
     with pytest.raises(InputError, match="processes=1"):
         list(compile_users(PersonaAgent(TagFilm), [history(1)], how, workers=2, processes=2))
-
-
-def test_how_many_processes_pay():
-    assert [processes_for(n) for n in (1, 15)] == [1, 1]
-    assert processes_for(1000) == (os.cpu_count() or 1)

@@ -32,7 +32,7 @@ def compile_command(  # noqa: PLR0913 - a command's options
     recent: Annotated[int, typer.Option(min=1, help="Interactions simulated a step (the paper's n).")] = 3,
     epochs: Annotated[int, typer.Option(min=1, help="Steps at most.")] = 3,
     workers: Annotated[int, typer.Option(min=1, help="Users at once; each has one LM call in flight.")] = 2,
-    processes: Annotated[int | None, typer.Option(min=1, help="For a remote LM, by default one a core.")] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Share the workers of a remote LM out to so many.")] = 1,
     engine: Annotated[
         Literal["local", "ray"], typer.Option(help="This machine, or workers on a Ray cluster.")
     ] = "local",
@@ -76,7 +76,7 @@ def compile_command(  # noqa: PLR0913 - a command's options
     own = Budget(calls=user_budget_calls, tokens=user_budget_tokens)
     options = {"recent": recent, "epochs": epochs, "seed": seed, "as_in_paper": in_paper, "workers": workers}
     options |= {"engine": engine, "resume": resume, "progress": progress, "json": json_output}
-    options["processes"] = _processes(lm, workers, processes)
+    options["processes"] = processes
     tracker = tracker_for(tracking_uri, runs=runs, register=register_prompts)
     code = _compile(source_, total, lm, out, store, (budget, own), tracker, options)
     if source_.bad:
@@ -178,10 +178,3 @@ def _compile(
             )
         view.close(out, tracker.where)
     return 1 if view.failed or ledger.exceeded else 0
-
-
-def _processes(lm: str, workers: int, given: int | None) -> int:
-    """A model in this process has one engine and needs no more; behind HTTP, one interpreter lock is the bound."""
-    from persona_dspy.fleet_processes import processes_for
-
-    return given or (1 if lm.startswith("local") else processes_for(workers))
