@@ -7,6 +7,7 @@ with its signatures, which have no other form, between two processes of one prog
 
 from __future__ import annotations
 
+import os
 import threading
 from multiprocessing.connection import Connection
 from typing import Any
@@ -28,6 +29,7 @@ class Pipe:
     """
 
     def __init__(self, descriptor: int) -> None:
+        os.set_inheritable(descriptor, False)  # what a program's tools start gets no end of it
         self._connection, self._sending = Connection(descriptor), threading.Lock()
 
     @staticmethod

@@ -182,7 +182,7 @@ class _Crew:
 
     def results(self, todo: Iterator[History]) -> Generator[UserResult]:
         for history in todo:
-            if self.fleet.exceeded:
+            if self.fleet.exceeded or self.fleet.stopping:
                 break
             while self._freest().room <= 0:
                 yield from self._next()

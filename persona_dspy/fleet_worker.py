@@ -58,13 +58,14 @@ class _Account(Ledger):
         self._asked: dict[int, tuple[threading.Event, list[str]]] = {}
         self._fresh: dict[str, Usage] = {}
         self._guard, self._number = threading.Lock(), 0
+        self._tickets = threading.Lock()  # never held while sending: whoever hears the parent takes it
 
     def check(self, calls: int = 1, *, tokens: int = 0) -> None:
         super().check(calls, tokens=tokens)
         if not self._bounded:
             return
         answered, said = threading.Event(), []
-        with self._guard:
+        with self._tickets:
             self._number += 1
             ticket = self._number
             self._asked[ticket] = (answered, said)
@@ -77,7 +78,7 @@ class _Account(Ledger):
 
     def checked(self, ticket: int, why: str) -> None:
         """The parent's answer."""
-        with self._guard:
+        with self._tickets:
             answered, said = self._asked.pop(ticket)
         said.append(why)
         answered.set()
@@ -146,7 +147,10 @@ def main(descriptor: int, threads: int) -> None:
 
 
 def _serve(parent: _Parent, account: _Account, take: Any) -> None:
-    """Hear the parent, until it says ``end``; where that was said (no ``take``), until it is gone."""
+    """Hear the parent, until it says ``end``; where that was said (no ``take``), until it is gone.
+
+    Must not wait for anything that waits for the parent: each would fill the other's pipe and wait for good.
+    """
     while True:
         kind, *values = parent.receive()
         if kind == "user" and take is not None:
@@ -164,5 +168,13 @@ def _report(account: _Account, ended: threading.Event) -> None:
         account.tell()
 
 
+def _failed(*failure: Any) -> None:
+    """Ends the process: threads that wait for the parent's answer would keep one alive that hears none."""
+    sys.__excepthook__(*failure)
+    sys.stderr.flush()
+    os._exit(1)
+
+
 if __name__ == "__main__":
+    sys.excepthook = _failed
     main(int(sys.argv[1]), int(sys.argv[2]))

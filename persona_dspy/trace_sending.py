@@ -73,8 +73,8 @@ class TraceSender:
             pass
         else:
             self._thread.join(timeout)
-        if self._thread.is_alive():
-            self._missed("MLflow did not answer", self._queue.qsize())
+        if left := self._queue.qsize():  # the thread is stuck, or ended by what nobody expected of MLflow
+            self._missed("MLflow did not answer" if self._thread.is_alive() else "the sender failed", left)
 
     def _work(self) -> None:
         while (trace := self._queue.get()) is not None:

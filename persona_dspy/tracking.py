@@ -120,6 +120,7 @@ class MlflowTracker:
             self.trouble = self.trouble or "MLflow did not answer for minutes"
             return
         self._file.close()
+        self.lost += self._queue.qsize()  # above 0 where the thread ended by what nobody expected of MLflow
         if self.lost:
             self.trouble = f"{self.lost} users' runs are missing: MLflow was too slow or down. {self.trouble}".strip()
         self._safely(self._finish, metrics)

@@ -19,7 +19,9 @@ from persona_dspy.errors import InputError, StoreError
 from persona_dspy.fake_server import FakeServer
 from persona_dspy.fleet import compile_users
 from persona_dspy.fleet_folder import FleetFolder
+from persona_dspy.fleet_worker import _Account
 from persona_dspy.ledger import Budget, Ledger
+from persona_dspy.records import Usage
 from persona_dspy.synthetic import RuleFollower, TagFilm
 
 pytestmark = pytest.mark.loopback
@@ -150,3 +152,33 @@ def test_what_cannot_travel_is_said(tmp_path):
     how.lock = threading.Lock()
     with pytest.raises(InputError, match="processes=1"):
         list(compile_users(PersonaAgent(TagFilm), [history(1)], how, workers=2, processes=2))
+
+
+def test_a_worker_hears_its_parent_while_it_tells_it_something():
+    """Else parent and worker, each with more to say than a pipe holds, wait for each other for good."""
+    asked, told, go = threading.Event(), threading.Event(), threading.Event()
+
+    class FullPipe:
+        def send(self, kind, *values):
+            if kind == "check":
+                asked.set()
+            else:
+                told.set()
+                go.wait(10)
+
+    account = _Account(FullPipe(), bounded=True)
+    asking, telling, hearing = (
+        threading.Thread(target=work, daemon=True)
+        for work in (account.check, account.tell, lambda: account.checked(1, ""))
+    )
+    asking.start()
+    assert asked.wait(5)
+    account.add("respond", Usage(calls=1))
+    telling.start()
+    assert told.wait(5)
+    hearing.start()
+    hearing.join(5)
+    assert not hearing.is_alive() and telling.is_alive()
+    go.set()
+    asking.join(5)
+    assert not asking.is_alive()

@@ -170,6 +170,18 @@ def test_a_slow_server_holds_nobody_up(monkeypatch):
     assert len(sent) + sender.lost == 9
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_sender_that_broke_says_what_is_missing():
+    def breaks(trace):
+        raise ValueError("nobody expected this")
+
+    trace = Trace(user_id="u", query="q", persona_version=0, persona="")
+    with TraceSender(breaks) as sender:
+        for _ in range(3):
+            sender(trace)
+    assert (sender.lost, sender.trouble) == (3, "the sender failed")
+
+
 def test_what_failed_on_the_way_is_a_failed_span(tracker):
     with warnings.catch_warnings(action="ignore"):
         lm = seen_lm(lambda prompt: {"actions": "nonsense"} if "actions" in prompt.outputs else says(prompt))
