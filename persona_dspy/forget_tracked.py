@@ -159,9 +159,9 @@ def without_user(text: str, suffix: str, user_id: str) -> tuple[str, int]:
     if suffix == ".csv":
         return _csv_without(text, user_id)
     if suffix == ".jsonl":
-        lines = text.splitlines(keepends=True)
+        lines = text.split("\n")  # not splitlines: rows may hold U+2028 and its like
         kept = [line for line in lines if not _is_of(line, user_id)]
-        return "".join(kept), len(lines) - len(kept)
+        return "\n".join(kept), len(lines) - len(kept)
     try:
         table = json.loads(text)
     except ValueError:
@@ -181,13 +181,14 @@ def _ids(user_id: str) -> tuple[str, str]:
 def _is_of(line: str, user_id: str) -> bool:
     try:
         row = json.loads(line)
-    except ValueError:
-        return False
-    return isinstance(row, dict) and not {row.get("user_id"), row.get("user")}.isdisjoint(_ids(user_id))
+    except ValueError:  # cut off while it was written: what names the user in it is enough
+        spelled = (json.dumps(name, ensure_ascii=ascii_) for name in _ids(user_id) for ascii_ in (True, False))
+        return any(f'"user_id": {name}' in line or f'"user_id":{name}' in line for name in spelled)
+    return isinstance(row, dict) and any(row.get(name) in _ids(user_id) for name in ("user_id", "user"))
 
 
 def _csv_without(text: str, user_id: str) -> tuple[str, int]:
-    rows = list(csv.reader(text.splitlines(keepends=True)))
+    rows = list(csv.reader(io.StringIO(text, newline="")))
     places = [n for n, name in enumerate(rows[0] if rows else []) if name in ("user_id", "user")]
     kept = [row for row in rows if not any(n < len(row) and row[n] in _ids(user_id) for n in places)]
     if len(kept) == len(rows):

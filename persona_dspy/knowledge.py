@@ -118,7 +118,7 @@ def _read(file: Path) -> str:
 
 
 def _rows(file: Path) -> Iterable[Document]:
-    for number, line in enumerate(_read(file).splitlines(), 1):
+    for number, line in enumerate(_read(file).split("\n"), 1):
         if not line.strip():
             continue
         try:

@@ -203,6 +203,22 @@ def test_rows_of_tables(user):
         assert without_user(text, suffix, user) == (text, 0)
 
 
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85"])
+def test_rows_with_odd_line_breaks_go_whole(mark):
+    lines = [json.dumps({"user_id": u, "said": f"one{mark}two"}, ensure_ascii=False) + "\n" for u in ("u", "v")]
+    assert without_user("".join(lines), ".jsonl", "u") == (lines[1], 1)
+    assert without_user(f"user_id,said\nu,one{mark}two\nv,x{mark}y\n", ".csv", "u") == (
+        f"user_id,said\nv,x{mark}y\n",
+        1,
+    )
+
+
+def test_cut_off_rows_go_and_other_shapes_stay():
+    whole = '{"user": ["u"], "user_id": {"a": 1}}\n{"user_id": "v", "said": "sec'
+    assert without_user(whole, ".jsonl", "u") == (whole, 0)
+    assert without_user(whole, ".jsonl", "v") == (whole.partition("\n")[0], 1)
+
+
 def test_answers_in_dspys_own_cache_are_counted(tmp_path, monkeypatch):
     monkeypatch.setenv("DSPY_CACHEDIR", str(tmp_path / "none"))
     assert dspy_cache_entries() == (tmp_path / "none", 0)

@@ -263,7 +263,7 @@ def read_traces(path: Path | str) -> Iterator[Trace]:
             raise DataError(
                 str(file), value=str(failure), expected="traces, as PersonaPrediction.trace.to_json()"
             ) from None
-        lines = text.splitlines() if file.suffix == ".jsonl" else [text]
+        lines = text.split("\n") if file.suffix == ".jsonl" else [text]
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
