@@ -44,7 +44,7 @@ def on_processes(
     shared: Sequence[int] = (),
 ) -> Generator[UserResult]:
     """Results in no fixed order; each process works on its share of the ``workers`` users at once. A process that dies
-    is replaced and its users tried again: answers that were kept are not paid again.
+    is replaced and its users tried again, the last time alone: answers that were kept are not paid again.
 
     Args:
         shared: file descriptors that workers keep open: the lock of the fleet's folder.
@@ -92,6 +92,8 @@ def _bounded(ledger: Ledger | None) -> bool:
 class _Worker:
     """A process as the parent sees it."""
 
+    alone = False  # for one user at a time, under whom workers died before
+
     def __init__(self, plain: bytes, threads: int, inbox: queue.Queue[Any], fleet: Ledger, shared: Sequence[int]):
         self.threads, self.fleet, self.inbox = threads, fleet, inbox
         self.busy: dict[int, tuple[History, int]] = {}
@@ -114,7 +116,7 @@ class _Worker:
     @property
     def room(self) -> int:
         """How many more users it may hold: its share, and a few that wait."""
-        return self.threads + max(1, self.threads // 4) - len(self.busy)
+        return 0 if self.alone else self.threads + max(1, self.threads // 4) - len(self.busy)
 
     def tell(self, message: bytes) -> None:
         with suppress(OSError):  # it is dead, and the reader says so
@@ -174,11 +176,14 @@ class _Crew:
         self.plain, self.fleet, self.observers, self.shared = plain, fleet, observers, shared
         self.inbox: queue.Queue[Any] = queue.Queue()
         self.workers: list[_Worker] = []
+        self.suspects: list[History] = []
         self.number, self.told = 0, False
 
     def hire(self, shares: Sequence[int]) -> None:
         for threads in shares:
             self.workers.append(_Worker(self.plain, threads, self.inbox, self.fleet, self.shared))
+            if self.told:
+                self.workers[-1].send("stop", self.fleet.stopping)
 
     def results(self, todo: Iterator[History]) -> Generator[UserResult]:
         for history in todo:
@@ -187,7 +192,7 @@ class _Crew:
             while self._freest().room <= 0:
                 yield from self._next()
             self._send(self._freest(), history, 1)
-        while any(worker.busy for worker in self.workers):
+        while self.suspects or any(worker.busy for worker in self.workers):
             yield from self._next()
 
     def _freest(self) -> _Worker:
@@ -198,7 +203,21 @@ class _Crew:
         worker.busy[self.number] = (history, attempt)
         worker.send("user", self.number, history)
 
+    def _try_alone(self) -> None:
+        """Users under whom workers died, but not alone: one after the other in a process of its own, so that none of
+        them fails for another's sake."""
+        if not self.suspects:
+            return
+        lone = next((worker for worker in self.workers if worker.alone), None)
+        if lone is None:
+            self.hire([1])
+            lone = self.workers[-1]
+            lone.alone = True
+        if not lone.busy:
+            self._send(lone, self.suspects.pop(0), _TRIES)
+
     def _next(self) -> Generator[UserResult]:
+        self._try_alone()
         if self.fleet.stopping and not self.told:
             self.told = True
             for worker in self.workers:
@@ -227,14 +246,14 @@ class _Crew:
         self.workers.remove(dead)
         code = dead.process.wait()
         dead.end()
-        if not dead.busy and self.fleet.stopping:
-            return
-        self.hire([dead.threads])
-        if self.told:
-            self.workers[-1].send("stop", self.fleet.stopping)
+        if not dead.alone and (dead.busy or not self.fleet.stopping):
+            self.hire([dead.threads])
         for history, attempt in dead.busy.values():
-            if attempt < _TRIES:
+            if attempt + 1 < _TRIES:
                 self._send(self.workers[-1], history, attempt + 1)
+                continue
+            if attempt < _TRIES:
+                self.suspects.append(history)
                 continue
             error = f"{attempt} worker processes died under this user, the last with exit code {code}"
             yield UserResult(user_id=history.user_id, document=None, error=error, kind="WorkerDied")

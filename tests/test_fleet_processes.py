@@ -106,6 +106,25 @@ def test_a_killed_worker_is_replaced(on_threads, tmp_path):
     assert content(tmp_path / "p") == on_threads[0]
 
 
+def test_who_kills_workers_costs_no_neighbour(tmp_path):
+    bad = history(0, 8).user_id
+
+    def program(one):
+        if one.user_id == bad:
+            os._exit(9)
+        return PersonaAgent(TagFilm).for_user(one.user_id, one.interactions)
+
+    with FakeServer(RuleFollower(), latency=0.05) as server, dspy.context(lm=lm_at(server)):
+        users = (history(s, 8) for s in range(4))
+        with FleetFolder(tmp_path / "p") as folder:
+            how = {"folder": folder, "workers": 4, "processes": 2}
+            found = {r.user_id: r for r in compile_users(program, users, PersonaAlignment(epochs=1), **how)}
+    assert {user: r.kind for user, r in found.items() if r.document is None} == {bad: "WorkerDied"}
+    assert len(found) == 4
+    assert "3 worker processes died under this user, the last with exit code 9" in found[bad].error
+    assert not workers()
+
+
 def test_a_killed_parent_takes_its_workers_along_and_resume_pays_nothing_twice(tmp_path):
     source = write_input(tmp_path / "in.jsonl", range(6))
     environment = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
