@@ -45,7 +45,7 @@ def on_ray(
         )
     hire_purse: Any = ray.remote(_Purse)
     purse = hire_purse.options(num_cpus=0, max_concurrency=64).remote(fleet.budget)
-    plain = ray.put((work.given(), log))
+    plain = ray.put((work.given(), log, dspy.settings.get("adapter")))
     hire: Any = ray.remote(_Worker)
     crew = _Crew(ray, lambda: hire.options(num_cpus=1, max_restarts=0).remote(plain, purse), fleet, purse)
     try:
@@ -167,13 +167,13 @@ class _Worker:
     """A Ray actor: one user after the other."""
 
     def __init__(self, plain: Any, purse: Any) -> None:
-        given, self.log = plain
+        given, self.log, self.adapter = plain
         self.work, self.purse = UserWork(**given), purse
 
     def run(self, history: History) -> tuple[dict[str, Any], dict[str, Usage], str]:
         import ray
 
         ledger = _SharedLedger(ray, self.purse)
-        with dspy.context():
+        with dspy.context(adapter=self.adapter):
             result = self.work.run(history, fleet=ledger, log=self.log)
         return packed(result), ledger.by_role, ledger.exceeded

@@ -68,7 +68,9 @@ def our_workers():
 
 
 def fleet(server, path, seeds=range(4), engine="ray", **options):
-    with dspy.context(lm=lm_at(server)), FleetFolder(path) as folder:
+    # An adapter of the caller's own: workers must ask in the same words.
+    context = dspy.context(lm=lm_at(server), adapter=dspy.XMLAdapter())
+    with context, FleetFolder(path) as folder:
         users = (history(s, 8) for s in seeds)
         agent, optimizer = PersonaAgent(TagFilm), PersonaAlignment(epochs=1)
         found = compile_users(agent, users, optimizer, folder=folder, workers=2, resume=True, engine=engine, **options)
