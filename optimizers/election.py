@@ -57,10 +57,15 @@ class Election:
         return bool(self.held) and all(score >= RIGHT for score in known.values())
 
     def stand(
-        self, incumbent: Persona, challenger: Persona, edits: tuple[str, ...], leading: Callable[[], None] | None = None
+        self,
+        incumbent: Persona,
+        challenger: Persona,
+        edits: tuple[str, ...],
+        leading: Callable[[bool], None] | None = None,
     ) -> Trial:
-        """One challenger against the incumbent. ``leading`` is called at most once, when the items so far speak for the
-        challenger clearly and others are still to come; the verdict rests on all of them."""
+        """One challenger against the incumbent. ``leading`` is told True, once at most, when the items so far speak for
+        the challenger clearly and others are still to come, and False where those take it back; the verdict rests on
+        all of them."""
         if not self.held:
             verdict = self.gate.judge(incumbent, challenger, [], [])
             return _trial(edits, 0.0, None, verdict.accepted, verdict.reason)
@@ -68,20 +73,31 @@ class Election:
         before, after = self._known(old), self._known(new)
         # Items the incumbent is known to get wrong come first: only there can it be beaten.
         order = [*sorted(before, key=lambda i: before[i]), *(i for i in self._latest if i not in before)]
+        led: bool | None = False
         for block in self._blocks(order):
             self._play(old, block)
             self._play(new, [i for i in block if before[i] < RIGHT])
             if self._hopeless(incumbent, challenger, old, new):
                 return self._given_up(edits, old, new)
-            if leading and self._leads(old, new):
-                leading()
-                leading = None
+            led = self._led(old, new, led, leading)
         for block in self._blocks(i for i in order if i not in after):
             if self._hopeless(incumbent, challenger, old, new):
                 return self._given_up(edits, old, new)
+            led = self._led(old, new, led, leading)
             self._play(new, block)
         verdict = self.gate.judge(incumbent, challenger, self.score(old), self.score(new))
         return _trial(edits, verdict.incumbent, verdict.challenger, verdict.accepted, verdict.reason)
+
+    def _led(self, old: Persona, new: Persona, was: bool | None, leading: Callable[[bool], None] | None) -> bool | None:
+        """Whether the challenger leads now, told where that changes. It does as long as it is ahead on what both have
+        scores on; a lead that was lost does not come again (None)."""
+        if leading is None or was is None:
+            return None
+        before, after = self._known(old), self._known(new)
+        now = sum(after[i] - before[i] for i in before if i in after) > 0 if was else self._leads(old, new)
+        if now != was:
+            leading(now)
+        return None if was and not now else now
 
     def _leads(self, old: Persona, new: Persona) -> bool:
         """Whether the gate would let the challenger lead, judged on every item that the incumbent has a score on: with

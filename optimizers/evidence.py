@@ -123,7 +123,8 @@ def grounded(bullet: Bullet, evidence: Evidence) -> Bullet:
         ids = [i for i, (query, said) in known.items() if same(said, bullet.then) and _concerns(bullet, query)]
     elif end := _PHRASE.match(bullet.text):
         has = str.startswith if end[1] == "Starts" else str.endswith
-        ids = [i for i, (_, said) in known.items() if has(said.strip().lower(), end[2].lower())]
+        plain = {i: said.strip().lower().replace('"', "'") for i, (_, said) in known.items()}  # as the phrase is quoted
+        ids = [i for i, said in plain.items() if has(said, end[2].lower())]
     else:
         ids = _sharing(content_words(bullet.text), evidence)
     return bullet.model_copy(update={"evidence": tuple(ids[-KEPT:]), "hits": len(ids)})

@@ -17,7 +17,8 @@ __all__ = ["Observer", "Options"]
 Observer = Callable[[dict[str, Any]], None]
 """Gets one event dict a step, keys ``event``, ``user_id``, ``calls`` and ``tokens`` always; must not raise.
 
-``leads`` and ``judged`` hold the persona that would be returned from here on, rendered, and the challenger's edits."""
+``leads`` and ``judged`` hold the persona that would be returned from here on, rendered, and the challenger's edits
+(``leads`` without edits: the lead was lost, and the incumbent is back)."""
 
 
 class Options(Protocol):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import lru_cache
 from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import dspy
@@ -198,7 +198,7 @@ def _own(evidence: Evidence) -> ResponseKind:
     return replace(evidence.kind, labels=labels) if labels else evidence.kind
 
 
-@cache
+@lru_cache(maxsize=256)  # users differ in the labels they gave: not one for each of a fleet
 def _rule_type(kind: ResponseKind, most: int) -> Any:
     """The output type of the proposing call: rules typed by the response, or lines for free text."""
     if kind.labels:

@@ -138,7 +138,8 @@ class Run:
                 challengers = propose()
             if trials := self._elect(first, challengers):
                 self.steps.append(AlignmentStep(epoch=0, trials=trials, usage=self._spent(before)))
-                self.tell("step", epoch=0, accepted=sum(t.accepted for t in trials), score=trials[-1].challenger_score)
+                score = first.election.mean(self.incumbent)
+                self.tell("step", epoch=0, accepted=sum(t.accepted for t in trials), score=score)
 
     def _from_cohort(self, first: Round) -> list[Challenger]:
         assert self.options.cohort is not None
@@ -188,7 +189,7 @@ class Run:
     def _step(self, epoch: int, round_: Round, batch: list[dspy.Example]) -> None:
         before = self.ledger.usage
         first = self.program.memory.position(batch[0].interaction_id)
-        then = self.as_of(self.incumbent, self.program.memory.before(first))
+        then = self.as_of(self.incumbent, self.program.memory.before(first, round_.simulator.held))
         simulated = round_.simulator.run(then, batch)
         self.tell("simulated", epoch=epoch, scores=[s.score for s in simulated])
         feedback: list[Feedback] = []
@@ -241,7 +242,7 @@ class Run:
         trials: list[Trial] = []
         for challenger in challengers:
             before = self.incumbent
-            lead = partial(self._lead, challenger)
+            lead = partial(self._lead, challenger, before)
             trial = round_.election.stand(before, challenger.persona, challenger.edits, lead)
             trials.append(trial)
             self.incumbent, self.leading = challenger.persona if trial.accepted else before, False
@@ -256,9 +257,9 @@ class Run:
                 break
         return tuple(trials)
 
-    def _lead(self, challenger: Challenger) -> None:
-        self.incumbent, self.leading = challenger.persona, True
-        self.tell("leads", edits=list(challenger.edits), persona=self.incumbent.render())
+    def _lead(self, challenger: Challenger, before: Persona, leads: bool) -> None:
+        self.incumbent, self.leading = challenger.persona if leads else before, leads
+        self.tell("leads", edits=list(challenger.edits) if leads else [], persona=self.incumbent.render())
 
     def _remember(self, round_: Round, challenger: Challenger) -> None:
         """What was refused, for the proposer; rules that the past bears out ride along with a later challenger, since
@@ -304,7 +305,8 @@ class Run:
         by_role = {name: UsageRecord.of(usage) for name, usage in sorted(self.ledger.by_role.items())}
         if len(self.rounds) > 1:
             self.notes.append(
-                f"{len(self.rounds)} folds judged in turn: each edit was made without the fold that judged it"
+                f"{len(self.rounds)} folds judged in turn: each edit was made without the fold that judged it; the "
+                "scores are on the first fold, which edits judged by another could see"
             )
         return Alignment(
             user_id=self.program.user_id,

@@ -67,7 +67,12 @@ class Scores(BaseModel):
     budget ended before all were scored.
 
     ``without_persona``: the same program and memory with an empty persona. ``initial``: the persona it began with.
-    ``final``: the one it ended with. None of them was fitted on these interactions.
+    ``final``: the one it ended with. None of them was fitted on these interactions, but where folds judge in turn (a
+    note says so): edits that another fold judged could see them.
+
+    Example:
+        >>> Scores(without_persona=0.25, final=0.75).gain, Scores(final=0.75).gain
+        (0.5, None)
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -75,6 +80,13 @@ class Scores(BaseModel):
     without_persona: float | None = None
     initial: float | None = None
     final: float | None = None
+
+    @property
+    def gain(self) -> float | None:
+        """``final`` over ``without_persona``; None where one of them is not known."""
+        if self.final is None or self.without_persona is None:
+            return None
+        return self.final - self.without_persona
 
 
 class Alignment(BaseModel):

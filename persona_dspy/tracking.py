@@ -90,7 +90,7 @@ class MlflowTracker:
         self._file = open(Path(self._folder.name) / "users.csv", "w", newline="", encoding="utf-8")  # noqa: SIM115
         self._table = csv.writer(self._file)
         self._table.writerow(COLUMNS)
-        self._totals = dict.fromkeys(("users", "failed", "calls", "tokens", "accepted", "gain"), 0.0)
+        self._totals = dict.fromkeys(("users", "failed", "calls", "tokens", "accepted", "gain", "scored"), 0.0)
         self._thread = threading.Thread(target=self._work, daemon=True, name="mlflow-writer")
         self._thread.start()
 
@@ -265,14 +265,15 @@ class MlflowTracker:
             totals["calls"] += record.total.calls
             totals["tokens"] += record.total.input_tokens + record.total.output_tokens
             totals["accepted"] += record.accepted
-            totals["gain"] += (record.scores.final or 0.0) - (record.scores.without_persona or 0.0)
+            totals["gain"] += record.scores.gain or 0.0
+            totals["scored"] += record.scores.gain is not None
 
     def _curves(self) -> None:
-        """The totals so far, by how many users they are of; ``mean_gain`` = held-out score over no persona's."""
+        """The totals so far, by how many users they are of; ``mean_gain``: over no persona, where both are known."""
         with self._lock:
             totals = dict(self._totals)
         step = int(totals["users"] + totals["failed"])
-        gain = totals.pop("gain") / max(1.0, totals["users"])
+        gain = totals.pop("gain") / max(1.0, totals.pop("scored"))
         self._log(self.run_id, metrics=[(k, v, step) for k, v in {**totals, "mean_gain": gain}.items()])
 
     def _finish(self, metrics: Mapping[str, float]) -> None:

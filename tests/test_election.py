@@ -65,9 +65,10 @@ def test_a_gain_that_is_lost_elsewhere_does_not_win():
 def led(old, new, gate=None):
     """The trial, and the calls after which the challenger led (None: it did not)."""
     simulator, at = Scripted(Old=old, New=new), []
-    trial = election(simulator, gate, len(old)).stand(OLD, NEW, (), lambda: at.append(len(simulator.asked)))
-    assert len(at) <= 1
-    return trial, at[0] if at else None
+    said = lambda leads: at.append((leads, len(simulator.asked)))  # noqa: E731
+    trial = election(simulator, gate, len(old)).stand(OLD, NEW, (), said)
+    assert [leads for leads, _ in at] in ([], [True])
+    return trial, at[0][1] if at else None
 
 
 def test_a_challenger_leads_once_three_pairs_speak_for_it_and_none_against():
@@ -87,6 +88,14 @@ def test_one_that_led_is_refused_where_all_items_say_so():
     assert not trial.accepted
 
 
+def test_a_lead_is_lost_where_what_follows_takes_it_back():
+    """Three gain a little, the fourth loses more; what no one has scored yet could still make up for it."""
+    told, simulator = [], Scripted(Old=[0.5] * 8, New=[0.9, 0.9, 0.9, 0.9, 0, 0.6, 0.6, 0.6])
+    trial = election(simulator, held=8).stand(OLD, NEW, (), lambda leads: told.append((leads, len(simulator.asked))))
+    assert told == [(True, 6), (False, 8)], "and does not come again"
+    assert trial.accepted, "all items decide"
+
+
 PAIRS = st.lists(st.tuples(*[st.sampled_from([0.0, 0.25, 0.5, 1.0])] * 2), min_size=2, max_size=9)
 
 
@@ -99,7 +108,7 @@ def test_whoever_led_the_verdict_is_the_gates_over_all_items(pairs, known, concu
         found = election(simulator, gate, len(pairs))
         if known:
             found.score(OLD)
-        assert found.stand(OLD, NEW, (), lambda: None).accepted == gate.judge(OLD, NEW, old, new).accepted
+        assert found.stand(OLD, NEW, (), lambda _: None).accepted == gate.judge(OLD, NEW, old, new).accepted
 
 
 def test_perfect_is_nothing_left_to_gain():

@@ -99,6 +99,8 @@ def test_a_phrase_rests_on_the_responses_that_have_it():
     items = past(["Well, a ghost", "so what", "well, no"])
     assert resting(Bullet(section="style", text='Starts with "well,".'), items) == ["0", "2"]
     assert resting(Bullet(section="style", text='Ends with "what".'), items) == ["1"]
+    quoting = Bullet(section="style", text="""Starts with "'So' it".""")
+    assert resting(quoting, past(['"So" it is', "So it is"])) == ["0"], "quotation marks of a response are others there"
 
 
 def wrong(number, query, gold="comedy", score=0.0):

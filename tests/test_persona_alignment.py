@@ -103,7 +103,7 @@ def test_four_interactions_are_enough():
     aligned, _ = align(agent)
     assert aligned.alignment.options["gate"] == "KFoldGate"
     assert aligned.alignment.gate_size == 2
-    assert "folds" in aligned.alignment.notes[0]
+    assert "folds" in aligned.alignment.notes[0] and "first fold" in aligned.alignment.notes[0]
     assert true_score(aligned, user) > true_score(agent, user)
 
 
@@ -434,25 +434,59 @@ def test_a_budget_that_ends_while_a_challenger_leads_returns_it_and_says_so():
     assert true_score(aligned, user) == true_score(full, user) > true_score(agent, user)
 
 
-def test_a_leader_that_all_items_refuse_leaves_the_incumbent():
-    """Right on the three latest, wrong on the five before: three pairs speak for it, all held-out ones do not."""
+class Rash:
+    """Proposes one rule, whatever the evidence."""
+
+    def from_past(self, incumbent, evidence):
+        rule = Bullet(section="decision rules", when='it mentions "rocket"', then="horror", source="learned")
+        return [Challenger(persona=incumbent.apply([Edit(op="add", bullet=rule)]), edits=(rule.sentence,))]
+
+    def __call__(self, incumbent, evidence):
+        return []
+
+
+def rockets():
+    """Of 20 responses the latest three are what ``Rash`` proposes."""
     said = ["sci-fi"] * 17 + ["horror"] * 3
     past = [Interaction(user_id="u", query=f"rocket to planet {n}", response=r) for n, r in enumerate(said)]
-    agent = PersonaAgent(TagFilm, history=past, persona=Persona.from_text("Likes films.", user_id="u"), recall_k=0)
+    return PersonaAgent(TagFilm, history=past, persona=Persona.from_text("Likes films.", user_id="u"), recall_k=0)
 
-    class Rash:
-        def from_past(self, incumbent, evidence):
-            rule = Bullet(section="decision rules", when='it mentions "rocket"', then="horror", source="learned")
-            return [Challenger(persona=incumbent.apply([Edit(op="add", bullet=rule)]), edits=(rule.sentence,))]
 
-        def __call__(self, incumbent, evidence):
-            return []
-
-    events = []
+def test_a_leader_that_all_items_refuse_leaves_the_incumbent():
+    """Right on the three latest, wrong on the five before: three pairs speak for it, all held-out ones do not."""
+    agent, events = rockets(), []
     aligned, _ = align(agent, proposer=Rash(), gate=HeldOutGate(8), observers=[events.append])
     told = [(e["event"], "rocket" in e["persona"]) for e in events if e["event"] in ("leads", "judged")]
     assert told == [("leads", True), ("judged", False)]
     assert (aligned.alignment.accepted, aligned.persona.value) == (0, agent.persona.value)
+
+
+@pytest.mark.parametrize(("calls", "version"), [(5, 0), (6, 1), (8, 0)])
+def test_a_budget_that_ends_once_a_lead_is_lost_returns_the_incumbent(calls, version):
+    """Three pairs gain a little, the fourth (calls 7 and 8) loses more: nobody is given what scores lower so far."""
+    agent, events = rockets(), []
+
+    def graded(example, prediction, trace=None):
+        late = example["interaction_id"] in {i.id for i in agent.memory.interactions[-3:]}
+        return 0.5 if prediction.tag != "horror" else 0.6 if late else 0.0
+
+    options = {"proposer": Rash(), "gate": HeldOutGate(8), "budget": Budget(calls=calls), "observers": [events.append]}
+    aligned, _ = align(agent, metric=graded, **options)
+    record, told = aligned.alignment, [e for e in events if e["event"] == "leads"]
+    assert (aligned.persona.value.version, record.accepted) == (version, version)
+    assert ("led" in " ".join(record.notes)) == bool(version)
+    assert [bool(e["edits"]) for e in told] == {5: [], 6: [True], 8: [True, False]}[calls]
+    assert all(e["persona"] == aligned.persona.value.render() for e in told[-1:])
+
+
+def test_facts_do_not_count_anchors_while_others_are_simulated():
+    said = ["horror"] * 4 + ["sci-fi"] * 8 + ["romance"] * 3 + ["sci-fi"] * 5
+    past = [Interaction(user_id="u", query=f"film {n}", response=r, id=f"i{n}") for n, r in enumerate(said)]
+    agent = PersonaAgent(TagFilm, history=past, recall_k=0)
+    aligned, lm = align(agent, gate=AnchorGate([f"i{n}" for n in range(4)]))
+    assert any(step.simulated for step in aligned.alignment.steps)
+    told = [sentence for call in lm.engine.calls for sentence in call.system.splitlines() if " times" in sentence]
+    assert told and not [sentence for sentence in told if '"horror"' in sentence]
 
 
 @pytest.mark.slow

@@ -73,6 +73,20 @@ def tracked(empty, tmp_path_factory):
     return track(tracker, ["ann", "bob", "bad-user", "c/../d'e"]), path
 
 
+def test_the_mean_gain_is_of_users_whose_two_scores_are_known(empty, tmp_path):
+    """A budget that ends before the score without a persona is known is no gain of .75."""
+    shutil.copy(empty, tmp_path / "mlflow.db")
+    tracker = MlflowTracker(f"sqlite:///{tmp_path}/mlflow.db", runs="none")
+    tracker.begin({})
+    for user, scores in (("ann", Scores(without_persona=0.5, final=0.75)), ("bob", Scores(final=0.75))):
+        made = document(user)
+        record = made.alignment.model_copy(update={"scores": scores})
+        tracker.user(user, made.model_copy(update={"alignment": record}), "")
+    tracker.end({})
+    metrics = tracker._connect().get_run(tracker.run_id).data.metrics
+    assert (metrics["mean_gain"], metrics["users"]) == (pytest.approx(0.25), 2.0)
+
+
 def children(tracker):
     query = f"tags.`mlflow.parentRunId` = '{tracker.run_id}'"
     runs = tracker._connect().search_runs([tracker._experiment_id], query)

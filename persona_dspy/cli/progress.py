@@ -120,7 +120,7 @@ class View:
             self.calls += record.total.calls
             self.tokens += record.total.input_tokens + record.total.output_tokens
             self.accepted += record.accepted
-            self.better += (record.scores.final or 0) > (record.scores.without_persona or 0)
+            self.better += (record.scores.gain or 0) > 0
             if len(self.rows) < ROWS:
                 self.rows.append(_row(result))
         elif not result.stopped:
