@@ -270,6 +270,8 @@ def test_users_are_named_whatever_their_ids(home, lm, capsys):
         argv = [write(home / "d.jsonl", rows), "--users", named, "--out", f"p{at}", *options]
         assert run(capsys, "compile", *argv)[0] == 0
         assert {load_document(p).user_id for p in (home / f"p{at}").iterdir()} == expected
+    code, _, err = run(capsys, "compile", home / "d.jsonl", "--users", "c\n42", "--out", "q", *options)
+    assert (code, "commas" in err) == (2, True), "ids a line, as from a file"
 
 
 def test_compile_goes_on_from_the_store(home, lm, capsys):

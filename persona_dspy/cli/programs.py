@@ -83,6 +83,13 @@ def which_users(users: str | None) -> tuple[int | None, list[str] | None]:
 
 
 def named_users(users: str) -> list[str]:
-    """Ids separated by commas; one with a comma, or a blank at its end, in double quotes, as in CSV."""
-    named = next(csv.reader([users], skipinitialspace=True), [])
+    """Ids separated by commas; one with a comma, or a blank at its end, in double quotes, as in CSV.
+
+    Raises:
+        InputError: a line break between ids.
+    """
+    try:
+        named = next(csv.reader([users], skipinitialspace=True), [])
+    except csv.Error:
+        raise InputError(f"--users {users!r}: expected ids with commas between them, such as ana,bram") from None
     return [user if '"' in users else user.strip() for user in named if user.strip()]
