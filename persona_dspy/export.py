@@ -106,6 +106,9 @@ class PersonaDocument(BaseModel):
 def json_schema() -> dict[str, Any]:
     """The JSON Schema of the current format (published as ``persona_dspy/schemas/persona-1.schema.json``)."""
     schema = PersonaDocument.model_json_schema(by_alias=True, mode="serialization")
+    for part in (schema, *schema["$defs"].values()):  # descriptions are docstrings; their Python examples stay here
+        if "description" in part:
+            part["description"] = part["description"].partition("\n\nExample:")[0]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": SCHEMA, **schema}
 
 
