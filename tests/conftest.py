@@ -1,10 +1,14 @@
-"""What holds for every test: real local models are loaded once a session, and no unit test opens a socket."""
+"""What holds for every test: real local models are loaded once a session, an MLflow file is made once for all workers,
+and no unit test opens a socket."""
 
 from __future__ import annotations
 
+import fcntl
+import os
 import socket
 import sys
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,6 +50,23 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
 def pytest_runtest_teardown() -> Generator[None, None, None]:
     yield
     assert not _Wire.tried, f"a unit test opened a socket: {_Wire.tried}"
+
+
+@pytest.fixture(scope="session")
+def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database without runs, to be copied: its migrations take seconds, so that xdist's workers share one."""
+    mine = tmp_path_factory.getbasetemp()
+    shared = mine.parent if os.environ.get("PYTEST_XDIST_WORKER") else mine
+    file = shared / "empty-mlflow.db"
+    with (shared / "empty-mlflow.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not file.exists():
+            from mlflow import MlflowClient
+
+            made = shared / "making-mlflow.db"
+            MlflowClient(f"sqlite:///{made}").search_experiments()
+            made.rename(file)
+    return file
 
 
 def _model(name: str) -> Any:

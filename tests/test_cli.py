@@ -1,6 +1,7 @@
 """The command line from end to end with a fake LM: what it writes, what it says, how it exits."""
 
 import json
+import shutil
 import sqlite3
 
 import pytest
@@ -46,7 +47,8 @@ def data(tmp_path):
     return write(tmp_path / "d.jsonl", [r for s in (1, 2, 3) for r in rows(SyntheticUser(seed=s))])
 
 
-def test_compile_writes_a_json_per_user_and_the_runs(lm, data, tmp_path, capsys):
+def test_compile_writes_a_json_per_user_and_the_runs(lm, data, tmp_path, capsys, empty_mlflow):
+    shutil.copy(empty_mlflow, tmp_path / "mlflow.db")
     code, out, _ = run(capsys, "compile", data, "--out", tmp_path / "p")
     assert code == 0
     files = sorted((tmp_path / "p").iterdir())

@@ -4,6 +4,7 @@ import doctest
 import importlib
 import re
 import shlex
+import shutil
 
 import dspy
 import pytest
@@ -74,13 +75,15 @@ PAGES = sorted(p for p in (ROOT / "docs").rglob("*.md") if "```python" in p.read
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
-def test_the_documentations_python_runs(page, tmp_path, monkeypatch):
+def test_the_documentations_python_runs(page, tmp_path, monkeypatch, request):
     """All blocks of a page, in order, in one namespace; LMs are a fake that knows the fields asked for."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(dspy, "LM", faked(anything))
-    names = {"__name__": page.stem}
+    names, text = {"__name__": page.stem}, page.read_text(encoding="utf-8")
+    if "mlflow.db" in text:
+        shutil.copy(request.getfixturevalue("empty_mlflow"), tmp_path / "mlflow.db")
     try:
-        for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+        for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
             exec(compile(block, str(page), "exec"), names)
     finally:
         dspy.configure(lm=None)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import threading
 import warnings
 
@@ -27,9 +28,9 @@ PAST = [Interaction(user_id=ODD, query=f"film number {n}", response="drama", id=
 
 
 @pytest.fixture(scope="module")
-def tracker(tmp_path_factory):
-    """A file of its own: making one takes seconds."""
-    return MlflowTracker(f"sqlite:///{tmp_path_factory.mktemp('traces')}/mlflow.db")
+def tracker(empty_mlflow, tmp_path_factory):
+    file = shutil.copy(empty_mlflow, tmp_path_factory.mktemp("traces") / "mlflow.db")
+    return MlflowTracker(f"sqlite:///{file}")
 
 
 def asks_a_model(question: str) -> str:

@@ -49,33 +49,23 @@ def track(tracker, users):
     return tracker
 
 
-@pytest.fixture(scope="module")
-def empty(tmp_path_factory):
-    """An MLflow database without experiments of ours: making one takes seconds."""
-    from mlflow import MlflowClient
-
-    file = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    MlflowClient(f"sqlite:///{file}").search_experiments()
-    return file
-
-
 @pytest.fixture
-def uri(empty, tmp_path):
-    shutil.copy(empty, tmp_path / "mlflow.db")
+def uri(empty_mlflow, tmp_path):
+    shutil.copy(empty_mlflow, tmp_path / "mlflow.db")
     return f"sqlite:///{tmp_path}/mlflow.db"
 
 
 @pytest.fixture(scope="module")
-def tracked(empty, tmp_path_factory):
+def tracked(empty_mlflow, tmp_path_factory):
     path = tmp_path_factory.mktemp("mlflow")
-    shutil.copy(empty, path / "mlflow.db")
+    shutil.copy(empty_mlflow, path / "mlflow.db")
     tracker = MlflowTracker(f"sqlite:///{path}/mlflow.db", runs="all", register=True)
     return track(tracker, ["ann", "bob", "bad-user", "c/../d'e"]), path
 
 
-def test_the_mean_gain_is_of_users_whose_two_scores_are_known(empty, tmp_path):
+def test_the_mean_gain_is_of_users_whose_two_scores_are_known(empty_mlflow, tmp_path):
     """A budget that ends before the score without a persona is known is no gain of .75."""
-    shutil.copy(empty, tmp_path / "mlflow.db")
+    shutil.copy(empty_mlflow, tmp_path / "mlflow.db")
     tracker = MlflowTracker(f"sqlite:///{tmp_path}/mlflow.db", runs="none")
     tracker.begin({})
     for user, scores in (("ann", Scores(without_persona=0.5, final=0.75)), ("bob", Scores(final=0.75))):
