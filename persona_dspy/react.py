@@ -119,8 +119,9 @@ class Gather(dspy.ReAct):
                 if name in self.named:
                     if not self.named[name].args:
                         arguments = {}  # a small model gives a tool that takes nothing the whole query
-                    if (name, arguments) in [(turn.name, turn.arguments) for turn in seen]:
-                        return done  # asked again, it would say the same again
+                    same = [turn for turn in seen if (turn.name, turn.arguments) == (name, arguments)]
+                    if len(same) > 1 or any(not turn.observation.failed for turn in same):
+                        return done  # asked again, it would say the same again; what failed may be tried once more
                     observation = yield self.named[name], arguments
                     done.append(observation)
                 else:

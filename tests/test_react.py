@@ -123,6 +123,17 @@ def test_the_same_call_again_ends_the_loop():
     assert len(lm.engine.requests) == 2
 
 
+def test_a_call_that_failed_may_be_made_once_more():
+    def search(query: str) -> str:
+        raise TimeoutError("too slow")
+
+    lm = seen_lm(Chooser(("search", {"query": "a"})))
+    with dspy.context(lm=lm), recording(), as_persona(""):
+        observations = Gather(personal_tools(tools=[search]), steps=4)(query="q?").observations
+    assert [(o.tool, o.failed) for o in observations] == [("search", True)] * 2
+    assert len(lm.engine.requests) == 3
+
+
 @pytest.mark.parametrize("native", [False, True])
 def test_a_full_context_loses_its_oldest_observations(native):
     choices = [("look", {"query": f"word{n}"}) for n in range(5)]
