@@ -14,6 +14,7 @@ from typing import Protocol
 import dspy
 
 from persona_dspy.errors import InputError
+from persona_dspy.feedback import RIGHT
 from persona_dspy.persona import Persona
 from persona_dspy.untrusted import count_tokens
 
@@ -208,7 +209,7 @@ class SignTestGate(HeldOutGate):
             return False
         better = sum(score > before[i] for i, score in after.items())
         worse = sum(score < before[i] for i, score in after.items())
-        could = sum(i not in after and score < 0.999 for i, score in enumerate(before))
+        could = sum(i not in after and score < RIGHT for i, score in enumerate(before))
         return sign_test(better + could, worse) > 1 - self.confidence + 1e-9
 
     def leads(self, before: Sequence[float], after: Sequence[float]) -> bool:

@@ -15,11 +15,10 @@ import dspy
 from optimizers.acceptance import Gate
 from optimizers.simulation import Simulator
 from persona_dspy.alignment import Trial
+from persona_dspy.feedback import RIGHT
 from persona_dspy.persona import Persona
 
 __all__ = ["Election"]
-
-RIGHT = 0.999  # a score with nothing left to gain
 
 
 class Election:

@@ -20,7 +20,9 @@ from persona_dspy.records import Feedback
 from persona_dspy.responses import ResponseKind
 from persona_dspy.untrusted import clip_tokens, fenced, one_line
 
-__all__ = ["Metric", "Simulated", "TextualLoss", "score_of"]
+__all__ = ["RIGHT", "Metric", "Simulated", "TextualLoss", "score_of"]
+
+RIGHT = 0.999  # a score with nothing left to gain
 
 Metric = Callable[..., Any]
 """``metric(example, prediction, trace=None)`` -> float in [0, 1], or ``dspy.Prediction(score=, feedback=)``."""
@@ -45,7 +47,7 @@ class Simulated:
     @property
     def right(self) -> bool:
         """Nothing left to learn from it."""
-        return self.score >= 0.999
+        return self.score >= RIGHT
 
     def contrast(self, tokens: int = 60) -> str:
         """The interaction as a few lines of data."""
