@@ -166,10 +166,10 @@ def _asked(
     """One LM call for at most ``most`` rules. What they rest on is counted by code, not asked of the LM."""
     failed = sorted({sentence for edits in evidence.rejected for sentence in edits})
     shown = blocks | {"notes": incumbent.render() or "nothing yet", "failed_before": "\n".join(failed[-8:]) or "none"}
-    rules = dspy.OutputField(desc=f"at most {most} rules")
-    asked = signature.append("edits", rules, _rule_type(_own(evidence), most))
     try:
-        answer = dspy.Predict(asked, max_tokens=80 * most)(**{n: fenced(text, n) for n, text in shown.items()})
+        answer = dspy.Predict(_asking(signature, _own(evidence), most), max_tokens=80 * most)(
+            **{n: fenced(text, n) for n, text in shown.items()}
+        )
     except AdapterParseError:
         return []  # an answer that is no list of rules proposes nothing
     bullets = [bullet for said in answer.edits or [] if (bullet := _bullet(said))]
@@ -199,6 +199,11 @@ def _own(evidence: Evidence) -> ResponseKind:
 
 
 @lru_cache(maxsize=256)  # users differ in the labels they gave: not one for each of a fleet
+def _asking(signature: Any, kind: ResponseKind, most: int) -> Any:
+    """``signature`` with the rules to be written as its output; one class for the same arguments."""
+    return signature.append("edits", dspy.OutputField(desc=f"at most {most} rules"), _rule_type(kind, most))
+
+
 def _rule_type(kind: ResponseKind, most: int) -> Any:
     """The output type of the proposing call: rules typed by the response, or lines for free text."""
     if kind.labels:

@@ -65,7 +65,6 @@ class _Crew:
         self.ray, self.hire, self.fleet, self.purse = ray, hire, fleet, purse
         self.idle: list[Any] = []
         self.busy: dict[Any, tuple[Any, History, int]] = {}
-        self.hired = 0
 
     def results(self, todo: Iterator[History], workers: int) -> Generator[UserResult]:
         for history in todo:
