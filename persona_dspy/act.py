@@ -32,7 +32,7 @@ from persona_dspy.untrusted import fenced, one_line
 
 __all__ = ["Act", "Policy", "past_block", "search_words"]
 
-Policy = Literal["fixed", "plan", "react", "none"]
+Policy = Literal["fixed", "plan", "react", "plain", "none"]
 
 _CANDIDATES = 128  # near episodes among which recency and the persona decide
 
@@ -51,7 +51,8 @@ class Act(dspy.Module):
     Args:
         policy: ``"fixed"``: recall by the query itself, no LM call. ``"plan"``: one LM call, kept to a schema, picks
             at most two tools and their words; for small models. ``"react"``: the LM picks a tool, sees what comes
-            back, and goes on until it knows enough. ``"none"``: nothing is looked up. Whatever an LM picks, recall by
+            back, and goes on until it knows enough. ``"none"``: nothing is looked up; ``"plain"``: as
+            ``"fixed"``, but the persona has no say in it: both for comparisons. Whatever an LM picks, recall by
             the query itself fills up to k episodes, so that a poor choice costs nothing.
         recall: how many episodes, ``Recall(k=4)`` by default.
         knowledge: where ``search_knowledge`` looks; None = no such tool.
@@ -142,9 +143,10 @@ class Act(dspy.Module):
 
     def _by_query(self, query: str, k: int, taken: frozenset[str], recorder: Recorder) -> list[Episode]:
         at = recorder.now
-        words, steered_by = _steered(query)
+        steers = self.policy != "plain"
+        words, steered_by = _steered(query) if steers else (query, ())
         near = self.recall(query=words, k=max(_CANDIDATES, self.recall.k)).episodes
-        found = ranked([e for e in near if e.id not in taken], _favours(query), k)
+        found = ranked([e for e in near if e.id not in taken], _favours(query) if steers else {}, k)
         if found:
             step = Step(
                 action="recall_history",

@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import dspy
-
 from persona_dspy import baselines
 from persona_dspy.act import Act, Policy
-from persona_dspy.agent import PersonaAgent, PersonalProgram, personalize
+from persona_dspy.agent import PersonaAgent, PersonalProgram
 from persona_dspy.alignment import Alignment
 from persona_dspy.errors import BudgetExceeded
 from persona_dspy.export import PersonaDocument, load_document, persona_file_name, write_text
@@ -79,31 +77,28 @@ class Prepared:
     def _persona(self, k: int) -> PersonalProgram:
         without, signature = self.variant.without, self.task.signature()
         given = Persona(user_id=self.user_id) if without == "no-persona" else None
-        if without == "no-action":
-            program: PersonalProgram = personalize(
-                dspy.Predict(signature), history=self.memory, user_id=self.user_id, recall_k=k
-            )
-        else:
-            if without == "no-memory":
-                # An empty persona would be filled with facts counted in memory; one with a line is left alone.
-                given = Persona.from_text(_NEUTRAL, user_id=self.user_id)
-            program = PersonaAgent(
-                signature,
-                history=self.memory,
-                user_id=self.user_id,
-                persona=given,
-                actions=self._act(0 if without == "no-memory" else k),
-                episodes_as="block" if without == "block" else "turns",
-            )
+        if without == "no-memory":
+            # An empty persona would be filled with facts counted in memory; one with a line is left alone.
+            given = Persona.from_text(_NEUTRAL, user_id=self.user_id)
+        program: PersonalProgram = PersonaAgent(
+            signature,
+            history=self.memory,
+            user_id=self.user_id,
+            persona=given,
+            actions=self._act(0 if without == "no-memory" else k),
+            episodes_as="block" if without == "block" else "turns",
+        )
         program.turn_tokens = self.setting.turn_tokens
         return program
 
     def _act(self, k: int) -> Act:
         without, policy = self.variant.without, self.setting.actions
-        # No memory, and no knowledge either to choose from: nothing to look up.
-        nothing = without == "no-memory" and self.setting.knowledge is None
+        if without == "no-action":
+            policy = "plain"
+        elif without == "no-memory" and self.setting.knowledge is None:
+            policy = "none"  # and no knowledge either to choose from: nothing to look up
         knowledge = None if without == "no-knowledge" else self.setting.knowledge
-        return Act(policy="none" if nothing else policy, recall=Recall(k=k), knowledge=knowledge)
+        return Act(policy=policy, recall=Recall(k=k), knowledge=knowledge)
 
     @property
     def needs_preparation(self) -> bool:

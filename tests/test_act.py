@@ -11,8 +11,8 @@ from persona_dspy.agent import PersonaAgent
 from persona_dspy.errors import InputError
 from persona_dspy.knowledge import Document, LocalCorpus
 from persona_dspy.ledger import Ledger
-from persona_dspy.memory.episodic import Recall
-from persona_dspy.persona import Persona
+from persona_dspy.memory.episodic import EpisodicMemory, Recall
+from persona_dspy.persona import Bullet, Edit, Persona
 from persona_dspy.records import Interaction
 
 CORPUS = LocalCorpus([Document(title="Alien", text="Alien is a film of 1979 about a creature.")])
@@ -90,6 +90,20 @@ def test_fixed_asks_no_lm_and_none_shows_nothing():
             trace = agent_of(act=Act(policy=policy))(film="rocket").trace
         assert len(model.engine.calls) == 1 and len(model.engine.calls[0].turns) == turns
         assert len(trace.steps) == bool(turns)
+
+
+def test_in_a_plain_recall_the_persona_has_no_say():
+    rule = Bullet(section="decision rules", when='it mentions "rocket"', then="romance")
+    persona = Persona(user_id="ana").apply([Edit(op="add", bullet=rule)])
+    steps = {}
+    for policy in ("fixed", "plain"):
+        with dspy.context(lm=seen_lm(planner)):
+            agent = PersonaAgent("film -> tag", history=PAST, persona=persona, actions=policy)
+            (steps[policy],) = agent(film="rocket").trace.steps
+    assert steps["fixed"].steered_by and "romance" in steps["fixed"].query
+    assert not steps["plain"].steered_by and steps["plain"].query == "rocket"
+    near = [e.id for e in EpisodicMemory(PAST).recall("rocket", 4)]
+    assert [r.id for r in steps["plain"].recalled] == near != [r.id for r in steps["fixed"].recalled]
 
 
 @pytest.mark.parametrize("said", ["rubbish", '{"actions": [{"action": "rm -rf", "words": "x"}]}', '{"actions": []}'])

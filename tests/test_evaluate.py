@@ -12,6 +12,7 @@ from persona_dspy.evaluate import cases, evaluate, scored_as
 from persona_dspy.history_rows import Question, UserHistory
 from persona_dspy.judged import Results
 from persona_dspy.lamp import get_task
+from persona_dspy.memory.episodic import EpisodicMemory
 from persona_dspy.standings import as_csv, standings
 from persona_dspy.synthetic import RuleFollower, SyntheticUser
 from persona_dspy.systems import Setting
@@ -104,6 +105,10 @@ def test_ablations_take_away_what_they_say(tmp_path):
     assert persona in asked["persona"].system and asked["persona"].turns
     assert persona not in asked["persona@no-persona"].system and asked["persona@no-persona"].turns
     assert not asked["persona@no-memory"].turns
+    near = EpisodicMemory(PEOPLE[0].history).recall(PEOPLE[0].queries[-1].query, 4)
+    plain = [user for user, _ in asked["persona@no-action"].turns]
+    assert all(e.interaction.query in user for e, user in zip(reversed(near), plain, strict=True))
+    assert plain != [user for user, _ in asked["persona"].turns], "there the persona has a say"
     assert not asked["persona@block"].turns and "data source" in asked["persona@block"].user
     assert "Answered 18 times" not in asked["persona@no-memory"].system
 
