@@ -157,7 +157,7 @@ def _generalised(incumbent: Persona, evidence: Evidence, counted: Sequence[Edit]
 
 
 def _asked(
-    signature: type[dspy.Signature],
+    signature: Any,
     blocks: dict[str, str],
     incumbent: Persona,
     evidence: Evidence,
