@@ -24,9 +24,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 
@@ -43,6 +44,7 @@ from persona_dspy.fleet_folder import FleetFolder
 from persona_dspy.histories import UserHistory
 from persona_dspy.ledger import Ledger
 from persona_dspy.synthetic import SyntheticUser, TagFilm
+from persona_dspy.system_prompt import _PersonaMixin
 from persona_dspy.tracking import MlflowTracker
 
 INTERACTIONS = 12
@@ -126,6 +128,7 @@ def throughput(users: int, workers: int, latency: float) -> None:
         (f"compile_users, {cores} processes", lambda server: ours(server, users, workers, cores)),
         ("compile_users, 1 process", lambda server: ours(server, users, workers, 1)),
         ("dspy.Parallel", lambda server: parallel(server, users, workers)),
+        ("bare dspy.Predict, no compile", lambda server: bare_calls(server, users * 16, workers)),
     ]
     first = 0.0
     for name, run in runs:
@@ -137,7 +140,7 @@ def throughput(users: int, workers: int, latency: float) -> None:
         whole = calls / wall
         first = first or whole
         print(
-            f"{name:28s} {calls} calls in {wall:.1f} s: {whole:.0f} a second = {whole / ideal:.1%} of ideal; while users "
+            f"{name:29s} {calls} calls in {wall:.1f} s: {whole:.0f} a second = {whole / ideal:.1%} of ideal; while users "
             f"were left {steady / ideal:.1%}; first call after {start:.1f} s; {peak} in flight at most; "
             f"{used / calls * 1000:.2f} ms CPU a call; ratio {first / whole:.2f}"
         )
@@ -198,6 +201,27 @@ def parallel(server: Server, users: int, workers: int) -> tuple[float, float]:
         pairs = [(module, dspy.Example(history=h).with_inputs("history")) for h in histories(users)]
         runner = dspy.Parallel(num_threads=workers, timeout=0, disable_progress_bar=True)
         assert all(r is not None for r in runner(pairs))
+    return marks.rate(begun)
+
+
+def bare_calls(server: Server, calls: int, workers: int) -> tuple[float, float]:
+    """DSPy alone in one process: as many answers to one signature, nothing recalled, kept or learned."""
+    marks, begun = Marks(server), [0.0]
+
+    class Answer(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.predict = dspy.Predict(TagFilm)
+
+        def forward(self, description: str) -> dspy.Prediction:
+            begun[0] = time.perf_counter()
+            return self.predict(description=description)
+
+    with dspy.context(lm=server.lm(), adapter=dspy.JSONAdapter(), disable_history=True):
+        module = Answer()
+        asked = [(module, dspy.Example(description=f"a film {n}").with_inputs("description")) for n in range(calls)]
+        runner = dspy.Parallel(num_threads=workers, timeout=0, disable_progress_bar=True)
+        assert all(r is not None for r in runner(asked))
     return marks.rate(begun)
 
 
@@ -319,28 +343,39 @@ def tracking(users: int, workers: int, latency: float) -> None:
         print(f"{name}: {walls[name] / base - 1:+.1%} of wall time")
 
 
+def persona_first(adapter: Any, signature: Any) -> str:
+    """A system message in the reverse order: the persona, then structure and task."""
+    task = super(_PersonaMixin, adapter).format_system_message(signature)  # type: ignore[misc]
+    return "\n\n".join(part for part in (dspy.settings.get("persona_prompt"), task) if part)
+
+
 def local(users: int, model: str) -> None:
-    print(f"\n## In-process model {model!r}: two users in flight against one, {users} users")
+    print(f"\n## In-process model {model!r}, {users} users: two in flight against one; the persona after the task or before")
     from persona_dspy.local_lm import local_lm
 
     lm = local_lm(model, cache=False)
     lm("warm up")
-    results: dict[int, tuple[float, int, float]] = {}
-    for workers in (1, 2):
+    seconds: dict[str, float] = {}
+    runs = [("1 in flight", 1, False), ("2 in flight", 2, False), ("1 in flight, persona first", 1, True)]
+    for at, (name, workers, turned) in enumerate(runs):
         ledger = Ledger()
-        with dspy.context(lm=lm):
+        order = patch.object(_PersonaMixin, "format_system_message", persona_first) if turned else nullcontext()
+        with dspy.context(lm=lm), order:
             began = time.perf_counter()
-            for _ in compile_users(
-                PersonaAgent(TagFilm), histories(users, 100 * workers), optimizer(), workers=workers, ledger=ledger
-            ):
-                pass
+            found = compile_users(
+                PersonaAgent(TagFilm), histories(users, 100), optimizer(), workers=workers, ledger=ledger
+            )
+            assert all(r.document is not None for r in found)
             wall = time.perf_counter() - began
         usage = ledger.usage
-        results[workers] = (wall / usage.calls, usage.calls, usage.cached_tokens / max(1, usage.input_tokens))
-        print(
-            f"{workers} in flight: {usage.calls / wall:.2f} calls/s, {usage.input_tokens} prompt tokens, {results[workers][2]:.0%} from cache"
-        )
-    print(f"ratio: {results[1][0] / results[2][0]:.2f}")
+        seconds[name] = wall / usage.calls
+        cached = usage.cached_tokens / max(1, usage.input_tokens)
+        print(f"{name:27s} {usage.calls} calls in {wall:.0f} s, {usage.input_tokens} prompt tokens, {cached:.0%} from cache")
+        if at == 0:
+            lm("something else, so that no run finds the one before it")
+    first = seconds["1 in flight"]
+    for name in list(seconds)[1:]:
+        print(f"{name}: {first / seconds[name]:.2f} times as fast as 1 in flight")
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ from persona_dspy.call_folder import CallLog
 from persona_dspy.errors import StoreError
 from persona_dspy.ledger import CALL_DRAFT, current_ledger, reserved
 
-__all__ = ["UserCalls", "call_key", "recorded", "recording_calls"]
+__all__ = ["UserCalls", "call_key", "recorded", "recording_calls", "unshared"]
 
 _SECRET = frozenset({"api_key", "api_base", "base_url", "headers", "extra_headers", "timeout", "num_retries", "cache"})
 _CHARS = 8  # a token has fewer characters on average: what is estimated with it is there at least
@@ -149,6 +149,19 @@ def recorded(lm: Any) -> Any:
     twin = lm.copy()
     twin.__class__ = _recorded_class(type(lm))
     twin._samples, twin.cache = not lm.cache, False  # type: ignore[attr-defined]
+    return twin
+
+
+def unshared(lm: Any) -> Any:
+    """``lm`` over connections of its own; itself where DSPy does not own them.
+
+    Copies of an LM share DSPy's pool of connections, whose lock is held over a system call at each call: among 64
+    threads it bounded a process at a third of what its CPU could do (docs/results/fleet.md).
+    """
+    if not isinstance(lm, dspy.LM) or not isinstance(lm.engine, str):
+        return lm
+    twin = lm.copy()
+    twin.__setstate__(twin.__getstate__())  # an LM that was pickled comes back without connections
     return twin
 
 

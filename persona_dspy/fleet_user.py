@@ -11,7 +11,9 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -19,7 +21,7 @@ import dspy
 
 from persona_dspy.agent import PersonalProgram
 from persona_dspy.alignment import Alignment
-from persona_dspy.call_cache import UserCalls, recorded, recording_calls
+from persona_dspy.call_cache import UserCalls, recorded, recording_calls, unshared
 from persona_dspy.call_folder import CallLog
 from persona_dspy.errors import BudgetExceeded, PersonaError
 from persona_dspy.export import PersonaDocument
@@ -87,6 +89,7 @@ class UserWork:
     task: str | Callable[[History], str] | None = None
     base: str = field(default="", init=False)
     _given: dict[str, Any] = field(default_factory=dict, init=False)
+    _idle: deque[Any] = field(default_factory=deque, init=False)  # LMs with open connections that no user is using
 
     def given(self) -> dict[str, Any]:
         """The arguments this was made with, to make it again in another process."""
@@ -137,8 +140,7 @@ class UserWork:
         calls = UserCalls(history.user_id, log)
         try:
             fleet.check(0)
-            options = {} if self.lm is None else {"lm": self.lm}
-            with dspy.context(trace=None, **options), recording_calls(calls), fleet.recording():
+            with self._context(), recording_calls(calls), fleet.recording():
                 document, error, kind = self._document(history, self._aligned(history)), "", ""
         except BudgetExceeded as spent:
             document, error, kind = None, str(spent), type(spent).__name__
@@ -156,6 +158,23 @@ class UserWork:
             seconds=time.monotonic() - began,
             stopped=bool(fleet.exceeded) and said.startswith(("budget: ", "stopped: ")),
         )
+
+    @contextmanager
+    def _context(self) -> Generator[None]:
+        """The LM over connections that no other user under way has to wait for; they stay open for the next user."""
+        if self.lm is None:
+            with dspy.context(trace=None):
+                yield
+            return
+        try:
+            lm = self._idle.pop()
+        except IndexError:
+            lm = unshared(self.lm)
+        try:
+            with dspy.context(trace=None, lm=lm):
+                yield
+        finally:
+            self._idle.append(lm)
 
     def _aligned(self, history: History) -> PersonalProgram:
         if isinstance(self.program, PersonalProgram):

@@ -11,7 +11,6 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, lru_cache
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import dspy
 from dspy.adapters.base import Adapter
@@ -19,7 +18,7 @@ from pydantic import BaseModel
 
 from persona_dspy.ledger import reserved
 from persona_dspy.recorder import current_recorder
-from persona_dspy.terse import TerseJSON
+from persona_dspy.terse import TerseJSON, able
 from persona_dspy.untrusted import data_text, defused, defused_tags
 
 __all__ = ["Turn", "as_persona", "personal_adapter"]
@@ -185,25 +184,6 @@ def _personal_class(base: type[Adapter]) -> type[Adapter]:
     return made
 
 
-_ABLE: WeakKeyDictionary[Any, tuple[str, tuple[bool, bool]]] = WeakKeyDictionary()
-
-
-def _able(lm: Any) -> tuple[bool, bool]:
-    """Whether the LM calls functions, and whether it keeps to a schema. DSPy searches its list of thousands of models
-    for each answer, over a millisecond for one it does not know: asked once for an LM and a model."""
-
-    def ask() -> tuple[bool, bool]:
-        names = ("supports_function_calling", "supports_response_schema")
-        return bool(getattr(lm, names[0], False)), bool(getattr(lm, names[1], False))
-
-    if not isinstance(lm, dspy.LM) or not isinstance(lm.engine, str):
-        return ask()  # it says so itself, at once
-    known = _ABLE.get(lm)
-    if known is None or known[0] != lm.model:
-        _ABLE[lm] = known = (lm.model, ask())
-    return known[1]
-
-
 def personal_adapter(base: Adapter | None = None, lm: Any = None) -> Adapter:
     """``base`` (or the adapter that suits ``lm``) as one that carries the persona; ``base`` itself is not changed.
 
@@ -216,9 +196,10 @@ def personal_adapter(base: Adapter | None = None, lm: Any = None) -> Adapter:
         return base  # type: ignore[return-value]
     if base is None:
         lm = lm or dspy.settings.get("lm")
-        calls, keeps = _able(lm)
-        keeps = keeps and not dspy.settings.get("stream_listeners")
-        base = TerseJSON() if keeps else dspy.ChatAdapter(use_native_function_calling=calls)
+        if able(lm, "response_schema") and not dspy.settings.get("stream_listeners"):
+            base = TerseJSON()
+        else:
+            base = dspy.ChatAdapter(use_native_function_calling=able(lm, "function_calling"))
     adapter = object.__new__(_personal_class(type(base)))
     adapter.__dict__.update(base.__dict__)
     return adapter

@@ -246,7 +246,9 @@ class EpisodicMemory:
             keep &= np.array(self._times)[slots] < _seconds(cut)  # nan is never earlier
         hidden = [self._slot[one] for one in exclude if one in self._slot]
         if hidden:
-            keep &= ~np.isin(slots, hidden)
+            seen = np.ones(len(self._arrived), dtype=np.bool_)
+            seen[hidden] = False
+            keep &= seen[slots]
         return (places, slots) if keep.all() else (places[keep], slots[keep])
 
     def _ages(self, slots: NDArray[np.intp], cut: int | datetime | None) -> NDArray[Any]:

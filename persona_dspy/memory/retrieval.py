@@ -9,7 +9,6 @@ thread-safe alone: ``EpisodicMemory`` guards it).
 
 from __future__ import annotations
 
-import math
 import re
 import unicodedata
 from array import array
@@ -124,32 +123,43 @@ class _Postings:
 
     def scores(self, query: Counter[str], live: NDArray[np.bool_] | None) -> NDArray[np.float32]:
         found = np.zeros(len(self._lengths), dtype=np.float32)
-        known = self._asked if live is None else {}
-        if any(word not in known for word in query):
-            # copied: an array.array refuses to grow while numpy looks at its buffer
-            lengths = np.array(self._lengths, dtype=np.float32)
-            seen = lengths if live is None else lengths[live]
-            for word in query:
-                if word not in known and word in self._postings:
-                    known[word] = self._weigh(word, lengths, len(seen), seen.sum(dtype=np.float64), live)
-        for word, times in query.items():
-            if word in known:
-                slots, weights = known[word]
-                np.add.at(found, slots, weights if times == 1 else np.float32(times) * weights)
+        words = [word for word in query if word in self._postings]
+        if live is not None and words:
+            slots, weights, sizes = self._weigh(words, live)
+            times = np.repeat(np.array([query[word] for word in words], dtype=np.float32), sizes)
+            np.add.at(found, slots, times * weights)
+        elif words:
+            self._keep([word for word in words if word not in self._asked])
+            for word in words:
+                slots, weights = self._asked[word]
+                np.add.at(found, slots, weights if query[word] == 1 else np.float32(query[word]) * weights)
         return found
 
+    def _keep(self, words: Sequence[str]) -> None:
+        if not words:
+            return
+        slots, weights, sizes = self._weigh(words, None)
+        ends = np.cumsum(sizes)[:-1]
+        self._asked.update(zip(words, zip(np.split(slots, ends), np.split(weights, ends), strict=True), strict=True))
+
     def _weigh(
-        self, word: str, lengths: NDArray[np.float32], seen: int, total: float, live: NDArray[np.bool_] | None
-    ) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
-        """Slots that hold a word, and its BM25 weight in each."""
-        pairs = np.array(self._postings[word]).reshape(-1, 2)
+        self, words: Sequence[str], live: NDArray[np.bool_] | None
+    ) -> tuple[NDArray[np.intp], NDArray[np.float32], NDArray[np.intp]]:
+        """Slots that hold a word and its BM25 weight in each, word after word, and how many slots each word has."""
+        # copied: an array.array refuses to grow while numpy looks at its buffer
+        lengths = np.array(self._lengths, dtype=np.float32)
+        seen = lengths if live is None else lengths[live]
+        each = [np.array(self._postings[word]) for word in words]
+        pairs, owner = np.concatenate(each).reshape(-1, 2), np.repeat(np.arange(len(words)), [len(p) // 2 for p in each])
         if live is not None:
-            pairs = pairs[live[pairs[:, 0]]]
+            kept = live[pairs[:, 0]]
+            pairs, owner = pairs[kept], owner[kept]
         slots, counts = pairs[:, 0].astype(np.intp), pairs[:, 1].astype(np.float32)
-        idf = math.log(1 + (seen - len(slots) + 0.5) / (len(slots) + 0.5))
-        mean = total / seen if total else 1.0
+        holding = np.bincount(owner, minlength=len(words))
+        idf = np.log(1 + (len(seen) - holding + 0.5) / (holding + 0.5))
+        mean = (seen.sum(dtype=np.float64) / len(seen) if len(seen) else 0.0) or 1.0
         norm = np.float32(self._k1) * (1 - self._b + self._b / np.float32(mean) * lengths[slots])
-        return slots, (idf * counts / (norm + counts)).astype(np.float32)
+        return slots, (idf[owner] * counts / (norm + counts)).astype(np.float32), holding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
