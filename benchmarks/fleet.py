@@ -350,32 +350,33 @@ def persona_first(adapter: Any, signature: Any) -> str:
 
 
 def local(users: int, model: str) -> None:
-    print(f"\n## In-process model {model!r}, {users} users: two in flight against one; the persona after the task or before")
+    print(f"\n## In-process model {model!r}, {users} users; each run in a process of its own")
+    for name in LOCAL:
+        told = in_own_process("local", "--users", str(users), "--model", model, "--run", name)
+        print(told, flush=True)
+
+
+LOCAL = {"1 in flight": (1, False), "2 in flight": (2, False), "1 in flight, persona before the task": (1, True)}
+
+
+def local_child(users: int, model: str, name: str) -> None:
     from persona_dspy.local_lm import local_lm
 
-    lm = local_lm(model, cache=False)
+    workers, turned = LOCAL[name]
+    lm, ledger = local_lm(model, cache=False), Ledger()
     lm("warm up")
-    seconds: dict[str, float] = {}
-    runs = [("1 in flight", 1, False), ("2 in flight", 2, False), ("1 in flight, persona first", 1, True)]
-    for at, (name, workers, turned) in enumerate(runs):
-        ledger = Ledger()
-        order = patch.object(_PersonaMixin, "format_system_message", persona_first) if turned else nullcontext()
-        with dspy.context(lm=lm), order:
-            began = time.perf_counter()
-            found = compile_users(
-                PersonaAgent(TagFilm), histories(users, 100), optimizer(), workers=workers, ledger=ledger
-            )
-            assert all(r.document is not None for r in found)
-            wall = time.perf_counter() - began
-        usage = ledger.usage
-        seconds[name] = wall / usage.calls
-        cached = usage.cached_tokens / max(1, usage.input_tokens)
-        print(f"{name:27s} {usage.calls} calls in {wall:.0f} s, {usage.input_tokens} prompt tokens, {cached:.0%} from cache")
-        if at == 0:
-            lm("something else, so that no run finds the one before it")
-    first = seconds["1 in flight"]
-    for name in list(seconds)[1:]:
-        print(f"{name}: {first / seconds[name]:.2f} times as fast as 1 in flight")
+    order = patch.object(_PersonaMixin, "format_system_message", persona_first) if turned else nullcontext()
+    with dspy.context(lm=lm), order:
+        began = time.perf_counter()
+        found = compile_users(PersonaAgent(TagFilm), histories(users, 100), optimizer(), workers=workers, ledger=ledger)
+        assert all(r.document is not None for r in found)
+        wall = time.perf_counter() - began
+    usage = ledger.usage
+    cached = usage.cached_tokens / max(1, usage.input_tokens)
+    print(
+        f"{name:36s} {usage.calls} calls in {wall:.0f} s: {wall / usage.calls:.2f} s a call, "
+        f"{usage.input_tokens / usage.calls:.0f} prompt tokens a call, {cached:.0%} from cache"
+    )
 
 
 def main() -> None:
@@ -386,9 +387,12 @@ def main() -> None:
     parser.add_argument("--model", default="smol")
     parser.add_argument("--only", choices=["throughput", "overhead", "memory", "resume", "tracking", "local"])
     parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--run", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child == "memory":
         return memory_child(given.users)
+    if given.child == "local":
+        return local_child(given.users, given.model, given.run)
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, dspy {dspy.__version__}")
     sections: dict[str, Callable[[], None]] = {
         "throughput": lambda: throughput(given.users, given.workers, given.latency),
@@ -396,7 +400,7 @@ def main() -> None:
         "memory": lambda: memory(given.users),
         "resume": lambda: resume(10_000),
         "tracking": lambda: tracking(given.users, given.workers, given.latency),
-        "local": lambda: local(min(given.users, 2), given.model),
+        "local": lambda: local(min(given.users, 4), given.model),
     }
     for name, section in sections.items():
         if given.only in (None, name) and (name != "local" or given.only):

@@ -150,7 +150,7 @@ class EpisodicMemory:
             if plain and len(places) == len(new):  # nothing to refuse
                 self._slot |= places
                 self._arrived += new
-                self._times.extend(_seconds(i.time) if i.time else math.nan for i in new)
+                self._times.extend([i.time.timestamp() if i.time else math.nan for i in new])
             else:
                 try:
                     for interaction in new:
