@@ -166,15 +166,15 @@ class Respond(dspy.Module):
         """The signature whose response is one of ``labels``, as the declared type writes them; all of them if none."""
         if not labels:
             return signature
-        if (signature, labels) not in self._narrow:
+        known = self._narrow.get((signature, labels))
+        if known is None:
             response, field = next(iter(signature.output_fields.items()))
             kept = tuple(value for value in get_args(field.annotation) if str(value) in labels)
             if len(self._narrow) >= 256:
                 self._narrow.clear()
-            self._narrow[signature, labels] = (
-                signature.with_updated_fields(response, type_=Literal[kept]) if kept else signature
-            )
-        return self._narrow[signature, labels]
+            known = signature.with_updated_fields(response, type_=Literal[kept]) if kept else signature
+            self._narrow[signature, labels] = known
+        return known
 
     def _with_observations(self) -> tuple[str, Any]:
         """The predictor's signature and one input more. Kept: DSPy builds a class for each change of a signature."""

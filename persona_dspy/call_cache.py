@@ -161,7 +161,9 @@ def unshared(lm: Any) -> Any:
     if not isinstance(lm, dspy.LM) or not isinstance(lm.engine, str):
         return lm
     twin = lm.copy()
-    twin.__setstate__(twin.__getstate__())  # an LM that was pickled comes back without connections
+    if type(twin) is not type(lm):  # a copy() that makes something else of it
+        return lm
+    dspy.LM.__setstate__(twin, {})  # what makes a pickled LM's connections anew, and changes nothing else
     return twin
 
 
@@ -203,7 +205,7 @@ class _Recorded:
                 return _answer(record, first)
             if flying is None:
                 break
-            await asyncio.wrap_future(flying)
+            await asyncio.shield(asyncio.wrap_future(flying))  # whoever is cancelled here cancels nobody's call
         try:
             with reserved(_tokens_at_least(prompt, messages)), _made() as keep:
                 outputs = await super().acall(prompt, messages=messages, **options)  # type: ignore[misc]

@@ -65,9 +65,16 @@ class CallFolder:
         """A user's records, oldest first."""
         try:
             lines = self._file(user_id).read_bytes().split(b"\n")
+            if lines[-1]:  # half a record: ended, so that it spoils no other
+                with self._file(user_id).open("ab") as file:
+                    file.write(b"\n")
         except FileNotFoundError:
             return
-        for line in lines[:-1]:  # what follows the last line break is empty, or half a record
+        except OSError as failure:
+            raise StoreError(
+                f"call folder {str(self.folder)!r}: {failure.strerror}; expected a place to read from and write to"
+            ) from failure
+        for line in lines[:-1]:
             try:
                 record = json.loads(line)
             except ValueError:
@@ -81,7 +88,7 @@ class CallFolder:
         Raises:
             StoreError: the disk is full or cannot be written to.
         """
-        data = (json.dumps(record, ensure_ascii=True, separators=(",", ":"), default=str) + "\n").encode()
+        data = (json.dumps(record, ensure_ascii=True, separators=(",", ":"), default=_plain) + "\n").encode()
         try:
             handle = os.open(self._file(user_id), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
             try:
@@ -104,3 +111,9 @@ class CallFolder:
 
     def _file(self, user_id: str) -> Path:
         return self.folder / f"{user_key(user_id)}.jsonl"
+
+
+def _plain(value: Any) -> Any:
+    """What an answer holds beside text, such as tool calls, as JSON."""
+    dump = getattr(value, "model_dump", None)
+    return dump(mode="json") if callable(dump) else str(value)

@@ -115,12 +115,16 @@ def json_schema() -> dict[str, Any]:
 def persona_file_name(user_id: str) -> str:
     """A file name for a user: readable where the id allows it, different for different ids on any file system.
 
+    Where the readable part is not the whole id, only the digest tells ids apart, and it is long enough for any number.
+
     Example:
         >>> persona_file_name("u1")
         'u1-bb82030d.json'
+        >>> persona_file_name("Ü1")
+        '1-c96f455e04ac2f78f3266f7fc34daaad.json'
     """
     readable = re.sub(r"[^a-z0-9_-]+", "-", user_id.lower()).strip("-")[:40]
-    digest = sha256(user_id.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    digest = sha256(user_id.encode("utf-8", "surrogatepass")).hexdigest()[: 8 if readable == user_id else 32]
     return f"{readable}-{digest}.json" if readable else f"{digest}.json"
 
 

@@ -18,7 +18,7 @@ import dspy
 from persona_dspy.call_folder import CallLog
 from persona_dspy.errors import InputError, ModelError, StoreError, UnknownUser
 from persona_dspy.export import PersonaDocument
-from persona_dspy.fleet_folder import FleetFolder
+from persona_dspy.fleet_folder import FleetFolder, State
 from persona_dspy.fleet_user import History, Optimizer, Program, UserResult, UserWork
 from persona_dspy.ledger import Budget, Ledger, current_ledger
 from persona_dspy.tracking import NullTracker, Tracker
@@ -98,7 +98,7 @@ def compile_users(  # noqa: PLR0913 - keyword-only, each with a default
     fleet = ledger or Ledger(budget=budget, parent=current_ledger())
     work = UserWork(program=program, optimizer=optimizer, lm=dspy.settings.get("lm"), task=task)
     done = folder if resume else None
-    todo = _unfinished(histories, work, done, on_skip) if done is not None else iter(histories)
+    todo = _unfinished(histories, work, done, store, on_skip) if done is not None else iter(histories)
     log, many = folder.calls if folder else None, min(processes, workers)
     here = work if store is None else work.remembering(store)
     if engine == "ray":
@@ -123,13 +123,33 @@ def _each_kept(found: Generator[UserResult], store: Store | None, folder: FleetF
 
 
 def _unfinished(
-    histories: Iterable[History], work: UserWork, folder: FleetFolder, on_skip: Callable[[], None] | None
+    histories: Iterable[History],
+    work: UserWork,
+    folder: FleetFolder,
+    store: Store | None,
+    on_skip: Callable[[], None] | None,
 ) -> Iterator[History]:
     for history in histories:
-        if not folder.is_done(history.user_id, work.made_from(history)):
+        made_from = work.made_from(history)
+        if not folder.is_done(history.user_id, made_from) and not _stored(history.user_id, made_from, folder, store):
             yield history
         elif on_skip is not None:
             on_skip()
+
+
+def _stored(user_id: str, made_from: str, folder: FleetFolder, store: Store | None) -> bool:
+    """Whether the user's current version was made from just this: the run ended between keeping it in the store and
+    noting it in the folder, which is made up for."""
+    try:
+        now = store.current(user_id) if store is not None else None
+    except UnknownUser:
+        return False
+    if now is None or (now.alignment or {}).get("options", {}).get("made_from") != made_from:
+        return False
+    document = PersonaDocument.model_validate(now.document)
+    folder.put(document)
+    folder.note(user_id, made_from, "done", cost=document.alignment.total if document.alignment else None)
+    return True
 
 
 def _watched(
@@ -137,24 +157,29 @@ def _watched(
 ) -> Generator[UserResult]:
     """Results on their way out: noted, tracked, and watched for an LM that fails user after user."""
     in_a_row, last = 0, ""
-    for result in found:
-        if folder is not None and (result.document is not None or not result.stopped):
-            state = "stopped" if result.stopped else "failed" if result.document is None else "done"
-            cost = result.alignment.total if result.alignment else None
-            made = str(result.alignment.options.get("made_from", "")) if result.alignment else ""
-            folder.note(result.user_id, made, state, error=result.kind, cost=cost, seconds=result.seconds)
-        if not result.stopped:
-            tracker.user(result.user_id, result.document, result.error)
-            in_a_row = in_a_row + 1 if result.kind in _LM_IS_DOWN else 0
-        yield result
-        if in_a_row >= patience and not last:
-            last = result.error
-            fleet.stop(f"the LM failed for {in_a_row} users in a row")
+    with closing(found):
+        for result in found:
+            if folder is not None and (result.document is not None or not result.stopped):
+                _note(result, folder)
+            if not result.stopped:
+                tracker.user(result.user_id, result.document, result.error)
+                in_a_row = in_a_row + 1 if result.kind in _LM_IS_DOWN else 0
+            yield result
+            if in_a_row >= patience and not last:
+                last = result.error
+                fleet.stop(f"the LM failed for {in_a_row} users in a row")
     if last:
         raise ModelError(
             f"the LM failed for {patience} users in a row, the last time with: {last}; expected one that answers. What "
             "was finished is kept: type the same command with --resume once it is back"
         )
+
+
+def _note(result: UserResult, folder: FleetFolder) -> None:
+    state: State = "stopped" if result.stopped else "failed" if result.document is None else "done"
+    cost = result.alignment.total if result.alignment else None
+    made = str(result.alignment.options.get("made_from", "")) if result.alignment else ""
+    folder.note(result.user_id, made, state, error=result.kind, cost=cost, seconds=result.seconds)
 
 
 def _on_threads(
@@ -178,7 +203,7 @@ def _on_threads(
                 if len(flying) >= 2 * workers:
                     done, flying = wait(flying, return_when=FIRST_COMPLETED)
                     yield from (future.result() for future in done)
-                if fleet.exceeded:
+                if fleet.ended:
                     break
             while flying:
                 done, flying = wait(flying, return_when=FIRST_COMPLETED)
@@ -199,7 +224,7 @@ def kept(result: UserResult, store: Store | None, folder: FleetFolder | None) ->
     document = result.document
     if document is None:
         return result
-    if store is not None:
+    if store is not None and not result.stopped:  # the best so far of a stopped user is no version: --resume goes on
         document = _next_version(document, store)
     if folder is not None:
         folder.put(document)
@@ -209,8 +234,12 @@ def kept(result: UserResult, store: Store | None, folder: FleetFolder | None) ->
     return UserResult(document=document, **values)
 
 
-def _next_version(document: PersonaDocument, store: Store) -> PersonaDocument:
-    """Put a document as the version after the current one; not again where a crash came after it was put."""
+def _next_version(document: PersonaDocument, store: Store, tries: int = 3) -> PersonaDocument:
+    """Put a document as the version after the current one; not again where it is the same as that.
+
+    Raises:
+        StoreError: it could not be put, not even after a version that somebody else put meanwhile.
+    """
     try:
         versions = store.versions(document.user_id)
     except UnknownUser:
@@ -221,13 +250,15 @@ def _next_version(document: PersonaDocument, store: Store) -> PersonaDocument:
         same = PersonaDocument.model_validate(now.document)
         if same.system_prompt == document.system_prompt:
             return same
-    document = document if versions else document.model_copy(update={"parent": None})
+    new = document if versions else document.model_copy(update={"parent": None})
     if versions:
         number = max(v.version for v in versions) + 1
-        document = document.model_copy(update={"version": number, "parent": now.version if now else None})
-    record = document.alignment.model_dump(mode="json") if document.alignment else None
+        new = document.model_copy(update={"version": number, "parent": now.version if now else None})
+    record = new.alignment.model_dump(mode="json") if new.alignment else None
     try:
-        store.put_persona(document.user_id, document.to_json(), record)
+        store.put_persona(new.user_id, new.to_json(), record)
     except InputError as refused:
-        raise StoreError(f"persona of {document.user_id!r} could not be stored: {refused}") from refused
-    return document
+        if tries > 1:
+            return _next_version(document, store, tries - 1)
+        raise StoreError(f"persona of {new.user_id!r} could not be stored: {refused}") from refused
+    return new

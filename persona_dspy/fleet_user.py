@@ -9,11 +9,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import itertools
 import json
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -32,6 +31,7 @@ from persona_dspy.records import Interaction
 __all__ = ["History", "Optimizer", "Program", "UserResult", "UserWork", "made_from", "packed", "unpacked"]
 
 _FORMAT = "fleet/1"
+_POOLS = 16  # of connections: few users wait for each other at one's lock; each costs 1 MB and 30 ms for TLS
 
 
 class History(Protocol):
@@ -89,7 +89,8 @@ class UserWork:
     task: str | Callable[[History], str] | None = None
     base: str = field(default="", init=False)
     _given: dict[str, Any] = field(default_factory=dict, init=False)
-    _idle: deque[Any] = field(default_factory=deque, init=False)  # LMs with open connections that no user is using
+    _twins: dict[int, Any] = field(default_factory=dict, init=False)
+    _turn: Iterator[int] = field(default_factory=itertools.count, init=False)
 
     def given(self) -> dict[str, Any]:
         """The arguments this was made with, to make it again in another process."""
@@ -156,25 +157,16 @@ class UserWork:
             error=error,
             kind=kind,
             seconds=time.monotonic() - began,
-            stopped=bool(fleet.exceeded) and said.startswith(("budget: ", "stopped: ")),
+            stopped=bool(fleet.ended) and said.startswith(("budget: ", "stopped: ")),
         )
 
-    @contextmanager
-    def _context(self) -> Generator[None]:
-        """The LM over connections that no other user under way has to wait for; they stay open for the next user."""
+    def _context(self) -> Any:
+        """A DSPy context with the LM over one of several pools of connections, which stay open for the users after."""
         if self.lm is None:
-            with dspy.context(trace=None):
-                yield
-            return
-        try:
-            lm = self._idle.pop()
-        except IndexError:
-            lm = unshared(self.lm)
-        try:
-            with dspy.context(trace=None, lm=lm):
-                yield
-        finally:
-            self._idle.append(lm)
+            return dspy.context(trace=None)
+        number = next(self._turn) % _POOLS
+        lm = self._twins.get(number) or self._twins.setdefault(number, unshared(self.lm))
+        return dspy.context(trace=None, lm=lm)
 
     def _aligned(self, history: History) -> PersonalProgram:
         if isinstance(self.program, PersonalProgram):

@@ -52,6 +52,10 @@ class Budget:
 
 
 _UNBOUND = Budget()
+_OPTIONS = {
+    (user, name): f" or --{'user-' * user}budget-{name}" for user in (False, True) for name in ("calls", "tokens")
+}
+_OPTIONS[False, "usd"] = " or --budget-usd"
 
 
 class Ledger(BaseCallback):
@@ -98,6 +102,11 @@ class Ledger(BaseCallback):
         return self if self.parent is None else self.parent.root
 
     @property
+    def ended(self) -> str:
+        """Which bound, of this ledger's or of one above it, has stopped something; or empty."""
+        return self.exceeded or (self.parent.ended if self.parent is not None else "")
+
+    @property
     def usage(self) -> Usage:
         """All roles together."""
         with self._lock:
@@ -142,9 +151,9 @@ class Ledger(BaseCallback):
             if bound is not None and (used >= bound if calls or not tokens else used > bound):
                 who = f" of user {self.user_id!r}" if self.user_id else ""
                 self.exceeded = name
+                option = _OPTIONS.get((bool(self.user_id), name), "")
                 raise BudgetExceeded(
-                    f"budget{who}: {name} {round(used, 4)} of {bound} are spent; "
-                    f"raise Budget({name}=...) or --budget-calls to go on"
+                    f"budget{who}: {name} {round(used, 4)} of {bound} are spent; raise Budget({name}=...){option} to go on"
                 )
 
     def _release(self, calls: int = 1) -> None:

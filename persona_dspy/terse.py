@@ -58,11 +58,12 @@ class TerseJSON(dspy.JSONAdapter):
     def format_system_message(self, signature: Any) -> str:
         """DSPy's, once for a signature: it asks pydantic for the schema of every field anew, a tenth of a call's CPU."""
         key = (type(self), signature, signature.instructions)
-        if key not in _SYSTEM:
+        known = _SYSTEM.get(key)
+        if known is None:
             if len(_SYSTEM) >= _MOST:
                 _SYSTEM.clear()
-            _SYSTEM[key] = super().format_system_message(signature)
-        return _SYSTEM[key]
+            known = _SYSTEM[key] = super().format_system_message(signature)
+        return known
 
     def format_field_with_value(self, fields_with_values: dict[Any, Any], role: str = "user") -> str:
         """DSPy's; but where all values are texts, pydantic is not asked how to write them."""

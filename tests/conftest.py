@@ -18,7 +18,9 @@ MAY_CONNECT = {"model", "postgres", "ray", "notebook", "browser", "loopback"}
 OPENS = {"socket.connect", "socket.bind", "socket.sendto", "socket.sendmsg", "socket.getaddrinfo"}
 
 
-os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # or DSPy fetches prices once a process, whoever asks first
+os.environ.setdefault(
+    "LITELLM_LOCAL_MODEL_COST_MAP", "True"
+)  # or DSPy fetches prices once a process, whoever asks first
 
 
 class _Wire:

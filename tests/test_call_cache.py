@@ -162,6 +162,34 @@ def test_half_a_record_is_dropped_and_whole_ones_are_kept(tmp_path_factory, text
     with open(log.folder / f"{user_key('u')}.jsonl", "ab") as file:
         file.write(tail.replace(b"\n", b""))
     assert [r["outputs"][0] for r in log.load("u")] == texts
+    log.add("u", {"key": "next", "outputs": ["next"]})
+    assert [r["outputs"][0] for r in log.load("u")] == [*texts, "next"]
+
+
+def test_whoever_stops_waiting_for_a_call_does_not_break_it(tmp_path):
+    lm, log = lm_of(cache=True), CallFolder(tmp_path)
+    started, answer = threading.Event(), threading.Event()
+
+    def slow(prompt):
+        started.set()
+        answer.wait(5)
+
+    lm.engine.handlers.insert(0, slow)
+    twin = recorded(lm)
+
+    async def wait_and_give_up():
+        with dspy.context(lm=twin):
+            waiting = asyncio.create_task(dspy.Predict("question -> answer").acall(question="q"))
+            await asyncio.sleep(0.05)
+            waiting.cancel()
+            await asyncio.wait([waiting])
+
+    with recording_calls(UserCalls("u", log)), dspy.context(lm=twin), ThreadPoolExecutor(1) as pool:
+        paying = pool.submit(contextvars.copy_context().run, ask, twin, "q")
+        started.wait(5)
+        asyncio.run(wait_and_give_up())
+        answer.set()
+        assert paying.result() == "Q"
 
 
 def test_other_lms_come_back_as_they_are():

@@ -79,6 +79,18 @@ def test_versions_go_to_a_store(lm, data, tmp_path, capsys):  # noqa: F811
         assert store.current("synthetic-1").alignment["options"]["made_from"]
 
 
+def test_a_row_that_only_the_store_refuses_ends_no_compile(lm, data, tmp_path, capsys):  # noqa: F811
+    store, lines = tmp_path / "s.db", data.read_text().splitlines()
+    assert run(capsys, "ingest", data, "--store", store)[0] == 0
+    lines[3] = json.dumps({**json.loads(lines[3]), "response": "another answer"})
+    data.write_text("\n".join(lines) + "\n")
+    code, _, err = run(capsys, "compile", data, "--out", "p", *OFF, "--store", store)
+    assert code == 2 and "line 4," in err and not lm.engine.calls
+    code, _, err = run(capsys, "compile", data, "--out", "p", *OFF, "--store", store, "--skip-bad-rows")
+    assert code == 0 and err.count("skipped: ") == 1
+    assert len(list((tmp_path / "p").glob("*.json"))) == 3
+
+
 def test_an_lm_that_is_down_is_one_line_and_exit_1(lm, tmp_path, capsys):  # noqa: F811
     def down(prompt):
         from dspy.lm15 import RateLimitError

@@ -74,7 +74,13 @@ def test_a_persona_loads_into_any_program_with_another_lm(tmp_path):
 def test_file_names_are_safe_and_never_collide(ids):
     names = [persona_file_name(i).lower() for i in ids]
     assert names[0] != names[1]
-    assert all(Path(n).name == n and not n.startswith(".") and len(n) < 60 for n in names)
+    assert all(Path(n).name == n and not n.startswith(".") and len(n) < 80 for n in names)
+
+
+def test_ids_that_their_names_do_not_show_are_told_apart_by_a_long_digest():
+    assert persona_file_name("ana-1") == "ana-1-" + persona_file_name("ana-1")[6:14] + ".json"
+    for user in ("Ana-1", "安娜", "a" * 41):  # with 32 bits, two of 100,000 such users would share a file
+        assert len(persona_file_name(user).removesuffix(".json").split("-")[-1]) == 32
 
 
 @pytest.mark.parametrize("user", ["../../x", "a/b", "'; drop", "x" * 300, "😀", "A", "a", "\x00", "CON"])

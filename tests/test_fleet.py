@@ -8,6 +8,7 @@ import pytest
 
 from optimizers import PersonaAlignment
 from persona_dspy.agent import PersonaAgent
+from persona_dspy.call_cache import recorded, unshared
 from persona_dspy.errors import InputError, ModelError, StoreError
 from persona_dspy.fleet import compile_users
 from persona_dspy.fleet_folder import FleetFolder, fleet_status
@@ -123,6 +124,57 @@ def test_a_fleet_stopped_at_any_call_resumes_to_the_same_result(tmp_path, at):
     assert len(lm.engine.calls) == len(whole.engine.calls)  # none paid twice
     assert not {u for u, r in first.items() if r.document and not r.stopped} & set(second)
     assert content(tmp_path / "cut") == content(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("at", [7, 20])
+def test_a_stopped_fleet_with_a_store_resumes_to_the_same_versions(tmp_path, at):
+    whole, lm = lm_of(), lm_of()
+    with FleetFolder(tmp_path / "whole") as folder, Store.open(tmp_path / "whole.db") as store:
+        fleet(whole, folder=folder, store=store)
+    with FleetFolder(tmp_path / "cut") as folder, Store.open(tmp_path / "s.db") as store:
+        fleet(lm, folder=folder, store=store, budget=Budget(calls=at), workers=2)
+        fleet(lm, folder=folder, store=store, resume=True, workers=2)
+        assert [len(store.versions(user)) for user in store.users()] == [1] * 4
+    assert len(lm.engine.calls) == len(whole.engine.calls)
+    assert content(tmp_path / "cut") == content(tmp_path / "whole")
+
+
+def test_what_was_stored_but_not_noted_before_a_crash_is_not_done_again(tmp_path, monkeypatch):
+    lm = lm_of()
+    with FleetFolder(tmp_path / "p") as folder, Store.open(tmp_path / "s.db") as store:
+        with monkeypatch.context() as crash:
+            crash.setattr(FleetFolder, "put", lambda *_: (_ for _ in ()).throw(StoreError("power is gone")))
+            with pytest.raises(StoreError):
+                fleet(lm, [0], folder=folder, store=store)
+        paid = len(lm.engine.calls)
+        assert fleet(lm, [0], folder=folder, store=store, resume=True) == {}
+        assert len(lm.engine.calls) == paid
+        assert json.loads(folder.file("synthetic-0").read_text()) == store.current("synthetic-0").document
+        assert fleet_status(tmp_path / "p")["users"] == {"done": 1}
+
+
+def test_a_budget_around_a_fleet_stops_it_as_its_own_does(tmp_path):
+    lm = lm_of()
+    with FleetFolder(tmp_path / "p") as folder:
+        with Ledger(budget=Budget(calls=20)).recording():
+            first = fleet(lm, range(6), folder=folder)
+        assert any(r.stopped for r in first.values()) and len(first) < 6
+        again = fleet(lm, range(6), folder=folder, resume=True)
+        assert set(again) | {u for u, r in first.items() if not r.stopped} == {f"synthetic-{n}" for n in range(6)}
+        assert fleet_status(tmp_path / "p")["users"] == {"done": 6}
+
+
+def test_users_under_way_have_connections_of_their_own_and_the_lm_stays_what_it_is():
+    class Scrubbed(dspy.LM):
+        def __getstate__(self):
+            raise TypeError("holds a secret")
+
+    lm = recorded(Scrubbed("openai/gpt-4o-mini", api_key="k", api_base="http://127.0.0.1:9/v1", engine="lm15"))
+    twins = [unshared(lm), unshared(lm)]
+    assert len({id(t._engine_store) for t in [lm, *twins]}) == 3
+    assert all(type(t) is type(lm) and t.kwargs == lm.kwargs for t in twins)
+    fake = lm_of()
+    assert unshared(fake) is fake
 
 
 def test_a_users_own_budget_is_final(tmp_path):

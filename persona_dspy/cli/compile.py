@@ -128,14 +128,14 @@ def _compile(
     tracker: Any,
     options: dict[str, Any],
 ) -> int:
-    from contextlib import ExitStack
+    from contextlib import ExitStack, closing
 
     import dspy
 
     from optimizers import PersonaAlignment
     from persona_dspy.cli.programs import task_text
     from persona_dspy.cli.progress import View
-    from persona_dspy.cli.sources import ingested
+    from persona_dspy.cli.sources import FileSource, ingested
     from persona_dspy.fleet import compile_users
     from persona_dspy.fleet_folder import FleetFolder
     from persona_dspy.ledger import Ledger
@@ -153,6 +153,8 @@ def _compile(
     with ExitStack() as stack:
         folder = stack.enter_context(FleetFolder(out))
         opened = stack.enter_context(Store.open(store)) if store else None
+        if opened is not None and isinstance(source, FileSource):
+            source.ingest(opened)
         tracker.begin(params)
         folder.begin(params)
         view = View(total, ledger, options["progress"], as_json=options["json"])
@@ -167,8 +169,10 @@ def _compile(
         try:
             with dspy.context(lm=model), view:
                 users = ingested(opened, source.read([]))
-                for result in compile_users(program, users, optimizer, task=program.task, on_skip=view.skip, **same):
-                    view.finished(result)
+                found = compile_users(program, users, optimizer, task=program.task, on_skip=view.skip, **same)
+                with closing(found):
+                    for result in found:
+                        view.finished(result)
             state = "stopped" if ledger.exceeded else "done"
         finally:
             folder.end(state)

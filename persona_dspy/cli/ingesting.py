@@ -22,17 +22,30 @@ __all__ = ["Ingest"]
 class Ingest:
     """One file on its way into a store: a transaction a user, so that a killed run is simply started again.
 
+    ``limit``, ``users``: only so many users, or these.
+
     ``users``, ``rows``, ``new`` and ``bad`` count while it runs; ``rows`` are usable interactions.
 
     Raises:
         DataError: the file, or without ``skip_bad_rows`` a row of it, cannot be used: file, line, field, expected.
     """
 
-    def __init__(self, store: Store, path: Path, *, task: str | None = None, skip_bad_rows: bool = False) -> None:
+    def __init__(
+        self,
+        store: Store,
+        path: Path,
+        *,
+        task: str | None = None,
+        skip_bad_rows: bool = False,
+        limit: int | None = None,
+        users: Sequence[str] | None = None,
+    ) -> None:
         self.store, self.path, self.skip_bad_rows = store, path, skip_bad_rows
         self.users = self.rows = self.new = self.bad = 0
         self._found: list[BadRow] = []
-        self._histories = read_users(path, task=task, skip_bad_rows=skip_bad_rows, bad_rows=self._found)
+        self._histories = read_users(
+            path, task=task, skip_bad_rows=skip_bad_rows, bad_rows=self._found, limit=limit, users=users
+        )
 
     @property
     def known(self) -> int:

@@ -77,7 +77,7 @@ def which_users(users: str | None) -> tuple[int | None, list[str] | None]:
     """
     if users is None:
         return None, None
-    if users.isdigit():
+    if users.isdecimal():
         return int(users), None
     return None, named_users(users)
 
@@ -92,4 +92,4 @@ def named_users(users: str) -> list[str]:
         named = next(csv.reader([users], skipinitialspace=True), [])
     except csv.Error:
         raise InputError(f"--users {users!r}: expected ids with commas between them, such as ana,bram") from None
-    return [user if '"' in users else user.strip() for user in named if user.strip()]
+    return list(dict.fromkeys(user if '"' in users else user.strip() for user in named if user.strip()))

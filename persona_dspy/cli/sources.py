@@ -6,6 +6,7 @@ Not here: reading files (histories.py), the store (store.py), compiling (compile
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -57,7 +58,9 @@ class Source(Protocol):
 
     known: Any
     task: str | None
-    bad: int
+
+    @property
+    def bad(self) -> int: ...
 
     def check(self) -> int:
         """How many users there are."""
@@ -73,7 +76,8 @@ class FileSource:
         from persona_dspy.cli.programs import which_users
         from persona_dspy.histories import detect_task
 
-        self.path, self.task, self.skip_bad_rows, self.bad = path, task, skip_bad_rows, 0
+        self.path, self.task, self.skip_bad_rows = path, task, skip_bad_rows
+        self._told: set[str] = set()
         self.limit, self.wanted = which_users(users)
         self.known = detect_task(path, task)
 
@@ -99,10 +103,24 @@ class FileSource:
             raise DataError(str(self.path), expected="at least one user with interactions", value="no users")
         return count
 
+    @property
+    def bad(self) -> int:
+        return len(self._told)
+
+    def ingest(self, store: Store) -> None:
+        """Put the users' interactions into the store, before any LM call, so that a row which only the store refuses
+        does not end a compile halfway; raises DataError for the first of them, or passes over it."""
+        from persona_dspy.cli.ingesting import Ingest
+
+        same: dict[str, Any] = {"task": self.task, "skip_bad_rows": self.skip_bad_rows, "limit": self.limit}
+        for row in Ingest(store, self.path, users=self.wanted, **same).run():
+            self._tell([row])
+
     def _tell(self, bad: list[Any]) -> None:
-        for row in bad:
-            typer.echo(f"skipped: {row}", err=True)
-        self.bad += len(bad)
+        for said in (str(row) for row in bad):
+            if said not in self._told:
+                typer.echo(f"skipped: {said}", err=True)
+            self._told.add(said)
         bad.clear()
 
 
@@ -140,10 +158,12 @@ class StoreSource:
 
 
 def ingested(store: Store | None, histories: Iterable[Any]) -> Iterator[Any]:
-    """Each user of a file as the store has the user once the file's interactions are in it; without a store, as is."""
+    """Each user of a file as the store has the user, who was ingested; without a store, as is."""
+    from persona_dspy.errors import UnknownUser
+
     for history in histories:
         if store is None or isinstance(history, StoredHistory):
             yield history
-        else:
-            store.add_episodes(history.user_id, history.interactions)
+            continue
+        with suppress(UnknownUser):  # none of whose rows could be kept
             yield StoredHistory.of(store, history.user_id)

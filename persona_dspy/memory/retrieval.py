@@ -150,7 +150,10 @@ class _Postings:
         lengths = np.array(self._lengths, dtype=np.float32)
         seen = lengths if live is None else lengths[live]
         each = [np.array(self._postings[word]) for word in words]
-        pairs, owner = np.concatenate(each).reshape(-1, 2), np.repeat(np.arange(len(words)), [len(p) // 2 for p in each])
+        pairs, owner = (
+            np.concatenate(each).reshape(-1, 2),
+            np.repeat(np.arange(len(words)), [len(p) // 2 for p in each]),
+        )
         if live is not None:
             kept = live[pairs[:, 0]]
             pairs, owner = pairs[kept], owner[kept]
