@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
@@ -51,6 +52,7 @@ def on_processes(
 
     Raises:
         InputError: program, optimizer or LM cannot be sent to another process.
+        RunError: a process ended before it was ready to work.
         StoreError: as ``UserWork.run``.
     """
     given = work.given()
@@ -93,6 +95,8 @@ class _Worker:
     """A process as the parent sees it."""
 
     alone = False  # for one user at a time, under whom workers died before
+    ready = False  # it has the fleet's program
+    unread = ""  # why a message of it could not be read here
 
     def __init__(self, plain: bytes, threads: int, inbox: queue.Queue[Any], fleet: Ledger, shared: Sequence[int]):
         self.threads, self.fleet, self.inbox = threads, fleet, inbox
@@ -126,20 +130,28 @@ class _Worker:
         self.tell(Pipe.packed(kind, *values))
 
     def _read(self) -> None:
-        while True:
-            try:
-                kind, *values = self._pipe.receive()
-            except (EOFError, OSError):
-                break
-            if kind == "check":
-                self._check(*values)
-            elif kind == "spent":
-                self._spent(*values)
-            else:
-                self.inbox.put((self, kind, values))
-        for _ in range(self.reserved):
-            self.fleet.settle()
-        self.inbox.put((self, "gone", []))
+        try:
+            with suppress(EOFError, OSError):
+                while True:
+                    self._hear(*self._pipe.receive())
+        except Exception as refused:
+            self.unread = f": {type(refused).__name__}: {refused}"
+            self.process.kill()
+            raise
+        finally:
+            for _ in range(self.reserved):
+                self.fleet.settle()
+            self.inbox.put((self, "gone", []))
+
+    def _hear(self, kind: str, *values: Any) -> None:
+        if kind == "check":
+            self._check(*values)
+        elif kind == "spent":
+            self._spent(*values)
+        elif kind == "ready":
+            self.ready = True
+        else:
+            self.inbox.put((self, kind, values))
 
     def _check(self, ticket: int, calls: int, tokens: int) -> None:
         try:
@@ -157,11 +169,11 @@ class _Worker:
             self.fleet.settle()
         self.reserved -= released
 
-    def end(self) -> None:
-        """Let it finish its LM calls, then see it out."""
+    def end(self, patience: float) -> None:
+        """Let it finish its LM calls for so many seconds, then see it out."""
         self.send("end")
         try:
-            self.process.wait(_PATIENCE)
+            self.process.wait(patience)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
@@ -245,7 +257,12 @@ class _Crew:
     def _replace(self, dead: _Worker) -> Generator[UserResult]:
         self.workers.remove(dead)
         code = dead.process.wait()
-        dead.end()
+        dead.end(0.0)
+        if not dead.ready and not self.fleet.stopping:
+            raise RunError(
+                f"a fleet's worker process ended with exit code {code} before it was ready; expected one that starts: "
+                "what it said is on stderr; type processes=1 (--processes 1) for threads of this process"
+            )
         if not dead.alone and (dead.busy or not self.fleet.stopping):
             self.hire([dead.threads])
         for history, attempt in dead.busy.values():
@@ -255,15 +272,16 @@ class _Crew:
             if attempt < _TRIES:
                 self.suspects.append(history)
                 continue
-            error = f"{attempt} worker processes died under this user, the last with exit code {code}"
+            error = f"{attempt} worker processes died under this user, the last with exit code {code}{dead.unread}"
             yield UserResult(user_id=history.user_id, document=None, error=error, kind="WorkerDied")
 
     def dismiss(self) -> None:
-        """Whoever is under way ends before the next LM call."""
+        """Whoever is under way ends before the next LM call; all have the same time for the one they are at."""
         for worker in self.workers:
             if worker.busy:
                 worker.send("stop", "interrupted")
         for worker in self.workers:
             worker.send("end")
+        deadline = time.monotonic() + _PATIENCE
         for worker in self.workers:
-            worker.end()
+            worker.end(max(0.0, deadline - time.monotonic()))

@@ -118,6 +118,7 @@ def main(descriptor: int, threads: int) -> None:
         given["optimizer"] = copy.copy(given["optimizer"])
         given["optimizer"].observers = (functools.partial(parent.send, "event"),)
     work, log = UserWork(**given), order["log"]
+    parent.send("ready")
     gc.collect()
     gc.freeze()  # what was imported stays: looking through it again and again takes a tenth of the time
 

@@ -2,8 +2,10 @@
 killed: nothing answered is paid twice (I7)."""
 
 import os
+import queue
 import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -14,8 +16,9 @@ from test_fleet import content, history
 from test_fleet_faults import command, lm_at, write_input
 
 from optimizers import PersonaAlignment
+from persona_dspy import fleet_processes
 from persona_dspy.agent import PersonaAgent
-from persona_dspy.errors import InputError, StoreError
+from persona_dspy.errors import InputError, RunError, StoreError
 from persona_dspy.fake_server import FakeServer
 from persona_dspy.fleet import compile_users
 from persona_dspy.fleet_folder import FleetFolder
@@ -84,14 +87,21 @@ def test_one_budget_over_all_processes_then_resume(on_threads, tmp_path):
     assert content(tmp_path / "p") == on_threads[0]
 
 
-def test_a_killed_worker_is_replaced(on_threads, tmp_path):
-    killed = []
+def test_a_killed_worker_is_replaced(on_threads, tmp_path, monkeypatch):
+    made, killed = [], []
+
+    class Known(fleet_processes._Worker):
+        def __init__(self, *how):
+            super().__init__(*how)
+            made.append(self)
+
+    monkeypatch.setattr(fleet_processes, "_Worker", Known)
     with FakeServer(RuleFollower(), latency=0.1) as server:
 
         def kill():
             while server.answered.total() < 8:
                 time.sleep(0.01)
-            killed.append(workers()[0])
+            killed.append(next(worker.process.pid for worker in made if worker.ready))
             os.kill(killed[0], signal.SIGKILL)
 
         thread = threading.Thread(target=kill)
@@ -171,6 +181,57 @@ def test_what_cannot_travel_is_said(tmp_path):
     how.lock = threading.Lock()
     with pytest.raises(InputError, match="processes=1"):
         list(compile_users(PersonaAgent(TagFilm), [history(1)], how, workers=2, processes=2))
+
+
+class Ends:
+    """Ends the process that unpickles it."""
+
+    def __reduce__(self):
+        return os._exit, (7,)
+
+
+def test_workers_that_cannot_start_end_the_fleet():
+    how = PersonaAlignment(epochs=1)
+    how.trap = Ends()
+    users = (history(s, 8) for s in range(4))
+    with pytest.raises(RunError, match=r"exit code 7 before it was ready.*processes=1"):
+        list(compile_users(PersonaAgent(TagFilm), users, how, workers=2, processes=2))
+    assert not workers()
+
+
+@pytest.fixture
+def worker_that(tmp_path, monkeypatch):
+    """Makes workers run these lines instead of ours; ``pipe`` is the file descriptor of theirs."""
+
+    def instead(lines):
+        script = tmp_path / "worker"
+        script.write_text(f"#!{sys.executable}\nimport os, sys, time\npipe = int(sys.argv[-2])\n{lines}\n")
+        script.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(script))
+
+    return instead
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_worker_that_says_what_cannot_be_read_is_killed_and_gone(worker_that):
+    worker_that(r"os.write(pipe, b'\0\0\0\3abc'); time.sleep(60)")
+    inbox = queue.Queue()
+    worker = fleet_processes._Worker(b"", 1, inbox, Ledger(), ())
+    assert inbox.get(timeout=20) == (worker, "gone", [])
+    assert worker.process.wait(5) == -signal.SIGKILL
+    assert "UnpicklingError" in worker.unread
+    worker.end(0.0)
+
+
+def test_workers_that_hang_have_one_deadline_together(worker_that, monkeypatch):
+    worker_that("time.sleep(60)")
+    monkeypatch.setattr(fleet_processes, "_PATIENCE", 1.0)
+    crew = fleet_processes._Crew(b"", Ledger(), (), ())
+    crew.hire([1] * 5)
+    began = time.monotonic()
+    crew.dismiss()
+    assert time.monotonic() - began < 4
+    assert all(worker.process.returncode == -signal.SIGKILL for worker in crew.workers)
 
 
 def test_a_worker_hears_its_parent_while_it_tells_it_something():
