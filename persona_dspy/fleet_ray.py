@@ -8,7 +8,10 @@ where ``log`` says: its folder has to be on a disk that all workers see.
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator
+from collections import Counter, deque
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import dspy
@@ -22,16 +25,20 @@ from persona_dspy.records import Usage
 __all__ = ["on_ray"]
 
 _TRIES = 3  # workers that may die under one user before it counts as the user's failure
+_LOOK = 1.0  # seconds between two looks whether the fleet is to stop
+_PATIENCE = 60.0  # seconds that workers get to end their LM calls
 
 
 def on_ray(
     work: UserWork, todo: Iterator[History], *, fleet: Ledger, workers: int, log: CallLog | None
 ) -> Generator[UserResult]:
-    """Results in no fixed order; at most ``workers`` users are out at once. A worker that dies is replaced and its user
-    tried again: answers that were kept are not paid again.
+    """Results in no fixed order; at most ``workers`` users are held at once, each by a worker that has started: as many
+    work as the cluster has CPUs for. A worker that dies is replaced and its user tried again: answers that were kept
+    are not paid again.
 
     Raises:
-        InputError: Ray is not installed.
+        InputError: Ray is not installed, or program, optimizer or LM cannot be sent to a worker.
+        RunError: a worker could not start, or the shared account is gone.
         StoreError: as ``UserWork.run``.
     """
     try:
@@ -43,136 +50,296 @@ def on_ray(
         ray.init(
             address=os.environ.get("RAY_ADDRESS"), log_to_driver=False, include_dashboard=False, configure_logging=False
         )
-    hire_purse: Any = ray.remote(_Purse)
-    purse = hire_purse.options(num_cpus=0, max_concurrency=64).remote(fleet.budget)
-    plain = ray.put((work.given(), log, dspy.settings.get("adapter")))
-    hire: Any = ray.remote(_Worker)
-    crew = _Crew(ray, lambda: hire.options(num_cpus=1, max_restarts=0).remote(plain, purse), fleet, purse)
     try:
-        yield from crew.results(todo, workers)
+        crew = _crew(ray, work, fleet, log)
+        try:
+            yield from crew.results(todo, workers)
+        finally:
+            crew.dismiss()
     finally:
-        ray.get(purse.stop.remote("interrupted"))
-        crew.dismiss()
-        ray.kill(purse)
         if started:
             ray.shutdown()
 
 
+def _crew(ray: Any, work: UserWork, fleet: Ledger, log: CallLog | None) -> _Crew:
+    try:
+        plain = ray.put((work.given(), log, dspy.settings.get("adapter")))
+    except Exception as refused:
+        raise InputError(
+            f"engine 'ray': {refused}; expected a program, an optimizer and an LM that can be sent to another process; "
+            "type engine='local' (--engine local) for threads of this one"
+        ) from refused
+    purse = ray.remote(_Purse).options(num_cpus=0).remote([(one.budget, one.by_role) for one in _chain(fleet)])
+    hire = ray.remote(_Worker).options(num_cpus=1, max_restarts=0)
+    return _Crew(ray, partial(hire.remote, plain, purse), fleet, purse)
+
+
+def _chain(ledger: Ledger | None) -> list[Ledger]:
+    """The account and those above it."""
+    return [] if ledger is None else [ledger, *_chain(ledger.parent)]
+
+
+def _reason(death: Exception) -> str:
+    """First and last line of what Ray says."""
+    lines = [line.strip() for line in str(death).splitlines() if line.strip()] or [type(death).__name__]
+    return " ... ".join(line[:200] for line in dict.fromkeys((lines[0], lines[-1])))
+
+
 class _Crew:
-    """The driver's side: who works on whom."""
+    """The driver's side: who works on whom. A worker is known by its number."""
 
     def __init__(self, ray: Any, hire: Any, fleet: Ledger, purse: Any) -> None:
         self.ray, self.hire, self.fleet, self.purse = ray, hire, fleet, purse
-        self.idle: list[Any] = []
-        self.busy: dict[Any, tuple[Any, History, int]] = {}
+        self.actors: dict[int, Any] = {}
+        self.starting: dict[Any, int] = {}
+        self.idle: list[int] = []
+        self.busy: dict[Any, tuple[int, History, int]] = {}
+        self.waiting: deque[tuple[History, int]] = deque()
+        self.hired, self.told, self.over = 0, False, False
 
     def results(self, todo: Iterator[History], workers: int) -> Generator[UserResult]:
         for history in todo:
-            if self.fleet.exceeded:
+            self.waiting.append((history, 1))
+            yield from self._next(0.0)
+            while len(self.busy) + len(self.waiting) >= workers:
+                yield from self._next(_LOOK)
+            if self.over:
                 break
-            while len(self.busy) >= workers:
-                yield from self._next()
-            self._send(history, 1)
-        while self.busy:
-            yield from self._next()
+        while self.busy or self.waiting:
+            yield from self._next(_LOOK)
 
-    def _send(self, history: History, attempt: int) -> None:
-        worker = self.idle.pop() if self.idle else self.hire()
-        self.busy[worker.run.remote(history)] = (worker, history, attempt)
-
-    def _next(self) -> Generator[UserResult]:
-        if self.fleet.stopping:
-            self.ray.get(self.purse.stop.remote(self.fleet.stopping))
-        done, _ = self.ray.wait(list(self.busy), timeout=1.0)
+    def _next(self, patience: float) -> Generator[UserResult]:
+        self._count()
+        self._tell()
+        yield from self._turned_away()
+        self._seat()
+        under_way = [*self.starting, *self.busy]
+        done, _ = self.ray.wait(under_way, timeout=patience) if under_way else ([], [])
         for reference in done:
-            worker, history, attempt = self.busy.pop(reference)
+            if reference in self.starting:
+                self._started(reference)
+            else:
+                yield from self._ended(reference)
+
+    def _ask(self, reference: Any, patience: float | None = None) -> Any:
+        try:
+            return self.ray.get(reference, timeout=patience)
+        except self.ray.exceptions.RayError as gone:
+            raise RunError(
+                f"engine 'ray': the fleet's account is gone: {_reason(gone)}; expected it to last, on a node with the "
+                "same persona-dspy. What was finished is kept: type the same command with --resume"
+            ) from gone
+
+    def _count(self, patience: float | None = None) -> None:
+        """Add what workers spent; stop the fleet where one of them did."""
+        fresh, stopped = self._ask(self.purse.news.remote(), patience)
+        for role, usage in fresh.items():
+            self.fleet.add(role, usage)
+        if stopped and not self.told:
+            self.told = True
+            self.fleet.stop(stopped)
+
+    def _refused(self) -> str:
+        """Why the account, or one above it, lets no further call begin; or empty. Leaves no mark on any of them."""
+        marks = [(ledger, ledger.exceeded) for ledger in _chain(self.fleet)]
+        try:
+            self.fleet.check(0)
+        except BudgetExceeded as spent:
+            for ledger, mark in marks:
+                ledger.exceeded = mark
+            return self.fleet.stopping or str(spent)
+        return ""
+
+    def _tell(self) -> None:
+        """Workers end before their next LM call where the driver's account refuses it."""
+        why = "" if self.told else self._refused()
+        if why:
+            self.told = True
+            self.purse.stop.remote(why)
+
+    def _turned_away(self) -> Generator[UserResult]:
+        """Users who wait when no user is begun any more."""
+        while self.waiting:
             try:
-                result, by_role, exceeded = self.ray.get(reference)
-            except self.ray.exceptions.RayActorError as death:
-                if attempt < _TRIES:
-                    self._send(history, attempt + 1)
-                    continue
-                error = f"{attempt} workers died under this user: {str(death).splitlines()[0][:200]}"
-                yield UserResult(user_id=history.user_id, document=None, error=error, kind="RayActorError")
-                continue
-            except self.ray.exceptions.RayTaskError as failure:
-                raise failure.cause if isinstance(failure.cause, RunError) else failure from None
-            self.idle.append(worker)
-            for role, usage in by_role.items():
-                self.fleet.add(role, usage)
-            self.fleet.exceeded = self.fleet.exceeded or exceeded
-            yield unpacked(result)
+                self.fleet.check(0)
+                if not self.fleet.exceeded:
+                    return
+                said = f"stopped: {self.fleet.exceeded}"
+            except BudgetExceeded as spent:
+                said = str(spent)
+            self.over = True
+            history, _ = self.waiting.popleft()
+            yield UserResult(
+                user_id=history.user_id, document=None, error=said, kind=BudgetExceeded.__name__, stopped=True
+            )
+
+    def _seat(self) -> None:
+        """Hand users who wait to workers who do not work; hire for the rest."""
+        while self.waiting and self.idle:
+            number, (history, attempt) = self.idle.pop(), self.waiting.popleft()
+            self.busy[self.actors[number].run.remote(history)] = (number, history, attempt)
+        while len(self.waiting) > len(self.starting):
+            self.hired += 1
+            self.actors[self.hired] = self.hire(self.hired)
+            self.starting[self.actors[self.hired].ready.remote()] = self.hired
+
+    def _started(self, reference: Any) -> None:
+        number = self.starting.pop(reference)
+        try:
+            self.ray.get(reference)
+        except self.ray.exceptions.RayError as death:
+            raise RunError(
+                f"engine 'ray': a worker could not start: {_reason(death)}; expected the same persona-dspy on each "
+                "node, and a program, an optimizer and an LM that can be imported there; type engine='local' "
+                "(--engine local) for threads of this process"
+            ) from death
+        self.idle.append(number)
+
+    def _ended(self, reference: Any) -> Generator[UserResult]:
+        number, history, attempt = self.busy.pop(reference)
+        self._count()
+        try:
+            result, exceeded = self.ray.get(reference)
+        except self.ray.exceptions.RayTaskError as failure:
+            raise failure.cause if isinstance(failure.cause, RunError) else failure from None
+        except self.ray.exceptions.RayError as death:
+            self._bury(number)
+            if attempt < _TRIES:
+                self.waiting.append((history, attempt + 1))
+                return
+            error = f"{attempt} workers died under this user: {_reason(death)}"
+            yield UserResult(user_id=history.user_id, document=None, error=error, kind="RayActorError")
+            return
+        self.idle.append(number)
+        self.fleet.exceeded = self.fleet.exceeded or exceeded
+        yield unpacked(result)
+
+    def _bury(self, number: int) -> None:
+        """One that is only out of reach would go on with a user whom another takes over."""
+        self.ray.kill(self.actors.pop(number))
+        self.purse.bury.remote(number)
 
     def dismiss(self) -> None:
-        for worker in [*self.idle, *(w for w, _, _ in self.busy.values())]:
-            self.ray.kill(worker)
+        """Whoever is under way ends before the next LM call."""
+        self.told = True
+        under_way = {number for number, _, _ in self.busy.values()}
+        try:
+            for number in set(self.actors) - under_way:
+                self.ray.kill(self.actors.pop(number))
+            with suppress(RunError):
+                self._ask(self.purse.stop.remote("interrupted"), _PATIENCE)
+                if self.busy:
+                    self.ray.wait(list(self.busy), num_returns=len(self.busy), timeout=_PATIENCE)
+                self._count(_PATIENCE)
+        finally:
+            for actor in (*self.actors.values(), self.purse):
+                self.ray.kill(actor)
 
 
 class _Purse:
-    """The fleet's budget as an actor: workers ask it before each LM call."""
+    """The fleet's account as an actor: workers ask it before each LM call.
 
-    def __init__(self, budget: Budget) -> None:
-        self.ledger = Ledger(budget=budget)
+    Args:
+        accounts: bounds of the fleet's account and of those above it, each with what was spent before.
+    """
 
-    def check(self, calls: int, tokens: int) -> str:
+    def __init__(self, accounts: Sequence[tuple[Budget, dict[str, Usage]]]) -> None:
+        above: Ledger | None = None
+        for budget, spent in reversed(accounts):
+            ledger = Ledger(budget=budget)
+            for role, usage in spent.items():
+                ledger.add(role, usage)
+            ledger.parent, above = above, ledger
+        self.ledger = above or Ledger()
+        self.reserved: Counter[int] = Counter()
+        self.buried: set[int] = set()
+        self.fresh: dict[str, Usage] = {}
+
+    def check(self, worker: int, calls: int, tokens: int) -> str:
         """Empty, or why not."""
+        if worker in self.buried:
+            return "stopped: another worker has taken over"
         try:
             self.ledger.check(calls, tokens=tokens)
         except BudgetExceeded as spent:
             return str(spent)
+        self.reserved[worker] += calls
         return ""
 
-    def settle(self, role: str, usage: Usage) -> None:
+    def settle(self, worker: int) -> None:
+        if self.reserved[worker] > 0:
+            self.reserved[worker] -= 1
+            self.ledger.settle()
+
+    def bury(self, worker: int) -> None:
+        """It is dead: what it had reserved is free again."""
+        while self.reserved[worker] > 0:
+            self.settle(worker)
+        self.buried.add(worker)
+
+    def add(self, role: str, usage: Usage) -> None:
         self.ledger.add(role, usage)
+        self.fresh[role] = self.fresh.get(role, Usage()) + usage
 
-    def release(self) -> None:
-        self.ledger.settle()
-
-    def exceeded(self) -> str:
-        return self.ledger.exceeded
+    def news(self) -> tuple[dict[str, Usage], str]:
+        """What was spent since this was asked last, and why all stop, if they do."""
+        fresh, self.fresh = self.fresh, {}
+        return fresh, self.ledger.stopping
 
     def stop(self, why: str) -> None:
         self.ledger.stop(why)
 
+    def heard(self) -> None:
+        """Answers once all that was said before is counted."""
+
 
 class _SharedLedger(Ledger):
-    """A worker's account for one user, which asks the purse."""
+    """A worker's account for one user, which asks the purse. Ray keeps the order of what one worker says to it."""
 
-    def __init__(self, ray: Any, purse: Any) -> None:
+    def __init__(self, ray: Any, purse: Any, number: int) -> None:
         super().__init__()
-        self._ray, self._purse = ray, purse
+        self._ray, self._purse, self._number = ray, purse, number
 
     def check(self, calls: int = 1, *, tokens: int = 0) -> None:
-        why = self._ray.get(self._purse.check.remote(calls, tokens))
+        super().check(calls, tokens=tokens)
+        why = self._ray.get(self._purse.check.remote(self._number, calls, tokens))
         if why:
+            super()._release(calls)
             self.exceeded = why
             raise BudgetExceeded(why)
-        super().check(calls, tokens=tokens)
 
     def settle(self) -> None:
         super().settle()
-        self._purse.release.remote()
+        self._purse.settle.remote(self._number)
 
     def add(self, named: str, usage: Usage) -> None:
         super().add(named, usage)
-        self._purse.settle.remote(named, usage)
+        self._purse.add.remote(named, usage)
 
     def stop(self, why: str) -> None:
         super().stop(why)
         self._purse.stop.remote(why)
 
+    def told(self) -> None:
+        """Wait until the purse has counted all of it."""
+        self._ray.get(self._purse.heard.remote())
+
 
 class _Worker:
     """A Ray actor: one user after the other."""
 
-    def __init__(self, plain: Any, purse: Any) -> None:
+    def __init__(self, plain: Any, purse: Any, number: int) -> None:
         given, self.log, self.adapter = plain
-        self.work, self.purse = UserWork(**given), purse
+        self.work, self.purse, self.number = UserWork(**given), purse, number
 
-    def run(self, history: History) -> tuple[dict[str, Any], dict[str, Usage], str]:
+    def ready(self) -> None:
+        """Answers once this has started."""
+
+    def run(self, history: History) -> tuple[dict[str, Any], str]:
         import ray
 
-        ledger = _SharedLedger(ray, self.purse)
+        ledger = _SharedLedger(ray, self.purse, self.number)
         with dspy.context(adapter=self.adapter):
             result = self.work.run(history, fleet=ledger, log=self.log)
-        return packed(result), ledger.by_role, ledger.exceeded
+        ledger.told()
+        return packed(result), ledger.exceeded

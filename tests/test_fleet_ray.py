@@ -1,5 +1,6 @@
-"""The fleet on a real local Ray with two workers: same results, one budget, and a worker that is killed."""
+"""The fleet on a real local Ray with two CPUs: same results, one budget, workers that are killed or cannot start."""
 
+import importlib
 import os
 import signal
 import threading
@@ -12,11 +13,15 @@ from test_fleet import content, history
 from test_fleet_faults import lm_at
 
 from optimizers import PersonaAlignment
+from persona_dspy import fleet_ray
 from persona_dspy.agent import PersonaAgent
+from persona_dspy.errors import InputError, RunError
 from persona_dspy.fake_server import FakeServer
 from persona_dspy.fleet import compile_users
 from persona_dspy.fleet_folder import FleetFolder
+from persona_dspy.fleet_ray import _Purse
 from persona_dspy.ledger import Budget, Ledger
+from persona_dspy.records import Usage
 from persona_dspy.store import Store
 from persona_dspy.synthetic import RuleFollower, TagFilm
 from tests.postgres_server import new_database, running_server
@@ -67,14 +72,18 @@ def our_workers():
     return [pid for pid in found if ours(pid)]
 
 
-def fleet(server, path, seeds=range(4), engine="ray", **options):
+def compiled(server, path, seeds=range(4), optimizer=None, **options):
     # An adapter of the caller's own: workers must ask in the same words.
     context = dspy.context(lm=lm_at(server), adapter=dspy.XMLAdapter())
     with context, FleetFolder(path) as folder:
         users = (history(s, 8) for s in seeds)
-        agent, optimizer = PersonaAgent(TagFilm), PersonaAlignment(epochs=1)
-        found = compile_users(agent, users, optimizer, folder=folder, workers=2, resume=True, engine=engine, **options)
-        return {r.user_id: r for r in found}
+        how = {"workers": 2, "resume": True, "engine": "ray", **options}
+        optimizer = optimizer or PersonaAlignment(epochs=1)
+        yield from compile_users(PersonaAgent(TagFilm), users, optimizer, folder=folder, **how)
+
+
+def fleet(*what, **options):
+    return {r.user_id: r for r in compiled(*what, **options)}
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -109,14 +118,101 @@ def test_a_killed_worker_is_replaced_and_what_it_had_is_not_paid_again(ray, tmp_
 
         thread = threading.Thread(target=kill)
         thread.start()
-        found = fleet(server, tmp_path / "ray", range(3))
+        account = Ledger(budget=Budget(calls=sum(whole.values())))  # none to spare for what the dead one had reserved
+        found = fleet(server, tmp_path / "ray", range(3), ledger=account)
         thread.join()
         answered, asked = set(server.answered), server.answered.total()
     assert killed
-    assert all(r.document for r in found.values())
+    assert all(r.document and not r.stopped for r in found.values())
     assert answered == set(whole)
     assert asked - len(whole) <= 1  # what was on the wire
     assert content(tmp_path / "ray") == content(tmp_path / "threads")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_more_workers_than_the_cluster_has_room_for(ray, tmp_path):
+    with FakeServer(RuleFollower()) as server:
+        found = fleet(server, tmp_path / "ray", range(5), workers=4)
+        assert server.peak <= 2
+    assert len(found) == 5 and all(r.document for r in found.values())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_was_spent_before_counts_for_the_fleet_and_for_the_account_above(ray, tmp_path):
+    outer = Ledger(budget=Budget(calls=20))
+    outer.add("respond", Usage(calls=5))
+    with FakeServer(RuleFollower()) as server:
+        fleet(server, tmp_path / "outer", ledger=Ledger(parent=outer))
+        assert server.answered.total() == 15
+        assert outer.usage.calls == 20
+    same = Ledger(budget=Budget(calls=12))
+    same.add("respond", Usage(calls=5))
+    with FakeServer(RuleFollower()) as server:
+        fleet(server, tmp_path / "same", ledger=same)
+        assert server.answered.total() == 7
+        assert same.exceeded
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_workers_that_cannot_start_end_the_fleet_and_what_cannot_travel_is_said(ray, tmp_path):
+    class Missing:
+        def __reduce__(self):
+            return importlib.import_module, ("no_module_of_this_name",)
+
+    with FakeServer(RuleFollower()) as server:
+        how = PersonaAlignment(epochs=1)
+        how.trap = Missing()
+        with pytest.raises(RunError, match=r"could not start.*no_module_of_this_name.*engine='local'"):
+            fleet(server, tmp_path / "p", optimizer=how)
+        how.trap = threading.Lock()
+        with pytest.raises(InputError, match="engine='local'"):
+            fleet(server, tmp_path / "p", optimizer=how)
+        assert not server.asked
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_fleet_that_is_stopped_begins_nobody_and_one_that_is_closed_ends_its_calls(ray, tmp_path):
+    account = Ledger()
+    with FakeServer(RuleFollower(), latency=0.15) as server:
+        stopped = []
+        for result in compiled(server, tmp_path / "stopped", range(20), ledger=account):
+            stopped.append(result)
+            account.stop("enough")
+        assert len(stopped) <= 5
+        found = compiled(server, tmp_path / "closed", range(20, 23))
+        next(found)
+        found.close()
+        assert not our_workers()
+        asked = set(server.asked)
+        fleet(server, tmp_path / "closed", range(20, 23))
+        assert all(server.asked[key] == 1 for key in asked)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_without_its_account_the_fleet_ends(ray, tmp_path, monkeypatch):
+    crews, made = [], fleet_ray._crew
+    monkeypatch.setattr(fleet_ray, "_crew", lambda *how: crews.append(made(*how)) or crews[-1])
+    with FakeServer(RuleFollower(), latency=0.05) as server:
+        found = compiled(server, tmp_path / "p", range(20))
+        next(found)
+        ray.kill(crews[0].purse)
+        with pytest.raises(RunError, match="the fleet's account is gone"):
+            list(found)
+
+
+def test_the_purse_frees_what_a_dead_worker_had_reserved():
+    purse = _Purse([(Budget(), {}), (Budget(calls=4), {"respond": Usage(calls=2)})])
+    assert [purse.check(worker, 1, 0) for worker in (1, 2)] == ["", ""]
+    assert "calls 4 of 4" in purse.check(3, 1, 0)
+    purse.bury(1)
+    assert purse.check(1, 1, 0).startswith("stopped: ")
+    assert purse.check(3, 1, 0) == ""
+    purse.add("respond", Usage(calls=1))
+    purse.settle(3)
+    purse.settle(3)
+    assert "calls 4 of 4" in purse.check(3, 1, 0)
+    assert purse.news() == ({"respond": Usage(calls=1)}, "")
+    assert purse.news() == ({}, "")
 
 
 @pytest.mark.postgres
