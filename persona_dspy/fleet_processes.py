@@ -199,7 +199,7 @@ class _Crew:
 
     def results(self, todo: Iterator[History]) -> Generator[UserResult]:
         for history in todo:
-            if self.fleet.exceeded or self.fleet.stopping:
+            if self.fleet.ended or self.fleet.stopping:
                 break
             while self._freest().room <= 0:
                 yield from self._next()

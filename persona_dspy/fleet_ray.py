@@ -162,9 +162,9 @@ class _Crew:
         while self.waiting:
             try:
                 self.fleet.check(0)
-                if not self.fleet.exceeded:
+                if not self.fleet.ended:
                     return
-                said = f"stopped: {self.fleet.exceeded}"
+                said = f"stopped: {self.fleet.ended}"
             except BudgetExceeded as spent:
                 said = str(spent)
             self.over = True
