@@ -16,6 +16,7 @@ from optimizers.simulation import Simulator
 from persona_dspy.agent import PersonalProgram
 from persona_dspy.errors import InputError
 from persona_dspy.feedback import Metric, Simulated
+from persona_dspy.memory.semantic import facts
 from persona_dspy.persona import Persona
 
 __all__ = ["PersonaGEPAAdapter"]
@@ -53,8 +54,12 @@ class PersonaGEPAAdapter:
 
     @property
     def seed(self) -> dict[str, str]:
-        """The program's own persona as the first candidate."""
-        return {COMPONENT: self.program.persona.value.render() or "Nothing is known of this user yet."}
+        """The program's own persona as the first candidate; its facts are counted without what is held out."""
+        persona = self.program.persona.value
+        if any(b.source == "fact" for b in persona.bullets):
+            seen = self.program.memory.before(None, self.simulator.held)
+            persona = persona.with_facts(facts(seen, self.program.kind))
+        return {COMPONENT: persona.render() or "Nothing is known of this user yet."}
 
     def persona(self, candidate: Mapping[str, str]) -> Persona:
         """A candidate as the next version of the program's persona; locked bullets stay whatever the text says."""

@@ -50,7 +50,7 @@ def _current(rule: Bullet, past: Sequence[Interaction]) -> Bullet | None:
 
 def _default(incumbent: Persona, past: Sequence[Interaction], kind: ResponseKind) -> Bullet | None:
     """What the mined rules leave over: the commonest response, where the incumbent has no such rule (any more)."""
-    if kind.name != "label" or any(b.is_default for b in incumbent.bullets):
+    if kind.name != "label" or kind.positional or any(b.is_default for b in incumbent.bullets):
         return None
     then, hits = Counter(i.response for i in past).most_common(1)[0]
     if hits < 0.4 * len(past):

@@ -5,6 +5,7 @@ Owns: the options and ``compile``. Not here: the loop and its stops (run.py), si
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, Literal, Self
 
@@ -20,7 +21,6 @@ from persona_dspy.agent import PersonalProgram
 from persona_dspy.errors import BudgetExceeded, InputError
 from persona_dspy.feedback import Metric, TextualLoss
 from persona_dspy.ledger import Budget, Ledger, current_ledger
-from persona_dspy.memory.episodic import EpisodicMemory
 from persona_dspy.memory.profile import SemanticMemory
 from persona_dspy.records import Interaction
 
@@ -122,7 +122,9 @@ class PersonaAlignment(Teleprompter):
         Args:
             student: a PersonaAgent or what ``personalize`` returned; not changed.
             trainset: the user's interactions as examples, oldest first (``student.examples()``).
-            valset: examples for the gate; by default the gate holds out the latest of ``trainset``.
+            valset: examples for the gate, which are then not fitted on even where ``trainset`` has them too; by default
+                the gate holds out the latest of ``trainset``. What memory holds after the latest of both is not looked
+                at.
             teacher: not used.
 
         Raises:
@@ -135,10 +137,8 @@ class PersonaAlignment(Teleprompter):
         if not trainset:
             raise InputError("trainset []: expected the user's interactions, such as trainset=agent.examples()")
         program = student.deepcopy()
-        remembered = _remember(program, [*trainset, *(valset or [])])
-        gate = self.gate or gate_for(len(trainset))
-        fit = remembered[: len(trainset)]
-        splits = gate.splits(fit) if valset is None else [Split(fit=fit, held=remembered[len(trainset) :])]
+        gate, fit = self.gate or gate_for(len(trainset)), _remember(program, trainset)
+        splits = gate.splits(fit) if valset is None else [_split(fit, _remember(program, valset), gate)]
         ledger = Ledger(user_id=program.user_id, budget=self.budget, parent=current_ledger())
         with ledger.recording():
             run = Run(self, gate, program, splits, ledger)
@@ -152,28 +152,47 @@ class PersonaAlignment(Teleprompter):
         return program
 
 
+def _split(fit: list[dspy.Example], val: list[dspy.Example], gate: Gate) -> Split:
+    """A given valset as the held-out part; anchors, which the gate expects last, judge beside it."""
+    anchors: frozenset[str] = getattr(gate, "anchors", frozenset())
+    held = {e.interaction_id: e for e in val if e.interaction_id not in anchors}
+    held |= {e.interaction_id: e for e in (*fit, *val) if e.interaction_id in anchors}
+    return Split(fit=[e for e in fit if e.interaction_id not in held], held=list(held.values()))
+
+
 def _remember(program: PersonalProgram, examples: Sequence[dspy.Example]) -> list[dspy.Example]:
-    """The examples, each with an id that the program's memory knows; unknown ones are added to its (own) memory."""
+    """The examples, each with an id that the program's memory knows; unknown ones are added to a memory of its own.
+
+    An example without an id is the interaction of the same query and response, where memory has one that no other
+    example is: a second copy would show the answer to whoever is asked for it.
+    """
     known = {i.id for i in program.memory.interactions}
+    unnamed: dict[tuple[str, str], list[str]] = defaultdict(list)
+    named_already = {str(e.get("interaction_id")) for e in examples}
+    for one in program.memory.interactions:
+        if one.id not in named_already:
+            unnamed[one.query, one.response].append(one.id)
     fresh: list[Interaction] = []
     named: list[dspy.Example] = []
     for example in examples:
-        for field in (program.query_field, program.response_field):
-            if example.get(field) is None:
-                raise InputError(
-                    f"example {dict(example)!r}: expected a field {field!r}; use trainset=agent.examples()"
-                )
+        query, response = (_said(example, field) for field in (program.query_field, program.response_field))
+        given = str(example.get("interaction_id") or "")
+        if not given and (twins := unnamed.get((query, response))):
+            given = twins.pop(0)
         item = Interaction(
-            user_id=program.user_id,
-            query=str(example[program.query_field]),
-            response=str(example[program.response_field]),
-            time=example.get("time"),
-            id=str(example.get("interaction_id") or ""),
-        )
+            user_id=program.user_id, query=query, response=response, time=example.get("time"), id=given,
+            metadata=program.metadata_of(example),
+        )  # fmt: skip
         if item.id not in known:
             fresh.append(item)
             known.add(item.id)
         named.append(example.copy(interaction_id=item.id))
     if fresh:
-        program.memory = EpisodicMemory([*program.memory.interactions, *fresh], user_id=program.user_id)
+        program.memory = program.memory.extended(fresh, user_id=program.user_id)
     return named
+
+
+def _said(example: dspy.Example, field: str) -> str:
+    if example.get(field) is None:
+        raise InputError(f"example {dict(example)!r}: expected a field {field!r}; use trainset=agent.examples()")
+    return str(example[field])

@@ -206,7 +206,7 @@ def _asking(signature: Any, kind: ResponseKind, most: int) -> Any:
 
 def _rule_type(kind: ResponseKind, most: int) -> Any:
     """The output type of the proposing call: rules typed by the response, or lines for free text."""
-    if kind.labels:
+    if kind.labels and not kind.positional:
         then: Any = Literal[kind.labels]  # type: ignore[valid-type]
     elif kind.name == "rating":
         then = Annotated[float, Field(ge=kind.low, le=kind.high)]

@@ -21,6 +21,7 @@ from optimizers.election import Election
 from optimizers.evidence import Challenger, Evidence, Momentum, same, support
 from optimizers.options import Options
 from optimizers.proposals import FromPast, built
+from optimizers.pruning import pruned
 from optimizers.simulation import Simulator
 from persona_dspy.agent import PersonalProgram
 from persona_dspy.alignment import Alignment, AlignmentStep, Scores, Trial, UsageRecord
@@ -55,6 +56,9 @@ class Run:
         self.options, self.gate, self.program, self.ledger = options, gate, program, ledger
         self.incumbent = self.initial = program.persona.value
         self.follows_memory = any(b.source == "fact" for b in self.incumbent.bullets) or not self.incumbent.bullets
+        places = [program.memory.position(e.interaction_id) for split in splits for e in (*split.fit, *split.held)]
+        last = max((place for place in places if place is not None), default=-1)
+        self.past = program.memory.interactions[: last + 1]  # what came after the examples is not for compile to know
         self.rounds = [self._round(split) for split in splits]
         self.rejected: set[frozenset[str]] = set()
         self.riders: list[Edit] = []
@@ -69,7 +73,7 @@ class Run:
 
     def _round(self, split: Split) -> Round:
         hidden = frozenset(e.interaction_id for e in split.held)
-        past = tuple(i for i in self.program.memory.interactions if i.id not in hidden)
+        past = tuple(i for i in self.past if i.id not in hidden)
         simulator = Simulator(self.program, self.options.metric, hidden, self.options.concurrency)
         texts = [str(e.get(self.program.response_field, "")) for e in split.held if self.program.kind.name == "text"]
         return Round(
@@ -98,19 +102,18 @@ class Run:
         self._compare_with_none(first)
 
     def _epochs(self) -> str:
-        perfect = 0
+        perfect, proposer = 0, self.options.proposer
         for epoch in range(1, self.options.epochs + 1):
             round_ = self.rounds[(epoch - 1) % len(self.rounds)]
+            self.incumbent = self.as_of(self.incumbent, round_.past)
             if self.gate.decides and round_.election.perfect(self.incumbent):
                 perfect += 1
                 if perfect == len(self.rounds):
                     return "nothing left to gain on the held-out interactions"
                 continue
             perfect = 0
-            if 1 < epoch <= len(self.rounds) and isinstance(self.options.proposer, FromPast):
-                with self._reflecting():
-                    challengers = self.options.proposer.from_past(self.incumbent, self._evidence(round_))
-                self._elect(round_, challengers)
+            if 1 < epoch <= len(self.rounds) and isinstance(proposer, FromPast):
+                self._stand(round_, partial(proposer.from_past, self.incumbent, self._evidence(round_)))
             batch = self._batch(round_)
             if not batch:
                 return "nothing wrong left"
@@ -122,6 +125,7 @@ class Run:
     def _before_the_first_step(self, first: Round) -> None:
         """Challengers that cost no simulation: what similar users have in common, what the past shows by itself,
         an LM's summary."""
+        self.incumbent = self.as_of(self.incumbent, first.past)  # no proposer reads counts of what judges it
         sources: list[Callable[[], list[Challenger]]] = []
         if self.options.cohort is not None:
             sources.append(lambda: self._from_cohort(first))
@@ -133,13 +137,17 @@ class Run:
         for propose in sources:
             if self.gate.decides and first.election.perfect(self.incumbent):
                 return
-            before = self.ledger.usage
-            with self._reflecting():
-                challengers = propose()
-            if trials := self._elect(first, challengers):
-                self.steps.append(AlignmentStep(epoch=0, trials=trials, usage=self._spent(before)))
-                score = first.election.mean(self.incumbent)
-                self.tell("step", epoch=0, accepted=sum(t.accepted for t in trials), score=score)
+            self._stand(first, propose)
+
+    def _stand(self, round_: Round, propose: Callable[[], list[Challenger]]) -> None:
+        """An election without a simulation before it, on the record as a step of epoch 0."""
+        before = self.ledger.usage
+        with self._reflecting():
+            challengers = propose()
+        if trials := self._elect(round_, challengers):
+            self.steps.append(AlignmentStep(epoch=0, trials=trials, usage=self._spent(before)))
+            score = round_.election.mean(self.incumbent)
+            self.tell("step", epoch=0, accepted=sum(t.accepted for t in trials), score=score)
 
     def _from_cohort(self, first: Round) -> list[Challenger]:
         assert self.options.cohort is not None
@@ -160,8 +168,11 @@ class Run:
 
     def _summary(self, first: Round) -> list[Challenger]:
         assert self.options.summary is not None
+        earlier = self._before(self._batch(first), first)  # what is simulated next must not be told before
+        if not earlier:
+            return []
         try:
-            bullets = self.options.summary(interactions=first.past).bullets
+            bullets = self.options.summary(interactions=earlier).bullets
         except AdapterParseError:
             return []
         return self._adding(bullets, first)
@@ -169,9 +180,15 @@ class Run:
     @contextmanager
     def _reflecting(self) -> Generator[None]:
         """Loss, update and summary calls: by the reflection LM, under no persona, counted and bounded like others."""
-        lm = self.options.reflection_lm or dspy.settings.get("lm")
+        lm = self.options.reflection_lm or self.program.own_lm()
         with dspy.context(lm=lm), as_persona("", lm=lm):
             yield
+
+    def _before(self, batch: Sequence[dspy.Example], round_: Round) -> tuple[Interaction, ...]:
+        """The past as it stood before the first of ``batch``, of which no held-out interaction is part."""
+        first = self.program.memory.position(batch[0].interaction_id) if batch else None
+        earlier = self.program.memory.before(first, round_.simulator.held)
+        return earlier if batch else round_.past
 
     def _batch(self, round_: Round) -> list[dspy.Example]:
         """The latest interactions not yet simulated that no rule of the incumbent answers as the user did, oldest
@@ -188,8 +205,7 @@ class Run:
 
     def _step(self, epoch: int, round_: Round, batch: list[dspy.Example]) -> None:
         before = self.ledger.usage
-        first = self.program.memory.position(batch[0].interaction_id)
-        then = self.as_of(self.incumbent, self.program.memory.before(first, round_.simulator.held))
+        then = self.as_of(self.incumbent, self._before(batch, round_))
         simulated = round_.simulator.run(then, batch)
         self.tell("simulated", epoch=epoch, scores=[s.score for s in simulated])
         feedback: list[Feedback] = []
@@ -282,17 +298,18 @@ class Run:
         start, end = (election.score(self.as_of(p, first.past)) for p in (self.initial, self.incumbent))
         self.tell("simulated", epoch=0, scores=start)
         initial, final = fmean(start), fmean(end)
-        if final < without and self.follows_memory and self.gate.decides:
-            bare = self.incumbent.with_facts([])
-            if (score := fmean(election.score(bare))) > final:
-                self.follows_memory, self.incumbent, final = False, bare, score
-                self.notes.append("facts counted in memory did harm on the held-out interactions and are left out")
+        if final < without and self.gate.decides:
+            left = pruned(self.incumbent, election, final, follows_memory=self.follows_memory)
+            if left is not None:
+                self.incumbent, self.follows_memory, final = left.persona, left.follows_memory, left.score
+                self.notes.append(f"left out, since it did harm on the held-out interactions: {left.out}")
         self.scores = Scores(without_persona=without, initial=initial, final=final)
         self.tell("scored", **self.scores.model_dump())
 
     def final(self) -> Persona:
-        """The incumbent with its facts brought up to date: they follow memory, the gate judged only what is learned."""
-        return self.as_of(self.incumbent, self.program.memory.interactions)
+        """The incumbent with its facts brought up to date, to the last interaction that compile was given: the gate
+        judged only what is learned."""
+        return self.as_of(self.incumbent, self.past)
 
     def record(self) -> Alignment:
         """Every step, its scores and its cost."""

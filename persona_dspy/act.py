@@ -57,6 +57,7 @@ class Act(dspy.Module):
         recall: how many episodes, ``Recall(k=4)`` by default.
         knowledge: where ``search_knowledge`` looks; None = no such tool.
         tools: one's own, ``dspy.Tool`` or functions; failures of theirs are observations.
+        personal: whether the tools that look into the user's memory are among them.
         steps: ``react``: tool calls at most.
         tokens: cap of one observation, estimated.
 
@@ -75,6 +76,7 @@ class Act(dspy.Module):
         recall: Recall | None = None,
         knowledge: KnowledgeSource | None = None,
         tools: Iterable[dspy.Tool | Callable[..., Any]] = (),
+        personal: bool = True,
         steps: int = 4,
         tokens: int = 200,
     ) -> None:
@@ -83,7 +85,7 @@ class Act(dspy.Module):
             raise InputError(f"actions {policy!r}: expected one of {get_args(Policy)}, such as 'fixed'")
         self.policy: Policy = policy
         self.recall = recall or Recall()
-        self.tools = personal_tools(knowledge=knowledge, tools=tools)
+        self.tools = personal_tools(knowledge=knowledge, tools=tools, personal=personal)
         self.tokens = tokens
         if policy == "plan":
             told = tuple((name, _one_argument(tool) is not None, tool.desc or "") for name, tool in self.tools.items())

@@ -81,7 +81,7 @@ class PersonaAgent(PersonalProgram):
 
     def forward(self, **inputs: Any) -> PersonaPrediction:
         query = self._query(inputs)
-        with self._answering() as answering:
+        with self._answering(query) as answering:
             with as_persona(answering.prompt, adapter=self.adapter, lm=self._lm()):
                 done = self.act(query=query)
             episodes, told = done.episodes, done.observations
@@ -97,7 +97,7 @@ class PersonaAgent(PersonalProgram):
 
     async def aforward(self, **inputs: Any) -> PersonaPrediction:
         query = self._query(inputs)
-        with self._answering() as answering:
+        with self._answering(query) as answering:
             with as_persona(answering.prompt, adapter=self.adapter, lm=self._lm()):
                 done = await self.act.acall(query=query)
             episodes, told = done.episodes, done.observations

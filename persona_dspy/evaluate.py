@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from math import ceil, floor, isfinite
 from typing import Any
 
 import dspy
@@ -87,10 +88,13 @@ def scored_as(people: Sequence[Case]) -> Task:
             "users of one kind: --users id,id"
         )
     first = people[0].task
+    if first.name != "custom":  # a task of the table: its labels and scale are its own
+        return first
     if first.rating:
-        scales = [p.task.rating for p in people if p.task.rating]
-        return replace(first, rating=(min(s[0] for s in scales), max(s[1] for s in scales)))
-    if first.labels is None or all(p.task == first for p in people):
+        ends = [float(end) for p in people if p.task.rating for end in p.task.rating]
+        ends += [float(gold) for p in people for q in p.queries if _is_number(gold := str(q.gold))]
+        return replace(first, rating=(floor(min(ends)), ceil(max(ends))))
+    if first.labels is None:
         return first
     labels = {label for p in people for label in p.task.labels or ()}
     return replace(first, labels=tuple(sorted(labels | {str(q.gold) for p in people for q in p.queries})))
@@ -135,6 +139,13 @@ def evaluate(
     return all(
         {q.id for q in person.queries} <= results.answered(variant.name, person.user_id) for person, variant in work
     )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _nothing(row: Judged) -> None:

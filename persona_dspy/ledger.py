@@ -153,7 +153,8 @@ class Ledger(BaseCallback):
                 self.exceeded = name
                 option = _OPTIONS.get((bool(self.user_id), name), "")
                 raise BudgetExceeded(
-                    f"budget{who}: {name} {round(used, 4)} of {bound} are spent; raise Budget({name}=...){option} to go on"
+                    f"budget{who}: {name} {round(used, 4)} of {bound} are spent; "
+                    f"raise Budget({name}=...){option} to go on"
                 )
 
     def _release(self, calls: int = 1) -> None:

@@ -79,6 +79,7 @@ class PersonalProgram(dspy.Module):
     kind: ResponseKind
     alignment: Alignment | None = None  # set on what PersonaAlignment returns
     online: OnlineAlignment | None = None  # set by OnlineAlignment.watch
+    replays: bool = False  # see ``replaying``
     turn_tokens: int = 192  # estimated tokens of a past query that is shown as a turn; more is cut
 
     def __init__(self, *, memory: EpisodicMemory, persona: Persona | None, user_id: str | None, recall: Recall) -> None:
@@ -110,6 +111,7 @@ class PersonalProgram(dspy.Module):
                 raise InputError(f"{named} of user {other!r}: expected user {user_id!r}")
         twin = self._twin()
         twin.memory, twin._given, twin._user_id = memory, persona, user_id
+        twin.kind = ResponseKind.of(self.kind.annotation, (i.response for i in memory.interactions))
         vars(twin).pop("alignment", None)  # the record of this user's persona, not of that one's
         vars(twin).pop("online", None)
         twin._settle_persona()
@@ -121,6 +123,17 @@ class PersonalProgram(dspy.Module):
             raise InputError(f"persona of user {persona.user_id!r}: expected user {self._user_id!r}")
         twin = self._twin()
         twin.persona = PersonaParameter(persona, self.persona.initial)
+        return twin
+
+    def replaying(self) -> Self:
+        """This program as ``dspy.Evaluate`` or one of DSPy's optimizers may run it on the user's own past.
+
+        Called as it is, a program finds a past query in memory, the user's answer beside it. Here a query that memory
+        has is answered with memory as it stood before, without any interaction of the same query. ``simulate`` does so
+        for a single example; PersonaAlignment needs neither.
+        """
+        twin = self._twin()
+        twin.replays = True
         return twin
 
     def _twin(self) -> Self:
@@ -150,6 +163,11 @@ class PersonalProgram(dspy.Module):
         values[self.query_field] = interaction.query
         values[self.response_field] = self.kind.typed(interaction.response)
         return dspy.Example(**values, interaction_id=interaction.id).with_inputs(self.query_field, *others)
+
+    def metadata_of(self, example: dspy.Example) -> dict[str, Any]:
+        """What ``example`` would read back from an interaction's metadata: the other input fields."""
+        own = (self.query_field, self.response_field)
+        return {n: example[n] for n in self._input_names() if n not in own and example.get(n) is not None}
 
     def simulate(self, example: dspy.Example, *, exclude: frozenset[str] = frozenset()) -> dspy.Prediction:
         """Answer a past interaction as if it were new: memory as it stood just before, minus ``exclude``.
@@ -220,6 +238,10 @@ class PersonalProgram(dspy.Module):
     def _lm(self) -> Any:
         return dspy.settings.get("lm") or next((p.lm for p in self.predictors() if p.lm), None)
 
+    def own_lm(self) -> Any:
+        """The LM that the program's predictors were given, else the configured one; None where there is none."""
+        return next((p.lm for p in self.predictors() if p.lm), None) or dspy.settings.get("lm")
+
     def _turns(self, episodes: Sequence[Episode]) -> list[Turn]:
         """Episodes as past turns, nearest last: the position an LM heeds most."""
         return [
@@ -230,13 +252,20 @@ class PersonalProgram(dspy.Module):
             for e in reversed(episodes)
         ]
 
+    def _as_new(self, query: str) -> MemoryCut:
+        places = [(n, i.id) for n, i in enumerate(self.memory.interactions) if i.query == query]
+        return MemoryCut(before=places[-1][0], exclude=frozenset(i for _, i in places)) if places else MemoryCut()
+
     @contextmanager
-    def _answering(self) -> Generator[Answering]:
+    def _answering(self, query: str) -> Generator[Answering]:
         """The context in which every predictor, tool and retriever inside works for this user."""
         persona = self.persona.value  # read once: another version may take its place while this answer is given
+        mine: dict[str, Any] = {"user_memory": self.memory, "user_persona": persona}
+        if self.replays and dspy.settings.get("memory_cut") is None:
+            mine["memory_cut"] = self._as_new(query)
         with (
             recording(tools=self._has_tools()) as recorder,
-            dspy.context(user_memory=self.memory, user_persona=persona, user_id=self._user_id, user_kind=self.kind),
+            dspy.context(**mine, user_id=self._user_id, user_kind=self.kind),
         ):
             yield Answering(persona=persona, prompt=persona.render(), recorder=recorder)
 

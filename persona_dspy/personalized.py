@@ -60,7 +60,7 @@ class Personalized(PersonalProgram):
 
     def forward(self, **inputs: Any) -> PersonaPrediction:
         query = str(inputs.get(self.query_field, ""))
-        with self._answering() as answering:
+        with self._answering(query) as answering:
             shown = self._recalled(query)
             while True:
                 try:
@@ -75,7 +75,7 @@ class Personalized(PersonalProgram):
 
     async def aforward(self, **inputs: Any) -> PersonaPrediction:
         query = str(inputs.get(self.query_field, ""))
-        with self._answering() as answering:
+        with self._answering(query) as answering:
             shown = self._recalled(query)
             while True:
                 try:

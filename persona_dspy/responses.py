@@ -5,6 +5,7 @@ Not here: a task's own metrics over many answers (metrics.py, lamp.py).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
@@ -12,6 +13,8 @@ from typing import Any, Literal, get_args, get_origin
 from persona_dspy.metrics import closeness, exact_match, text_overlap
 
 __all__ = ["ResponseKind"]
+
+_POSITION = re.compile(r"[(\[]\s?(?:\d{1,2}|[A-Za-z])\s?[)\]]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +52,11 @@ class ResponseKind:
             numbers = [1.0, 5.0, *_numbers(responses)]  # a user who only ever gave 4 still rates on a scale
             return cls(name="rating", low=min(numbers), high=max(numbers), annotation=annotation)
         return cls(name="text", annotation=annotation)
+
+    @property
+    def positional(self) -> bool:
+        """Labels only point at a place, such as "[1]" or "(b)": which was given says nothing of the user."""
+        return bool(self.labels) and all(_POSITION.fullmatch(label) for label in self.labels)
 
     def score(self, gold: Any, answer: Any) -> float:
         """How near ``answer`` is to the user's own, in [0, 1], higher is better; an unparsable rating scores 0."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import dspy
     from dspy.utils.exceptions import LMError
 
-__all__ = ["Settings", "check_lm", "home_dir", "resolve_lm"]
+__all__ = ["Settings", "check_lm", "home_dir", "resolve_lm", "steady_lm"]
 
 
 def home_dir() -> Path:
@@ -91,6 +91,24 @@ def resolve_lm(spec: object = "local", **overrides: Any) -> dspy.LM:
         wanted = name.removeprefix("local").removeprefix(":") if name.startswith("local") else name
         return local_lm(_local_file(wanted or "smol"), **overrides)
     return dspy.LM(name, **overrides)
+
+
+def steady_lm(name: str, *, seed: int, num_retries: int = 6) -> dspy.LM:
+    """The LM of a command: ``resolve_lm`` at temperature 0, so that answers are compared and not draws.
+
+    A local model gets the seed too. Where DSPy knows that a model takes no temperature (reasoning models), it is left
+    at the provider's own: then ``kwargs["temperature"]`` is None, and single answers vary.
+
+    Example:
+        >>> steady_lm("openai/gpt-4o-mini", seed=0).kwargs["temperature"]
+        0.0
+    """
+    if name.startswith("local") or name.endswith(".gguf"):
+        return resolve_lm(name, seed=seed)
+    try:
+        return resolve_lm(name, num_retries=num_retries, temperature=0.0)
+    except ValueError:
+        return resolve_lm(name, num_retries=num_retries)
 
 
 def _local_file(name: str) -> Path:

@@ -62,7 +62,7 @@ def standings(
     for row in rows:
         (answers if row.kind == "answer" else work)[row.system].append(row)
     values = {name: _values(answers[name], task) for name in systems if answers[name]}
-    best = best_baseline({name: list(v.values()) for name, v in values.items()}, task)
+    means = {name: list(v.values()) for name, v in values.items()}
     found: list[Standing] = []
     for name, scored in values.items():
         mine, by_user = answers[name], defaultdict[str, list[float]](list)
@@ -70,9 +70,11 @@ def standings(
             by_user[user].append(value)
         metrics = task.evaluate([r.gold for r in mine], [r.answer for r in mine])
         against = None
+        best = best_baseline(means, task, history=Variant.parse(name).history)
         if best is not None and name != best:
             against = paired_difference(scored, values[best], higher_is_better=_higher(task), seed=seed)
         users = len(by_user)
+        prepared = [r for r in work[name] if r.user_id in by_user]
         found.append(
             Standing(
                 system=name,
@@ -87,20 +89,23 @@ def standings(
                 calls=sum(r.calls for r in mine) / users,
                 tokens=sum(r.tokens for r in mine) / users,
                 usd=_usd(mine, users),
-                prepare_calls=sum(r.calls for r in work[name]) / users,
-                prepare_tokens=sum(r.tokens for r in work[name]) / users,
-                prepare_seconds=sum(r.seconds for r in work[name]) / users,
-                prepare_usd=_usd(work[name], users),
+                prepare_calls=sum(r.calls for r in prepared) / users,
+                prepare_tokens=sum(r.tokens for r in prepared) / users,
+                prepare_seconds=sum(r.seconds for r in prepared) / users,
+                prepare_usd=_usd(prepared, users),
             )
         )
     return found
 
 
-def best_baseline(values: Mapping[str, Sequence[float]], task: Task) -> str | None:
-    """The LM baseline with the best mean; reference rows and variants of a system do not count."""
-    means = {
-        name: sum(v) / len(v) for name, v in values.items() if Variant.parse(name).is_baseline and "@" not in name and v
-    }
+def best_baseline(values: Mapping[str, Sequence[float]], task: Task, *, history: int | None = None) -> str | None:
+    """The LM baseline with the best mean; reference rows and variants of a system do not count. With ``history``:
+    among those whose users' histories were cut to that length too."""
+    means: dict[str, float] = {}
+    for name, scores in values.items():
+        variant = Variant.parse(name)
+        if variant.is_baseline and variant == Variant(system=variant.system, history=history) and scores:
+            means[name] = sum(scores) / len(scores)
     if not means:
         return None
     return (max if _higher(task) else min)(means, key=lambda name: means[name])

@@ -98,7 +98,7 @@ class Prepared:
         elif without == "no-memory" and self.setting.knowledge is None:
             policy = "none"  # and no knowledge either to choose from: nothing to look up
         knowledge = None if without == "no-knowledge" else self.setting.knowledge
-        return Act(policy=policy, recall=Recall(k=k), knowledge=knowledge)
+        return Act(policy=policy, recall=Recall(k=k), knowledge=knowledge, personal=without != "no-memory")
 
     @property
     def needs_preparation(self) -> bool:

@@ -1,4 +1,6 @@
-"""A JSON adapter that says less. Owns: ``TerseJSON``, what an LM is able to (``able``). Not here: how a persona gets into messages (system_prompt.py).
+"""A JSON adapter that says less. Owns: ``TerseJSON``, what an LM is able to (``able``).
+
+Not here: how a persona gets into messages (system_prompt.py).
 
 An engine that keeps to a schema needs no reminder of it after each query. DSPy's JSONAdapter repeats every label there:
 after the cached part of the prompt, a fifth of a short query's time on a CPU; and it makes the query look unlike the
@@ -56,7 +58,7 @@ class TerseJSON(dspy.JSONAdapter):
         return None
 
     def format_system_message(self, signature: Any) -> str:
-        """DSPy's, once for a signature: it asks pydantic for the schema of every field anew, a tenth of a call's CPU."""
+        """DSPy's, once for a signature: it asks pydantic for each field's schema anew, a tenth of a call's CPU."""
         key = (type(self), signature, signature.instructions)
         known = _SYSTEM.get(key)
         if known is None:

@@ -84,9 +84,12 @@ def search_tool(source: KnowledgeSource, *, tokens: int = 120) -> dspy.Tool:
 
 
 def personal_tools(
-    *, knowledge: KnowledgeSource | None = None, tools: Iterable[dspy.Tool | Callable[..., Any]] = ()
+    *,
+    knowledge: KnowledgeSource | None = None,
+    tools: Iterable[dspy.Tool | Callable[..., Any]] = (),
+    personal: bool = True,
 ) -> dict[str, dspy.Tool]:
-    """All tools of an agent by name: the user's memory, knowledge where there is a source, and one's own.
+    """All tools of an agent by name: the user's memory (``personal``), knowledge where there is a source, one's own.
 
     Raises:
         InputError: two tools of one name, or one named ``finish``, which ends a ReAct loop.
@@ -95,7 +98,7 @@ def personal_tools(
         >>> list(personal_tools())
         ['recall_history', 'recall_profile']
     """
-    made = [dspy.Tool(recall_history), dspy.Tool(recall_profile)]
+    made = [dspy.Tool(recall_history), dspy.Tool(recall_profile)] if personal else []
     made += [search_tool(knowledge)] if knowledge is not None else []
     made += [tool if isinstance(tool, dspy.Tool) else dspy.Tool(tool) for tool in tools]
     found: dict[str, dspy.Tool] = {}

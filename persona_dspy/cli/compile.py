@@ -118,6 +118,16 @@ class _Program:
         return users_task(self.known, self.text or getattr(history, "task", None), history.interactions)
 
 
+def _optimizer(options: dict[str, Any], own: Any, view: Any) -> Any:
+    from optimizers import PersonaAlignment
+
+    kind = PersonaAlignment.as_in_paper if options["as_in_paper"] else PersonaAlignment
+    concurrency = 2 if options["workers"] == 1 else 1
+    observers = [view.event] if options["engine"] == "local" else []
+    steps = {name: options[name] for name in ("recent", "epochs")}
+    return kind(**steps, concurrency=concurrency, observers=observers, budget=own)
+
+
 def _compile(
     source: Source,
     total: int,
@@ -132,17 +142,16 @@ def _compile(
 
     import dspy
 
-    from optimizers import PersonaAlignment
     from persona_dspy.cli.programs import task_text
     from persona_dspy.cli.progress import View
-    from persona_dspy.cli.sources import FileSource, ingested
+    from persona_dspy.cli.sources import ingested
     from persona_dspy.fleet import compile_users
     from persona_dspy.fleet_folder import FleetFolder
     from persona_dspy.ledger import Ledger
-    from persona_dspy.settings import check_lm, resolve_lm
+    from persona_dspy.settings import check_lm, steady_lm
     from persona_dspy.store import Store
 
-    model = resolve_lm(lm, seed=options["seed"]) if lm.startswith("local") else resolve_lm(lm, num_retries=6)
+    model = steady_lm(lm, seed=options["seed"])
     check_lm(model)
     budget, own = budgets
     program, ledger = _Program(source.known, source.task), Ledger(budget=budget)
@@ -153,17 +162,11 @@ def _compile(
     with ExitStack() as stack:
         folder = stack.enter_context(FleetFolder(out))
         opened = stack.enter_context(Store.open(store)) if store else None
-        if opened is not None and isinstance(source, FileSource):
-            source.ingest(opened)
+        source.ingest(opened)
         tracker.begin(params)
         folder.begin(params)
         view = View(total, ledger, options["progress"], as_json=options["json"])
-        kind = PersonaAlignment.as_in_paper if options["as_in_paper"] else PersonaAlignment
-        concurrency = 2 if options["workers"] == 1 else 1
-        observers = [view.event] if options["engine"] == "local" else []
-        optimizer = kind(
-            recent=options["recent"], epochs=options["epochs"], concurrency=concurrency, observers=observers, budget=own
-        )
+        optimizer = _optimizer(options, own, view)
         state, same = "interrupted", {name: options[name] for name in ("resume", "engine", "workers", "processes")}
         same |= {"store": opened, "folder": folder, "ledger": ledger, "tracker": tracker}
         try:

@@ -57,7 +57,7 @@ def judge(
 
     from persona_dspy.evaluate import evaluate
     from persona_dspy.judged import Results, commit, data_hash
-    from persona_dspy.settings import check_lm, resolve_lm
+    from persona_dspy.settings import check_lm, steady_lm
     from persona_dspy.systems import Setting
     from persona_dspy.terse import TerseJSON
     from persona_dspy.tracking import tracker_for
@@ -66,13 +66,14 @@ def judge(
     task, people, names = _people(order)
     model: Any = None
     if any(v.system in names for v in chosen):
-        model = resolve_lm(order.lm, seed=order.seed) if order.lm.startswith("local") else resolve_lm(order.lm)
+        model = steady_lm(order.lm, seed=order.seed)
         check_lm(model)
     same = ("k", "turn_tokens", "recent", "epochs", "gate", "seed", "queries", "actions", "knowledge")
     protocol = {
         "task": task.name,
         "data": data_hash(order.source),
         "model": getattr(model, "model", None) or order.lm,
+        "temperature": getattr(model, "kwargs", {}).get("temperature"),
         **{name: getattr(order, name) for name in same},
     }
     run = {"commit": commit(), "systems": [v.name for v in chosen], "users": order.users, "workers": workers}

@@ -57,7 +57,7 @@ def ask(  # noqa: PLR0913 - a command's options
     from persona_dspy.act import Act
     from persona_dspy.cli.programs import agent_for, forgettable, task_from_text
     from persona_dspy.errors import InputError
-    from persona_dspy.settings import check_lm, resolve_lm
+    from persona_dspy.settings import check_lm, steady_lm
 
     if not query.strip():
         raise InputError(f'query {query!r}: expected a question, such as "A crew drifts through space."')
@@ -68,7 +68,7 @@ def ask(  # noqa: PLR0913 - a command's options
     act = Act(policy=actions, knowledge=_knowledge(knowledge))  # type: ignore[arg-type]  # checked there
     agent = agent_for(chosen, history=past, persona=document.persona(), user_id=document.user_id, actions=act)
     forgettable()
-    model = resolve_lm(lm)
+    model = steady_lm(lm, seed=0)
     check_lm(model)
     with dspy.context(lm=model), _sent(tracking_uri):
         answer = agent(**{agent.query_field: query})

@@ -62,6 +62,10 @@ class Source(Protocol):
     @property
     def bad(self) -> int: ...
 
+    def ingest(self, store: Store | None) -> None:
+        """Put what the store does not have yet into it, before any LM call."""
+        ...
+
     def check(self) -> int:
         """How many users there are."""
         ...
@@ -107,10 +111,13 @@ class FileSource:
     def bad(self) -> int:
         return len(self._told)
 
-    def ingest(self, store: Store) -> None:
-        """Put the users' interactions into the store, before any LM call, so that a row which only the store refuses
-        does not end a compile halfway; raises DataError for the first of them, or passes over it."""
+    def ingest(self, store: Store | None) -> None:
+        """Put the users' interactions into the store, so that a row which only the store refuses does not end a compile
+        halfway; raises DataError for the first of them, or passes over it."""
         from persona_dspy.cli.ingesting import Ingest
+
+        if store is None:
+            return
 
         same: dict[str, Any] = {"task": self.task, "skip_bad_rows": self.skip_bad_rows, "limit": self.limit}
         for row in Ingest(store, self.path, users=self.wanted, **same).run():
@@ -141,6 +148,9 @@ class StoreSource:
         with open_store(self.url) as store:
             found = (StoredHistory.of(store, user) for user in self.wanted or store.users())
             yield from islice((history for history in found if history.interactions), self.limit)
+
+    def ingest(self, store: Store | None) -> None:
+        """They are there."""
 
     def check(self) -> int:
         """How many users there are; raises UnknownUser for one who was named and is not there."""

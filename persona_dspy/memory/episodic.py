@@ -168,6 +168,16 @@ class EpisodicMemory:
             else:
                 self._sort()
 
+    def extended(self, interactions: Iterable[Interaction], *, user_id: str | None = None) -> EpisodicMemory:
+        """A memory of its own with these interactions too, searched in the same way; this one is not changed."""
+        return EpisodicMemory(
+            [*self.interactions, *interactions],
+            user_id=self._user_id or user_id,
+            retriever=self._retriever,
+            text=self._text,
+            recency=self._recency,
+        )
+
     def clear(self) -> None:
         """Forget every interaction, what was indexed of them included; the handle stays usable."""
         with self._building, self._lock:

@@ -20,14 +20,13 @@ from persona_dspy.responses import ResponseKind
 
 __all__ = ["facts", "mined_rules"]
 
-_POSITION = re.compile(r"[(\[]\s?(?:\d{1,2}|[A-Za-z])\s?[)\]]")
 _EVIDENCE = 5  # ids a bullet keeps: enough to check it by, few enough to read
 
 
 def facts(interactions: Sequence[Interaction], kind: ResponseKind) -> list[Bullet]:
     """What can be counted, as sentences; no LM. Interactions oldest first; fewer than 3 give nothing.
 
-    Labels: how often each, which never, drift between early and late. Ratings: mean, spread, commonest. Text: length,
+    Labels: how often each, drift between early and late. Ratings: mean, spread, commonest. Text: length,
     case, closing mark. Every bullet has ``source="fact"`` and the ids of its most recent evidence.
 
     Example:
@@ -41,7 +40,7 @@ def facts(interactions: Sequence[Interaction], kind: ResponseKind) -> list[Bulle
 
 
 def _label_facts(past: Sequence[Interaction], kind: ResponseKind) -> list[Bullet]:
-    if all(_POSITION.fullmatch(label) for label in kind.labels):
+    if kind.positional:
         return _topic_facts(past)
     counts = Counter(i.response for i in past)
     ranked = [(label, n) for label, n in counts.most_common() if n > 0][:4]
@@ -49,9 +48,6 @@ def _label_facts(past: Sequence[Interaction], kind: ResponseKind) -> list[Bullet
     found = [_fact("who", counts_sentence(len(past), ranked), past, most)]
     if most / len(past) >= 0.4:
         found.append(_rule_fact(NOTHING_ELSE, top, [i for i in past if i.response == top]))
-    never = [label for label in kind.labels if label not in counts]
-    if never and len(past) >= 10 and len(never) <= 12:
-        found.append(_fact("preferences", "Has never answered " + ", ".join(f'"{x}"' for x in never) + ".", past, 0))
     if len(past) >= 12:
         late = past[-max(4, len(past) // 3) :]
         early = Counter(i.response for i in past[: -len(late)])
@@ -139,9 +135,10 @@ def mined_rules(interactions: Sequence[Interaction], kind: ResponseKind, *, most
 
     A word marks a response when it stands in at least two of the user's queries, at least three quarters of them were
     answered so, and that is more than the response's share overall. Words of one response make one rule.
-    Returns at most ``most`` rules, those with the most hits first; none for free text.
+    Returns at most ``most`` rules, those with the most hits first; none for free text, none where responses only point
+    at a place.
     """
-    if kind.name == "text" or len(interactions) < 4:
+    if kind.name == "text" or kind.positional or len(interactions) < 4:
         return []
     share = Counter(i.response for i in interactions)
     having: dict[str, list[Interaction]] = defaultdict(list)

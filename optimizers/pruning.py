@@ -1,0 +1,46 @@
+"""What of a persona is left out where none at all does better. Owns: ``pruned``.
+
+Not here: when that is asked (run.py), scores (election.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import fmean
+
+from optimizers.election import Election
+from persona_dspy.persona import Persona
+
+__all__ = ["Pruned", "pruned"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pruned:
+    """The persona that is left, whether its facts still follow memory, its mean score in [0, 1], what was left out."""
+
+    persona: Persona
+    follows_memory: bool
+    score: float
+    out: str
+
+
+def pruned(persona: Persona, election: Election, score: float, *, follows_memory: bool) -> Pruned | None:
+    """The persona without its facts, without what was learned, or without both, whichever does best on the held-out
+    interactions; None where none of them does better than ``score``. Locked and given lines stay."""
+    kept = tuple(b for b in persona.bullets if b.source != "learned" or b.locked)
+    bare = persona.model_copy(update={"bullets": kept})
+    less = [("what was learned", bare, follows_memory)]
+    if follows_memory:
+        less.append(("facts counted in memory", persona.with_facts([]), False))
+        less.append(("facts counted in memory and what was learned", bare.with_facts([]), False))
+    found = [
+        Pruned(
+            persona=left,
+            follows_memory=follows,
+            score=fmean(election.score(election.as_then(left) if follows else left)),
+            out=out,
+        )
+        for out, left, follows in less
+    ]
+    best = max(found, key=lambda one: one.score)
+    return best if best.score > score else None
