@@ -62,11 +62,12 @@ class FleetFolder:
         self.calls = CallFolder(self._hidden / "calls")
         self._writing = threading.Lock()
         self._lock_file = _locked(self._hidden / "lock", self.path)
-        with _explained(self.path):
-            self._journal = sqlite3.connect(self._hidden / "journal.db", check_same_thread=False, isolation_level=None)
-            self._journal.execute("PRAGMA journal_mode=WAL")
-            self._journal.execute("PRAGMA synchronous=NORMAL")
-            self._journal.executescript(_TABLES)
+        try:
+            with _explained(self.path):
+                self._journal = _journal(self._hidden / "journal.db")
+        except StoreError:
+            self._lock_file.close()
+            raise
         self._run: int | None = None
 
     def __enter__(self) -> Self:
@@ -215,6 +216,18 @@ def _explained(path: Path) -> Generator[None]:
             f"fleet folder {str(path)!r}: {failure}; expected a folder with room that may be written to; what was "
             "finished is kept, go on with --resume"
         ) from failure
+
+
+def _journal(file: Path) -> sqlite3.Connection:
+    journal = sqlite3.connect(file, check_same_thread=False, isolation_level=None)
+    try:
+        journal.execute("PRAGMA journal_mode=WAL")
+        journal.execute("PRAGMA synchronous=NORMAL")
+        journal.executescript(_TABLES)
+    except sqlite3.Error:
+        journal.close()
+        raise
+    return journal
 
 
 def _locked(file: Path, folder: Path) -> Any:

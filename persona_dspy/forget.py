@@ -1,10 +1,11 @@
 """Forgetting a user everywhere: store, exported files, fleets' and evaluations' folders, tracking, caches.
 
 Owns: ``forget_user``, and what of a folder is a user's. Not here: the store's own part (store.py), MLflow's
-(forget_tracked.py), what the terminal shows (cli/forget.py).
+(forget_tracked.py), rows of tables (forget_tables.py), what the terminal shows (cli/forget.py).
 
 Each place is searched by content, not only by the name a file should have: whoever renamed an export is forgotten too.
-Nothing stops it half-way for good: a place that was emptied reports nothing the next time.
+Nothing stops it half-way for good: a place that was emptied reports nothing the next time, and a file that cannot be
+read or removed is named in the place's note.
 """
 
 from __future__ import annotations
@@ -15,21 +16,24 @@ import json
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from persona_dspy.errors import InputError
-from persona_dspy.export import persona_file_name, write_text
-from persona_dspy.forget_tracked import TrackedErasure, without_user
+from persona_dspy.call_folder import CallFolder
+from persona_dspy.errors import InputError, StoreError
+from persona_dspy.export import persona_file_name, write_bytes, write_text
+from persona_dspy.forget_tables import look_at, without_user
+from persona_dspy.forget_tracked import TrackedErasure
 
 if TYPE_CHECKING:
     from persona_dspy.store import Store
 
 __all__ = ["Erasure", "dspy_cache_entries", "forget_in_folder", "forget_user"]
 
+_Removing = Callable[[Path, str], tuple[str, int, str]]  # of ``_without``
 _LARGEST = 64 * 1024 * 1024  # bytes of a JSON file that may be a persona
 
 
@@ -105,32 +109,31 @@ def forget_user(
 def forget_in_folder(folder: Path, user_id: str) -> Erasure:
     """A user's persona files in a folder and below, rows in tables there, answers kept by a compile into it.
 
-    An evaluation's LM cache knows no users and is removed as a whole: it only saves time.
+    An evaluation's LM cache knows no users and is removed as a whole: it only saves time. Files that cannot be read or
+    removed stop nothing: the note names them.
     """
     counts = {"persona files": 0, "table rows": 0, "kept LM answers": 0, "journal rows": 0, "whole LM caches": 0}
     hidden = folder.absolute().with_name(f".{folder.absolute().name}.fleet")
+    unread: list[str] = []
     if hidden.is_dir():
-        from persona_dspy.fleet_folder import FleetFolder
-
-        with FleetFolder(folder) as fleet:
-            told = fleet.forget(user_id)
-        counts["persona files"] += told["persona_files"]
-        counts["kept LM answers"] += told["lm_answers"]
-        counts["journal rows"] += told["journal_rows"]
-        _settled(hidden / "journal.db")
-    for file in list(_below(folder)):
-        if file.name == "cache.db" and "lm-cache" in file.parts:
-            continue
-        if file.name == persona_file_name(user_id) or _is_persona_of(file, user_id):
-            file.unlink(missing_ok=True)
-            counts["persona files"] += 1
-        elif file.suffix in (".jsonl", ".csv"):
-            counts["table rows"] += _rewritten(file, user_id)
-    counts["table rows"] += _protocol(folder / "protocol.json", user_id)
-    if (folder / "lm-cache").is_dir():
-        shutil.rmtree(folder / "lm-cache")
-        counts["whole LM caches"] += 1
-    return Erasure(place=str(folder), removed={name: count for name, count in counts.items() if count})
+        try:
+            told = _of_fleet(folder, hidden, user_id)
+        except (StoreError, sqlite3.Error) as failure:
+            told = {"kept LM answers": CallFolder(hidden / "calls").forget(user_id)}
+            unread.append(f"{hidden / 'journal.db'} ({str(failure)[:200]})")
+        counts.update(told)
+    work: list[tuple[Path, _Removing]] = [(file, _without) for file in _below(folder, unread)]
+    work += [(folder / "protocol.json", _protocol), (folder / "lm-cache", _cache)]
+    for path, remove in work:
+        try:
+            kind, count, trouble = remove(path, user_id)
+        except OSError as failure:
+            kind, count, trouble = "table rows", 0, failure.strerror or str(failure)
+        counts[kind] += count
+        if trouble:
+            unread.append(f"{path} ({trouble})")
+    removed = {name: count for name, count in counts.items() if count}
+    return Erasure(place=str(folder), removed=removed, note=look_at(unread))
 
 
 def dspy_cache_entries() -> tuple[Path, int]:
@@ -146,56 +149,97 @@ def dspy_cache_entries() -> tuple[Path, int]:
     return folder, count
 
 
-def _below(folder: Path) -> Iterator[Path]:
-    for at, _, names in os.walk(folder):
+def _below(folder: Path, unread: list[str]) -> Iterator[Path]:
+    def closed(failure: OSError) -> None:
+        unread.append(f"{failure.filename} ({failure.strerror})")
+
+    for at, _, names in os.walk(folder, onerror=closed):
         yield from (Path(at, name) for name in names)
 
 
-def _is_persona_of(file: Path, user_id: str) -> bool:
-    """Also of one that was cut off while it was written (``.part``): what names the user in it is enough."""
-    if file.suffix not in (".json", ".part") or file.stat().st_size > _LARGEST:
-        return False
+def _without(file: Path, user_id: str) -> tuple[str, int, str]:
+    """Remove a file, or rows of it, where they are the user's: the kind, how many, what could not be searched and why.
+
+    Raises:
+        OSError: it cannot be read, removed or written.
+    """
+    if file.name == persona_file_name(user_id):
+        file.unlink(missing_ok=True)
+        return "persona files", 1, ""
+    if file.suffix not in (".json", ".part", ".jsonl", ".csv"):
+        return "table rows", 0, ""
+    if not file.is_file():
+        return "table rows", 0, "leads to no file"
+    if file.suffix in (".json", ".part"):
+        mine, trouble = _is_persona_of(file, user_id)
+        if mine:
+            file.unlink(missing_ok=True)
+        return "persona files", int(mine), trouble
+    kept, gone, trouble = without_user(file.read_bytes(), file.suffix, user_id)
+    if gone:
+        write_bytes(file, kept)
+    return "table rows", gone, trouble
+
+
+def _is_persona_of(file: Path, user_id: str) -> tuple[bool, str]:
+    """Also of one that was cut off while it was written (``.part``): what names the user in it is enough. With the
+    reason why that is not known, or empty."""
+    if file.stat().st_size > _LARGEST:
+        return False, ""
     content = file.read_bytes()
     spelled = {json.dumps(user_id, ensure_ascii=ascii_).encode("utf-8", "replace") for ascii_ in (True, False)}
     if not any(b'"user_id": ' + name in content or b'"user_id":' + name in content for name in spelled):
-        return False
+        return False, ""
     try:
         data = json.loads(content)
-    except ValueError:
-        return file.suffix == ".part"
-    return isinstance(data, dict) and data.get("user_id") == user_id
+    except (ValueError, RecursionError):
+        cut_off = file.suffix == ".part"
+        return cut_off, "" if cut_off else "names this user, but is not JSON"
+    return isinstance(data, dict) and data.get("user_id") == user_id, ""
 
 
-def _rewritten(file: Path, user_id: str) -> int:
-    try:
-        kept, gone = without_user(file.read_text(encoding="utf-8"), file.suffix, user_id)
-    except UnicodeDecodeError:
-        return 0
-    if gone:
-        write_text(file, kept)
-    return gone
-
-
-def _protocol(file: Path, user_id: str) -> int:
+def _protocol(file: Path, user_id: str) -> tuple[str, int, str]:
     """The names that an evaluation was asked for (``--users a,b``)."""
     if not file.is_file():
-        return 0
-    data, gone = json.loads(file.read_text(encoding="utf-8")), 0
-    for run in data.get("runs", []):
-        named = next(csv.reader([run.get("users") or ""], skipinitialspace=True), [])
-        if user_id in [name.strip() for name in named] + named:
-            kept = io.StringIO()
-            csv.writer(kept, lineterminator="").writerow(n for n in named if user_id not in (n, n.strip()))
-            run["users"] = kept.getvalue()
-            gone += 1
+        return "table rows", 0, ""
+    try:
+        data = json.loads(file.read_bytes())
+        runs = data["runs"]
+        gone = sum(_unnamed(run, user_id) for run in runs)
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError, csv.Error):
+        return "table rows", 0, "not as an evaluation writes it: remove the user's name under 'runs' by hand"
     if gone:
         write_text(file, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
-    return gone
+    return "table rows", gone, ""
 
 
-def _settled(journal: Path) -> None:
-    """Rewrite a fleet's journal, so that its free pages hold nothing either."""
-    with closing(sqlite3.connect(journal, timeout=30, isolation_level=None)) as connection:
+def _unnamed(run: dict[str, Any], user_id: str) -> bool:
+    """Whether the user was among a run's users, and is no longer."""
+    named = next(csv.reader([run.get("users") or ""], skipinitialspace=True), [])
+    if user_id not in [name.strip() for name in named] + named:
+        return False
+    kept = io.StringIO()
+    csv.writer(kept, lineterminator="").writerow(n for n in named if user_id not in (n, n.strip()))
+    run["users"] = kept.getvalue()
+    return True
+
+
+def _cache(folder: Path, _: str) -> tuple[str, int, str]:
+    if not folder.is_dir():
+        return "whole LM caches", 0, ""
+    shutil.rmtree(folder)
+    return "whole LM caches", 1, ""
+
+
+def _of_fleet(folder: Path, hidden: Path, user_id: str) -> dict[str, int]:
+    """Of a compile: its journal is rewritten, so that its free pages hold nothing either."""
+    from persona_dspy.fleet_folder import FleetFolder
+
+    with FleetFolder(folder) as fleet:
+        told = fleet.forget(user_id)
+    with closing(sqlite3.connect(hidden / "journal.db", timeout=30, isolation_level=None)) as connection:
         connection.execute("PRAGMA secure_delete=ON")
         connection.execute("VACUUM")
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    names = {"persona_files": "persona files", "lm_answers": "kept LM answers", "journal_rows": "journal rows"}
+    return {names[kind]: count for kind, count in told.items()}

@@ -1,5 +1,6 @@
 """Removing one user from an MLflow server or file. Owns: what of MLflow is a user's: runs, artifacts, prompts, traces,
-rows of tables. Not here: writing them (tracking.py, the only importer of mlflow), the rest of the system (forget.py).
+rows of tables. Not here: writing them (tracking.py, the only importer of mlflow), which rows are a user's
+(forget_tables.py), the rest of the system (forget.py).
 
 MLflow deletes softly: a deleted run stays in the database, and its artifacts on disk, until ``mlflow gc``. With a
 database URI this module does what that command does; a server is asked to delete, and has to run the command itself.
@@ -7,9 +8,6 @@ database URI this module does what that command does; a server is asked to delet
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import sqlite3
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -20,6 +18,7 @@ from typing import Any
 from urllib.parse import unquote, urlparse
 
 from persona_dspy.call_folder import user_key
+from persona_dspy.forget_tables import look_at, without_user
 
 __all__ = ["KEY_TAG", "USER_TAG", "TrackedErasure", "forget_tracked"]
 
@@ -41,17 +40,21 @@ class TrackedErasure:
     traces: int = 0
     note: str = ""
     soft: list[str] = field(default_factory=list[str])
+    unread: list[str] = field(default_factory=list[str])
 
     def to_dict(self) -> dict[str, int]:
         """Counts by kind."""
         return {name: getattr(self, name) for name in ("runs", "artifacts", "table_rows", "prompts", "traces")}
 
 
-def forget_tracked(client: Any, uri: str, user_id: str) -> TrackedErasure:
+def forget_tracked(client: Any, uri: str, user_id: str, failures: tuple[type[Exception], ...]) -> TrackedErasure:
     """Remove all that is marked with the user's id or key, and the user's rows in tables of other runs.
+
+    Tables of other runs that cannot be read are named in the note; they stop nothing.
 
     Args:
         client: an ``MlflowClient`` on ``uri``.
+        failures: what comes out of MLflow where another run's artifacts cannot be had.
     """
     erased = TrackedErasure()
     experiments = [e.experiment_id for e in _pages(client.search_experiments, view_type=_ALL)]
@@ -60,7 +63,7 @@ def forget_tracked(client: Any, uri: str, user_id: str) -> TrackedErasure:
         if _named(run.data.tags, user_id):
             mine.append(run)
         elif not {USER_TAG, KEY_TAG} & set(run.data.tags):  # a whole batch's
-            erased.table_rows += _without_rows(client, run, user_id)
+            _without_rows(client, run.info.run_id, user_id, failures, erased)
     ids = {run.info.run_id for run in mine}
     _traces(client, experiments, user_id, ids, erased)
     for run in mine:
@@ -71,7 +74,7 @@ def forget_tracked(client: Any, uri: str, user_id: str) -> TrackedErasure:
                 client.delete_prompt_version(prompt.name, str(version.version))
             client.delete_prompt(prompt.name)
             erased.prompts += 1
-    erased.note = _settle(uri, erased)
+    erased.note = "; ".join(note for note in (_settle(uri, erased), look_at(erased.unread)) if note)
     return erased
 
 
@@ -127,75 +130,35 @@ def _files(client: Any, run_id: str, path: str | None = None) -> Iterator[str]:
             yield entry.path
 
 
-def _without_rows(client: Any, run: Any, user_id: str) -> int:
-    """Write a shared run's tables again without the user; how many rows went."""
-    gone, run_id = 0, run.info.run_id
-    for path in _files(client, run_id):
-        if not path.endswith((".json", ".jsonl", ".csv")):
-            continue
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(client.download_artifacts(run_id, path, folder))
-            text = file.read_text(encoding="utf-8")
-            kept, count = without_user(text, file.suffix, user_id)
-            if count:
-                file.write_text(kept, encoding="utf-8")
-                parent = PurePosixPath(path).parent.as_posix()
-                client.log_artifact(run_id, str(file), None if parent == "." else parent)
-                gone += count
-    return gone
-
-
-def without_user(text: str, suffix: str, user_id: str) -> tuple[str, int]:
-    """A table's text without the rows whose ``user_id`` or ``user`` is this one or its key, and how many they were.
-
-    Args:
-        suffix: ``.json`` (MLflow's ``{"columns": [...], "data": [[...]]}``), ``.jsonl`` or ``.csv``; a text of another
-            form comes back as it is.
-
-    Example:
-        >>> without_user('{"user_id": "a"}\\n{"user_id": "b"}\\n', ".jsonl", "a")
-        ('{"user_id": "b"}\\n', 1)
-    """
-    if suffix == ".csv":
-        return _csv_without(text, user_id)
-    if suffix == ".jsonl":
-        lines = text.split("\n")  # not splitlines: rows may hold U+2028 and its like
-        kept = [line for line in lines if not _is_of(line, user_id)]
-        return "\n".join(kept), len(lines) - len(kept)
+def _without_rows(
+    client: Any, run_id: str, user_id: str, failures: tuple[type[Exception], ...], erased: TrackedErasure
+) -> None:
+    """Write a shared run's tables again without the user."""
     try:
-        table = json.loads(text)
-    except ValueError:
-        return text, 0
-    if not isinstance(table, dict) or not {"columns", "data"} <= set(table):
-        return text, 0
-    places = [n for n, name in enumerate(table["columns"]) if name in ("user_id", "user")]
-    data = [row for row in table["data"] if not any(row[n] in _ids(user_id) for n in places)]
-    gone = len(table["data"]) - len(data)
-    return json.dumps({**table, "data": data}, ensure_ascii=False), gone
+        paths = [path for path in _files(client, run_id) if path.endswith((".json", ".jsonl", ".csv"))]
+    except failures as failure:
+        erased.unread.append(f"artifacts of run {run_id} ({str(failure)[:200]})")
+        return
+    for path in paths:
+        try:
+            trouble = _without_rows_in(client, run_id, path, user_id, erased)
+        except failures as failure:
+            trouble = str(failure)[:200]
+        if trouble:
+            erased.unread.append(f"{path} of run {run_id} ({trouble})")
 
 
-def _ids(user_id: str) -> tuple[str, str]:
-    return user_id, user_key(user_id)
-
-
-def _is_of(line: str, user_id: str) -> bool:
-    try:
-        row = json.loads(line)
-    except ValueError:  # cut off while it was written: what names the user in it is enough
-        spelled = (json.dumps(name, ensure_ascii=ascii_) for name in _ids(user_id) for ascii_ in (True, False))
-        return any(f'"user_id": {name}' in line or f'"user_id":{name}' in line for name in spelled)
-    return isinstance(row, dict) and any(row.get(name) in _ids(user_id) for name in ("user_id", "user"))
-
-
-def _csv_without(text: str, user_id: str) -> tuple[str, int]:
-    rows = list(csv.reader(io.StringIO(text, newline="")))
-    places = [n for n, name in enumerate(rows[0] if rows else []) if name in ("user_id", "user")]
-    kept = [row for row in rows if not any(n < len(row) and row[n] in _ids(user_id) for n in places)]
-    if len(kept) == len(rows):
-        return text, 0
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows(kept)
-    return out.getvalue(), len(rows) - len(kept)
+def _without_rows_in(client: Any, run_id: str, path: str, user_id: str, erased: TrackedErasure) -> str:
+    """Why it could not be searched, or empty."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(client.download_artifacts(run_id, path, folder))
+        kept, count, trouble = without_user(file.read_bytes(), file.suffix, user_id)
+        if count:
+            file.write_bytes(kept)
+            parent = PurePosixPath(path).parent.as_posix()
+            client.log_artifact(run_id, str(file), None if parent == "." else parent)
+            erased.table_rows += count
+    return trouble
 
 
 def _remove_folder(uri: str) -> None:

@@ -194,7 +194,7 @@ class MlflowTracker:
         marks runs as deleted until its owner runs ``mlflow gc``. Says how many of each, and what is left to do."""
         from persona_dspy.forget_tracked import forget_tracked
 
-        return forget_tracked(self._connect(), self.uri, user_id)
+        return forget_tracked(self._connect(), self.uri, user_id, (*_failures(), ImportError))
 
     def _prompts(self, name: str) -> list[Any]:
         client = self._connect()

@@ -1,10 +1,12 @@
 """Forgetting a user: nothing of that user is left in any byte of any file, and everything of the others is."""
 
 import json
+import os
 import sqlite3
 import warnings
 from contextlib import closing
 from importlib.util import find_spec
+from pathlib import Path
 
 import dspy
 import numpy as np
@@ -17,7 +19,8 @@ from persona_dspy.errors import InputError
 from persona_dspy.export import load_document, persona_file_name
 from persona_dspy.fleet_folder import FleetFolder
 from persona_dspy.forget import dspy_cache_entries, forget_in_folder, forget_user
-from persona_dspy.forget_tracked import USER_TAG, without_user
+from persona_dspy.forget_tables import without_user
+from persona_dspy.forget_tracked import USER_TAG
 from persona_dspy.knowledge import Document, PageCache
 from persona_dspy.persona import Persona
 from persona_dspy.store import Store
@@ -188,35 +191,124 @@ def test_files_are_known_by_what_is_in_them(tmp_path):
         load_document(p).user_id for p in tmp_path.glob("*1.json")
     }
     assert left == {"U", "v", "u "}
-    assert (tmp_path / "x.csv").read_text() == "user_id,score\nv,2\n"
+    assert (tmp_path / "x.csv").read_text() == 'user_id,score\n"v",2\n'
     assert len(list(tmp_path.iterdir())) == 6
 
 
 @pytest.mark.parametrize("user", ["u", 'q"u,\n', "é🦊", "'; drop"])
 def test_rows_of_tables(user):
-    table = json.dumps({"columns": ["user_id", "said"], "data": [[user, "u"], ["v", user], ["U", "x"]]})
-    kept, gone = without_user(table, ".json", user)
-    assert (json.loads(kept)["data"], gone) == ([["v", user], ["U", "x"]], 1)
-    lines = [json.dumps({"user_id": u, "said": user}) + "\n" for u in (user, "v")]
-    assert without_user("".join(lines), ".jsonl", user) == (lines[1], 1)
-    for text, suffix in (("{]", ".json"), ("[1]", ".json"), ("", ".csv"), ("not json\n", ".jsonl")):
-        assert without_user(text, suffix, user) == (text, 0)
+    table = json.dumps({"columns": ["user_id", "said"], "data": [[user, "u"], ["v", user], ["U", "x"], []]})
+    kept, gone, trouble = without_user(table.encode(), ".json", user)
+    assert (json.loads(kept)["data"], gone, trouble) == ([["v", user], ["U", "x"], []], 1, "")
+    lines = [(json.dumps({"user_id": u, "said": user}) + "\n").encode() for u in (user, "v")]
+    assert without_user(b"".join(lines), ".jsonl", user) == (lines[1], 1, "")
+    for content, suffix in ((b"[1]", ".json"), (b"", ".csv"), (b"not json\n", ".jsonl")):
+        assert without_user(content, suffix, user) == (content, 0, "")
 
 
 @pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85"])
 def test_rows_with_odd_line_breaks_go_whole(mark):
-    lines = [json.dumps({"user_id": u, "said": f"one{mark}two"}, ensure_ascii=False) + "\n" for u in ("u", "v")]
-    assert without_user("".join(lines), ".jsonl", "u") == (lines[1], 1)
-    assert without_user(f"user_id,said\nu,one{mark}two\nv,x{mark}y\n", ".csv", "u") == (
-        f"user_id,said\nv,x{mark}y\n",
-        1,
-    )
+    lines = [(json.dumps({"user_id": u, "t": f"one{mark}two"}, ensure_ascii=False) + "\n").encode() for u in "uv"]
+    assert without_user(b"".join(lines), ".jsonl", "u") == (lines[1], 1, "")
+    table = f"user_id,said\nu,one{mark}two\nv,x{mark}y\n"
+    assert without_user(table.encode(), ".csv", "u") == (f"user_id,said\nv,x{mark}y\n".encode(), 1, "")
 
 
 def test_cut_off_rows_go_and_other_shapes_stay():
-    whole = '{"user": ["u"], "user_id": {"a": 1}}\n{"user_id": "v", "said": "sec'
-    assert without_user(whole, ".jsonl", "u") == (whole, 0)
-    assert without_user(whole, ".jsonl", "v") == (whole.partition("\n")[0], 1)
+    whole = b'{"user": ["u"], "user_id": {"a": 1}}\n{"user_id": "v", "said": "sec'
+    assert without_user(whole, ".jsonl", "u") == (whole, 0, "")
+    assert without_user(whole, ".jsonl", "v") == (whole.partition(b"\n")[0], 1, "")
+    half = '{"user_id": "v", "said": "é'.encode()[:-1]
+    assert without_user(b'{"user_id": "u"}\n' + half, ".jsonl", "v") == (b'{"user_id": "u"}', 1, "")
+
+
+UNREADABLE = [
+    (".csv", b"user_id,said\nu," + b"x" * 140_000, 0, "field larger"),
+    (".csv", b"user_id,said\nu,1\nv,caf\xe9\n", 1, "not UTF-8"),
+    (".json", b'{"user_id": "caf\xe9"}', 0, "not UTF-8"),
+    (".json", b"{]", 0, "not JSON"),
+    (".json", b"[" * 100_000, 0, "not JSON"),
+    (".json", b'{"columns": 1, "data": [["u"]]}', 0, "no table"),
+    (".json", b'{"columns": ["user_id"], "data": {"user_id": "u"}}', 0, "no table"),
+    (".json", b'{"columns": ["user_id"], "data": [["u"], 1]}', 0, "no table"),
+]
+
+
+@pytest.mark.parametrize(("suffix", "content", "rows_gone", "why"), UNREADABLE)
+def test_tables_that_cannot_be_searched_say_why(suffix, content, rows_gone, why):
+    kept, gone, trouble = without_user(content, suffix, "u")
+    assert (gone, why in trouble) == (rows_gone, True)
+    assert kept == content.replace(b"u,1\n", b"")
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_other_rows_of_a_csv_keep_every_byte(tmp_path, mark):
+    others = [b'"user_id",said\r\n', b'v,"one\r\ntwo ""x"""\r\n', b"'w',  \n", b'"x",\xe2\x80\xa8\r', b'last,"1"']
+    file = tmp_path / "x.csv"
+    file.write_bytes(mark + b"".join([*others[:2], b'u,"a\r\nb"\r\n', *others[2:]]))
+    assert forget_in_folder(tmp_path, "u").removed == {"table rows": 1}
+    assert file.read_bytes() == mark + b"".join(others)
+    assert forget_in_folder(tmp_path, "user_id").removed == {}, "the header is nobody's"
+
+
+PROTOCOLS = [
+    b"",
+    b"{",
+    b"[]",
+    b"{}",
+    b'{"runs": 3}',
+    b'{"runs": [3]}',
+    b'{"runs": [{"users": 3}]}',
+    b'{"runs": "\xe9"}',
+]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_files_that_cannot_be_read_are_named_and_stop_nothing(tmp_path, protocol):
+    (tmp_path / "a.csv").write_bytes(b"user_id,said\nv," + b"x" * 140_000)
+    (tmp_path / "b.json").write_bytes(b'{"user_id": "u", "cut')
+    (tmp_path / "c.json").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "protocol.json").write_bytes(protocol)
+    (tmp_path / "lm-cache").mkdir()
+    (tmp_path / "z").mkdir()
+    Persona.from_text("Likes tea.", user_id="u").to_json(tmp_path / "z" / "copy.json")
+    told = forget_in_folder(tmp_path, "u")
+    assert told.removed == {"persona files": 1, "whole LM caches": 1}
+    assert all(f"{tmp_path / name} (" in told.note for name in ("a.csv", "b.json", "c.json", "protocol.json"))
+    assert told.note.startswith("look yourself")
+    assert "copy.json" not in told.note
+
+
+def test_a_file_that_cannot_be_removed_is_named(tmp_path, monkeypatch):
+    for name in ("a.json", "b.json"):
+        Persona.from_text("Likes tea.", user_id="u").to_json(tmp_path / name)
+
+    def kept(path, **_):
+        if path.name == "a.json":
+            raise PermissionError(13, "Permission denied", str(path))
+        os.unlink(path)
+
+    monkeypatch.setattr(Path, "unlink", kept)
+    told = forget_in_folder(tmp_path, "u")
+    assert told.removed == {"persona files": 1}
+    assert f"{tmp_path / 'a.json'} (Permission denied)" in told.note
+
+
+def test_a_broken_journal_of_a_compile_stops_nothing(tmp_path):
+    with FleetFolder(tmp_path / "p") as folder:
+        folder.calls.add("u", {"key": "k", "outputs": ["x"]})
+    (tmp_path / ".p.fleet" / "journal.db").write_bytes(b"no database" * 100)
+    Persona.from_text("Likes tea.", user_id="u").to_json(tmp_path / "p" / "copy.json")
+    told = forget_in_folder(tmp_path / "p", "u")
+    assert told.removed == {"persona files": 1, "kept LM answers": 1}
+    assert "journal.db (" in told.note
+
+
+def test_the_command_names_what_it_could_not_search(home, capsys):
+    (home / "p").mkdir()
+    (home / "p" / "a.csv").write_bytes(b"user_id,said\nv,caf\xe9\n")
+    code, out, _ = run(capsys, "forget", "u", "--out", "p", "--tracking-uri", "off", "--yes")
+    assert (code, "p: nothing was found; NOTE: look" in out, "p/a.csv (not UTF-8)" in out) == (0, True, True)
 
 
 def test_answers_in_dspys_own_cache_are_counted(tmp_path, monkeypatch):

@@ -114,7 +114,8 @@ def _print(user: str, done: list[Erasure], notes: list[str], *, as_json: bool) -
         print_json({"user_id": user, "places": [one.to_dict() for one in done], "notes": notes})
         return
     for one in done:
-        counted = ", ".join(f"{count:,} {name}" for name, count in one.removed.items()) or "nothing was there"
+        counted = ", ".join(f"{count:,} {name}" for name, count in one.removed.items())
+        counted = counted or ("nothing was found" if one.note else "nothing was there")
         typer.echo(f"{one.place}: {counted}" + (f"; NOTE: {one.note}" if one.note else ""))
     for note in notes:
         typer.echo(f"note: {note}", err=True)
