@@ -90,7 +90,7 @@ class Results:
 
     def _keep_protocol(self, protocol: dict[str, Any], run: dict[str, Any]) -> None:
         path = self.folder / "protocol.json"
-        kept = json.loads(path.read_text("utf-8")) if path.exists() else {**protocol, "runs": []}
+        kept = _protocol(path) if path.exists() else {**protocol, "runs": []}
         before = {key: value for key, value in kept.items() if key != "runs"}
         now = json.loads(json.dumps(protocol))
         if before != now:
@@ -119,6 +119,21 @@ class Results:
         """The ids of the queries that have an answer."""
         mine = (r for r in self.rows if r.system == system and r.user_id == user_id)
         return {r.query_id for r in mine if r.kind == "answer"}
+
+
+def _protocol(path: Path) -> dict[str, Any]:
+    try:
+        kept = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as failure:
+        kept, found = None, str(failure)
+    else:
+        found = "not the keys that an evaluation writes"
+    if isinstance(kept, dict) and isinstance(kept.get("runs"), list):
+        return kept
+    raise InputError(
+        f"{str(path)!r}: {found}; expected the settings of an evaluation as JSON; give another --out, or remove the "
+        "file where you know that the answers beside it were made with the settings of now"
+    )
 
 
 def _read(path: Path) -> Iterable[Judged]:

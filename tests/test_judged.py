@@ -46,6 +46,15 @@ def test_other_settings_in_the_same_folder_are_refused_and_runs_are_kept(tmp_pat
     assert kept["task"] == "lamp-2m"
 
 
+@pytest.mark.parametrize("broken", [b"", b"{", b"[]", b'{"runs": 3}', b'{"k": "\xe9"}'])
+def test_a_broken_protocol_is_named(tmp_path, broken):
+    path = tmp_path / "protocol.json"
+    path.write_bytes(broken)
+    with pytest.raises(InputError, match=r"protocol\.json.*another --out"):
+        Results(tmp_path, PROTOCOL, {})
+    assert path.read_bytes() == broken
+
+
 def test_a_broken_line_is_named(tmp_path):
     Results(tmp_path, PROTOCOL, {}).add(row())
     path = tmp_path / "answers.jsonl"
