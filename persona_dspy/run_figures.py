@@ -1,6 +1,6 @@
-"""What a tracker writes of one user, as plain values. Owns: parameters, metrics and the table's row of a document.
+"""What a tracker writes, as plain values. Owns: parameters, metrics and table row of a document, totals of a fleet.
 
-Not here: writing them (tracking.py). Pure functions.
+Not here: writing them (tracking.py).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from persona_dspy.alignment import Alignment
 from persona_dspy.call_folder import user_key
 from persona_dspy.export import PersonaDocument
 
-__all__ = ["COLUMNS", "metrics_of", "params_of", "row_of"]
+__all__ = ["COLUMNS", "Totals", "metrics_of", "params_of", "row_of"]
 
 COLUMNS = (
     *("user", "state", "score_without_persona", "score_initial", "score_final", "gate_size", "accepted"),
@@ -73,3 +73,39 @@ def row_of(user_id: str, document: PersonaDocument | None) -> tuple[Any, ...]:
         total.seconds,
         document.version,
     )
+
+
+class Totals:
+    """What the finished and failed users of a fleet come to, added one by one; for one thread at a time.
+
+    Example:
+        >>> totals = Totals()
+        >>> totals.add(None)
+        >>> totals.seen, totals.metrics()["failed"]
+        (1, 1.0)
+    """
+
+    def __init__(self) -> None:
+        self._sums = dict.fromkeys(("users", "failed", "calls", "tokens", "accepted", "gain", "scored"), 0.0)
+
+    @property
+    def seen(self) -> int:
+        """Users, failed ones with them."""
+        return int(self._sums["users"] + self._sums["failed"])
+
+    def add(self, document: PersonaDocument | None) -> None:
+        """Count a user; None = one who failed."""
+        sums, record = self._sums, document.alignment if document else None
+        sums["users" if document is not None else "failed"] += 1
+        if record is not None:
+            sums["calls"] += record.total.calls
+            sums["tokens"] += record.total.input_tokens + record.total.output_tokens
+            sums["accepted"] += record.accepted
+            sums["gain"] += record.scores.gain or 0.0
+            sums["scored"] += record.scores.gain is not None
+
+    def metrics(self) -> dict[str, float]:
+        """By name; ``mean_gain``: over no persona, where both scores are known."""
+        sums = dict(self._sums)
+        gain = sums.pop("gain") / max(1.0, sums.pop("scored"))
+        return {**sums, "mean_gain": gain}

@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from persona_dspy.call_folder import user_key
 from persona_dspy.export import PersonaDocument
 
-__all__ = ["NullTracker", "Tracker", "prompt_name"]
+__all__ = ["Ended", "NullTracker", "Tracker", "prompt_name"]
+
+Ended = Literal["FINISHED", "FAILED", "KILLED"]
+"""How a batch ended: all was done that was to be done, an error, an interruption."""
 
 
 class Tracker(Protocol):
@@ -19,7 +22,7 @@ class Tracker(Protocol):
 
     def user(self, user_id: str, document: PersonaDocument | None, error: str = "") -> None: ...
 
-    def end(self, metrics: Mapping[str, float]) -> None: ...
+    def end(self, metrics: Mapping[str, float], ended: Ended = "FINISHED") -> None: ...
 
     @property
     def where(self) -> str:
@@ -36,7 +39,7 @@ class NullTracker:
     def user(self, user_id: str, document: PersonaDocument | None, error: str = "") -> None:
         """Nothing."""
 
-    def end(self, metrics: Mapping[str, float]) -> None:
+    def end(self, metrics: Mapping[str, float], ended: Ended = "FINISHED") -> None:
         """Nothing."""
 
     @property

@@ -7,7 +7,6 @@ the fleet goes on and what is missing is counted.
 
 from __future__ import annotations
 
-import csv
 import os
 import queue
 import tempfile
@@ -24,8 +23,9 @@ from persona_dspy.errors import InputError, RunError
 from persona_dspy.export import PersonaDocument
 from persona_dspy.figures import curve, learning_curve
 from persona_dspy.fleet_figures import FleetFigures
-from persona_dspy.run_figures import COLUMNS, metrics_of, params_of, row_of
-from persona_dspy.trackers import NullTracker, Tracker, prompt_name
+from persona_dspy.run_figures import Totals, metrics_of, params_of
+from persona_dspy.trackers import Ended, NullTracker, Tracker, prompt_name
+from persona_dspy.users_table import UsersTable
 
 if TYPE_CHECKING:
     from persona_dspy.forget_tracked import TrackedErasure
@@ -39,6 +39,7 @@ Runs = Literal["all", "sampled", "none"]
 _FIRST, _EACH = 20, 50  # "sampled": the first users, then one in so many
 _QUEUE = 256
 _EVERY = 5.0  # seconds between two points of the parent run's curves
+_PATIENCE = 120.0  # seconds at the end in which at least one user is written
 
 
 class MlflowTracker:
@@ -55,7 +56,7 @@ class MlflowTracker:
         trouble: what could not be written and why; empty where all is well.
 
     Raises:
-        RunError: from ``begin``, where the server or file cannot be used.
+        RunError: from ``begin``, where the server, the file or the folder for temporary files cannot be used.
     """
 
     def __init__(
@@ -70,35 +71,31 @@ class MlflowTracker:
             raise InputError(f"runs {runs!r}: expected 'all', 'sampled' or 'none'")
         self.uri, self.experiment, self.runs, self.register = uri, experiment, runs, register
         self.run_id = self.trouble = ""
-        self.lost = 0
+        self.lost = self._written = 0
         self._client: Any = None
         self._experiment_id = ""
         self._queue: queue.Queue[tuple[str, PersonaDocument | None, str, bool] | None] = queue.Queue(_QUEUE)
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
-        self._totals: dict[str, float] = {}
+        self._totals = Totals()
         self._figures = FleetFigures()
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self._table: Any = None
+        self._table: UsersTable | None = None
 
     def begin(self, params: Mapping[str, Any]) -> None:
         client = self._connect()
+        self._table, self._totals = UsersTable(), Totals()
         run = client.create_run(self._experiment_id, run_name=f"compile {time.strftime('%Y-%m-%d %H:%M:%S')}")
         self.run_id = run.info.run_id
         self._log(self.run_id, params={k: str(v)[:500] for k, v in params.items() if v is not None})
-        self._folder = tempfile.TemporaryDirectory(prefix="persona-dspy-")
-        self._file = open(Path(self._folder.name) / "users.csv", "w", newline="", encoding="utf-8")  # noqa: SIM115
-        self._table = csv.writer(self._file)
-        self._table.writerow(COLUMNS)
-        self._totals = dict.fromkeys(("users", "failed", "calls", "tokens", "accepted", "gain", "scored"), 0.0)
         self._thread = threading.Thread(target=self._work, daemon=True, name="mlflow-writer")
         self._thread.start()
 
     def user(self, user_id: str, document: PersonaDocument | None, error: str = "") -> None:
         with self._lock:
-            number = int(self._totals["users"] + self._totals["failed"])
-            self._count(document)
-            self._table.writerow(row_of(user_id, document))
+            number = self._totals.seen
+            self._totals.add(document)
+            if self._table is not None:
+                self._table.add(user_id, document)
             self._figures.add(document.alignment if document else None)
         child = self.runs == "all" or (self.runs == "sampled" and (number < _FIRST or number % _EACH == 0))
         if not child and not (self.register and document is not None):
@@ -108,24 +105,34 @@ class MlflowTracker:
         except queue.Full:
             self.lost += 1
 
-    def end(self, metrics: Mapping[str, float]) -> None:
-        if self._thread is None or self._folder is None:
+    def end(self, metrics: Mapping[str, float], ended: Ended = "FINISHED") -> None:
+        if self._thread is None or self._table is None:
             return
-        try:
-            self._queue.put(None, timeout=60.0)
-            self._thread.join(120.0)
-        except queue.Full:
-            pass  # it is alive still, and stuck
-        if self._thread.is_alive():
+        if not self._waited(self._thread):
             self.trouble = self.trouble or "MLflow did not answer for minutes"
             return
-        self._file.close()
-        self.lost += self._queue.qsize()  # above 0 where the thread ended by what nobody expected of MLflow
-        if self.lost:
-            self.trouble = f"{self.lost} users' runs are missing: MLflow was too slow or down. {self.trouble}".strip()
-        self._safely(self._finish, metrics)
-        self._folder.cleanup()
         self._thread = None
+        self._table.close()
+        self.lost += self._queue.qsize()  # above 0 where the thread ended by what nobody expected of MLflow
+        missing = f"{self.lost} users' runs are missing: MLflow was too slow or down." if self.lost else ""
+        self.trouble = " ".join(filter(None, (missing, self.trouble, self._table.trouble)))
+        self._safely(self._finish, metrics, self._table.path)
+        self._safely(lambda: self._connect().set_terminated(self.run_id, ended))
+        self._table.remove()
+
+    def _waited(self, thread: threading.Thread) -> bool:
+        """Whether all is written; waits as long as users are, one in ``_PATIENCE`` seconds at least."""
+        told, written, since = False, self._written, time.monotonic()
+        while thread.is_alive() and time.monotonic() - since < _PATIENCE:
+            if told:
+                thread.join(1.0)
+            else:
+                with suppress(queue.Full):
+                    self._queue.put(None, timeout=1.0)
+                    told = True
+            if self._written != written:
+                written, since = self._written, time.monotonic()
+        return not thread.is_alive()
 
     @property
     def where(self) -> str:
@@ -182,12 +189,17 @@ class MlflowTracker:
 
         Raises:
             InputError: that version was not registered.
+            RunError: the server or file cannot be used.
         """
         client, name = self._connect(), prompt_name(user_id)
-        found = {p.tags.get("persona_version"): p.version for p in self._prompts(name)}
-        if str(version) not in found:
-            raise InputError(f"prompt of {user_id!r}: version {version!r}: expected one of {sorted(map(str, found))}")
-        client.set_prompt_alias(name, "current", found[str(version)])
+        try:
+            found = {p.tags.get("persona_version"): p.version for p in self._prompts(name)}
+            if str(version) in found:
+                client.set_prompt_alias(name, "current", found[str(version)])
+                return
+        except _failures() as failure:
+            raise RunError(f"MLflow at {self.uri!r} did not move an alias: {str(failure)[:200]}") from failure
+        raise InputError(f"prompt of {user_id!r}: version {version!r}: expected one of {sorted(map(str, found))}")
 
     def forget(self, user_id: str) -> TrackedErasure:
         """Remove a user's runs with artifacts, prompts, traces and rows of tables: from a database for good; a server
@@ -219,6 +231,7 @@ class MlflowTracker:
             if self.register and document is not None:
                 well = self._safely(self._prompt, document) and well
             self.lost += not well
+            self._written += well
             if time.monotonic() - told > _EVERY:
                 self._safely(self._curves)
                 told = time.monotonic()
@@ -258,37 +271,24 @@ class MlflowTracker:
         made = client.register_prompt(name, document.system_prompt or " ", f"version {document.version}", tags)
         client.set_prompt_alias(name, "current", made.version)
 
-    def _count(self, document: PersonaDocument | None) -> None:
-        totals, record = self._totals, document.alignment if document else None
-        totals["users" if document is not None else "failed"] += 1
-        if record is not None:
-            totals["calls"] += record.total.calls
-            totals["tokens"] += record.total.input_tokens + record.total.output_tokens
-            totals["accepted"] += record.accepted
-            totals["gain"] += record.scores.gain or 0.0
-            totals["scored"] += record.scores.gain is not None
-
     def _curves(self) -> None:
-        """The totals so far, by how many users they are of; ``mean_gain``: over no persona, where both are known."""
+        """The totals so far, by how many users they are of."""
         with self._lock:
-            totals = dict(self._totals)
-        step = int(totals["users"] + totals["failed"])
-        gain = totals.pop("gain") / max(1.0, totals.pop("scored"))
-        self._log(self.run_id, metrics=[(k, v, step) for k, v in {**totals, "mean_gain": gain}.items()])
+            totals, step = self._totals.metrics(), self._totals.seen
+        self._log(self.run_id, metrics=[(name, value, step) for name, value in totals.items()])
 
-    def _finish(self, metrics: Mapping[str, float]) -> None:
+    def _finish(self, metrics: Mapping[str, float], table: Path) -> None:
         self._curves()
         self._log(self.run_id, metrics=[(name, value, 0) for name, value in metrics.items()])
         client = self._connect()
         if self.trouble:
             client.set_tag(self.run_id, "persona_dspy.trouble", self.trouble[:5000])
-        client.log_artifact(self.run_id, self._file.name)
+        client.log_artifact(self.run_id, str(table))
         try:
             for name, text in self._figures.files().items():
                 client.log_text(self.run_id, text, f"figures/{name}")
         except RunError as missing:
             client.set_tag(self.run_id, "persona_dspy.figures", str(missing))
-        client.set_terminated(self.run_id)
 
     def _connect(self) -> Any:
         if self._client is not None:

@@ -5,6 +5,8 @@ import json
 import pytest
 from test_cli import data, lm, rows, run, write  # noqa: F401 - fixtures
 
+from persona_dspy import tracking
+from persona_dspy.errors import RunError
 from persona_dspy.store import Store
 from persona_dspy.synthetic import SyntheticUser
 
@@ -37,6 +39,23 @@ def test_status_without_a_fleet(lm, capsys):  # noqa: F811
     code, _, err = run(capsys, "status", "nowhere")
     assert code == 2
     assert "nowhere" in err
+
+
+@pytest.mark.parametrize(("broke", "ended"), [(KeyboardInterrupt, "KILLED"), (RunError, "FAILED"), (None, "FINISHED")])
+def test_a_run_is_tracked_as_what_it_was(lm, data, capsys, monkeypatch, broke, ended):  # noqa: F811
+    told = []
+
+    class Tracked(tracking.NullTracker):
+        def user(self, user_id, document, error=""):
+            if broke is not None:
+                raise broke("now")
+
+        def end(self, metrics, ended="FINISHED"):
+            told.append(ended)
+
+    monkeypatch.setattr(tracking, "tracker_for", lambda *_, **__: Tracked())
+    run(capsys, "compile", data, "--out", "p", "--progress", "quiet")
+    assert told == [ended]
 
 
 def test_lines_for_logs_are_json_and_quiet_is_quiet(lm, data, capsys):  # noqa: F811

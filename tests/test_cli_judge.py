@@ -62,7 +62,7 @@ class Tracked(tracking.NullTracker):
     def begin(self, params):
         self.params |= params
 
-    def end(self, metrics):
+    def end(self, metrics, ended="FINISHED"):
         self.metrics |= metrics
 
 

@@ -62,7 +62,7 @@ class CountingTracker:
     def user(self, user_id, document, error=""):
         self.calls += document.alignment.total.calls
 
-    def end(self, metrics): ...
+    def end(self, metrics, ended="FINISHED"): ...
 
 
 def test_i2_calls_of_engine_ledger_and_tracker_are_equal():

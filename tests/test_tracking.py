@@ -1,6 +1,7 @@
 """What MLflow gets of a fleet, that a slow or dead MLflow stops nothing, and that users can be forgotten there."""
 
 import csv
+import io
 import json
 import os
 import shutil
@@ -8,12 +9,15 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from pathlib import Path
 
 import httpx
 import pytest
 
+from persona_dspy import tracking
 from persona_dspy.alignment import Alignment, AlignmentStep, Scores, Trial, UsageRecord
 from persona_dspy.errors import InputError, RunError
 from persona_dspy.export import PersonaDocument
@@ -147,8 +151,6 @@ def test_forgetting_leaves_nothing_of_the_user(uri, tmp_path):
 
 
 def test_none_and_sampled_runs(monkeypatch, uri):
-    from persona_dspy import tracking
-
     monkeypatch.setattr(tracking, "_FIRST", 2)
     monkeypatch.setattr(tracking, "_EACH", 3)
     users = [f"u{n}" for n in range(7)]
@@ -192,10 +194,112 @@ def test_an_mlflow_that_dies_does_not_stop_the_fleet(uri):
     assert "the database is gone" in real.get_run(tracker.run_id).data.tags["persona_dspy.trouble"]
 
 
-def test_a_tracker_that_cannot_begin_says_what_to_type(tmp_path):
-    (tmp_path / "mlflow.db").write_bytes(b"no database")
+class Late:
+    """An MLflow client that takes its time over each user."""
+
+    def __init__(self, client):
+        self.client = client
+
+    def __getattr__(self, name):
+        return getattr(self.client, name)
+
+    def create_run(self, *given, **named):
+        time.sleep(0.05)
+        return self.client.create_run(*given, **named)
+
+
+def test_the_end_waits_for_an_mlflow_that_is_slow_but_alive(uri, monkeypatch):
+    tracker = MlflowTracker(uri, runs="all")
+    tracker.begin({})
+    tracker._client = Late(tracker._client)
+    for n in range(8):
+        tracker.user(f"u{n}", document(f"u{n}"))
+    join = threading.Thread.join
+    with monkeypatch.context() as patch:  # minutes pass as tenths of a second
+        patch.setattr(threading.Thread, "join", lambda thread, timeout=None: join(thread, timeout and timeout / 1000))
+        tracker.end({})
+    parent = tracker._connect().get_run(tracker.run_id)
+    assert (tracker.trouble, parent.info.status, len(children(tracker))) == ("", "FINISHED", 8)
+    assert "users.csv" in [a.path for a in tracker._connect().list_artifacts(tracker.run_id)]
+
+
+def test_the_end_gives_up_on_an_mlflow_that_hangs(uri, monkeypatch):
+    monkeypatch.setattr(tracking, "_PATIENCE", 0.1)
+    tracker, free = MlflowTracker(uri, runs="all"), threading.Event()
+    tracker.begin({})
+    monkeypatch.setattr(tracker, "_child", lambda *_: free.wait(30))
+    tracker.user("u", document("u"))
+    tracker.end({})
+    free.set()
+    assert tracker.trouble == "MLflow did not answer for minutes"
+    tracker._thread.join()
+    tracker.end({})
+    assert tracker._connect().get_run(tracker.run_id).info.status == "FINISHED"
+
+
+class Full(io.StringIO):
+    """A file on a disk without room."""
+
+    def write(self, text):
+        raise OSError(28, "No space left on device")
+
+
+def test_a_full_disk_ends_no_fleet(uri, monkeypatch):
+    tracker = MlflowTracker(uri, runs="none")
+    tracker.begin({})
+    whole = tracker._table._file
+    tracker._table._rows = csv.writer(Full())
+    tracker.user("u", document("u"))
+    monkeypatch.setattr(whole, "close", lambda: Full().write(""), raising=False)
+    tracker.end({}, "KILLED")
+    monkeypatch.undo()
+    whole.close()
+    run = tracker._connect().get_run(tracker.run_id)
+    assert (run.info.status, run.data.metrics["users"]) == ("KILLED", 1.0)
+    assert "users.csv are missing: No space left" in run.data.tags["persona_dspy.trouble"]
+
+
+def test_tables_of_other_runs_that_cannot_be_read_are_named(uri, tmp_path):
+    tracker = MlflowTracker(uri)
+    client = tracker._connect()
+    runs = [client.create_run(tracker._experiment_id).info.run_id for _ in range(2)]
+    (tmp_path / "a.csv").write_bytes(b"user_id,said\nann,caf\xe9\nbob,caf\xe9\r\n")
+    (tmp_path / "b.json").write_bytes(b"caf\xe9")
+    (tmp_path / "c.json").write_text('{"columns": 1, "data": 2}')
+    (tmp_path / "d.csv").write_bytes(b"user_id\n" + b"x" * 140_000)
+    (tmp_path / "e.csv").write_bytes(b'user_id,said\r\nann,1\r\nbob,"2\r\n3"\r\n')
+    for name in "abcde":
+        client.log_artifact(runs[0], str(next(tmp_path.glob(f"{name}.*"))), "t")
+    listed = client.list_artifacts
+
+    def away(run_id, path=None):
+        if run_id == runs[1]:
+            raise ModuleNotFoundError("No module named 'boto3'")
+        return listed(run_id, path)
+
+    client.list_artifacts = away
+    told = tracker.forget("ann")
+    assert told.table_rows == 2
+    assert [one.split(" of run ")[0] for one in sorted(told.unread) if runs[0] in one] == [
+        f"t/{name}" for name in ("a.csv", "b.json", "c.json", "d.csv")
+    ]
+    assert "boto3" in told.note and "may hold this user" in told.note
+    left = {name: Path(client.download_artifacts(runs[0], f"t/{name}")).read_bytes() for name in ("a.csv", "e.csv")}
+    assert left == {
+        "a.csv": b"user_id,said\nbob,caf\xe9\r\n",
+        "e.csv": b'user_id,said\r\nbob,"2\r\n3"\r\n',
+    }
+
+
+def test_a_tracker_that_cannot_begin_says_what_to_type(tmp_path, uri, monkeypatch):
+    (tmp_path / "broken.db").write_bytes(b"no database")
     with pytest.raises(RunError, match="--tracking-uri off"):
-        MlflowTracker(f"sqlite:///{tmp_path}/mlflow.db").begin({})
+        MlflowTracker(f"sqlite:///{tmp_path}/broken.db").begin({})
+    monkeypatch.setattr(tempfile, "mkdtemp", lambda *_, **__: Full().write(""))
+    tracker = MlflowTracker(uri)
+    with pytest.raises(RunError, match=r"No space left.*--tracking-uri off"):
+        tracker.begin({})
+    assert tracker._connect().search_runs([tracker._experiment_id]) == []
     assert isinstance(tracker_for("off"), NullTracker)
     assert tracker_for("off").where == ""
 

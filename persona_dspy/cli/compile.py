@@ -10,6 +10,7 @@ import typer
 from persona_dspy.cli.output import JsonOption
 
 if TYPE_CHECKING:
+    from persona_dspy.cli.progress import View
     from persona_dspy.cli.sources import Source
 
 __all__ = ["register"]
@@ -156,9 +157,7 @@ def _compile(
     budget, own = budgets
     program, ledger = _Program(source.known, source.task), Ledger(budget=budget)
     named = task_text(source.known) if source.known else source.task
-    kept = ("recent", "epochs", "seed", "as_in_paper", "workers", "engine")
-    params = {"lm": model.model, "task": named, "users": total, **{k: options[k] for k in kept}}
-    params |= {"budget_calls": budget.calls, "budget_tokens": budget.tokens, "budget_usd": budget.usd}
+    params = {"lm": model.model, "task": named, "users": total, **_params(budget, options)}
     with ExitStack() as stack:
         folder = stack.enter_context(FleetFolder(out))
         opened = stack.enter_context(Store.open(store)) if store else None
@@ -167,7 +166,8 @@ def _compile(
         folder.begin(params)
         view = View(total, ledger, options["progress"], as_json=options["json"])
         optimizer = _optimizer(options, own, view)
-        state, same = "interrupted", {name: options[name] for name in ("resume", "engine", "workers", "processes")}
+        state, ended = "interrupted", "KILLED"
+        same: dict[str, Any] = {name: options[name] for name in ("resume", "engine", "workers", "processes")}
         same |= {"store": opened, "folder": folder, "ledger": ledger, "tracker": tracker}
         try:
             with dspy.context(lm=model), view:
@@ -176,12 +176,24 @@ def _compile(
                 with closing(found):
                     for result in found:
                         view.finished(result)
-            state = "stopped" if ledger.exceeded else "done"
+            state, ended = "stopped" if ledger.exceeded else "done", "FINISHED"
+        except Exception:
+            ended = "FAILED"
+            raise
         finally:
             folder.end(state)
-            tracker.end(
-                {"users": view.made, "failed": view.failed, "calls": view.calls, "tokens": view.tokens}
-                | {"accepted": view.accepted}
-            )
+            tracker.end(_counts(view), ended)
         view.close(out, tracker.where)
     return 1 if view.failed or ledger.exceeded else 0
+
+
+def _params(budget: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """What a run is told apart by."""
+    kept = ("recent", "epochs", "seed", "as_in_paper", "workers", "engine")
+    spent = {"budget_calls": budget.calls, "budget_tokens": budget.tokens, "budget_usd": budget.usd}
+    return {**{name: options[name] for name in kept}, **spent}
+
+
+def _counts(view: View) -> dict[str, float]:
+    made = {"users": view.made, "failed": view.failed, "accepted": view.accepted}
+    return {**made, "calls": view.calls, "tokens": view.tokens}

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from persona_dspy.judged import Judged, Results
     from persona_dspy.standings import Standing
     from persona_dspy.task import Task
+    from persona_dspy.trackers import Ended
     from persona_dspy.variants import Variant
 
 __all__ = ["Order", "judge"]
@@ -83,12 +84,17 @@ def judge(
     tracker = tracker_for(tracking_uri)
     tracker.begin({**protocol, "users": len(people), "systems": run["systems"], "commit": run["commit"]})
     view = _View(people, chosen, results, as_json=as_json)
+    ended: Ended = "KILLED"
     try:
         with dspy.context(lm=model, adapter=TerseJSON() if terse else dspy.ChatAdapter()), view:
             whole = evaluate(people, chosen, setting, results, workers=workers, seconds=seconds, on_row=view.row)
+        ended = "FINISHED"
+    except Exception:
+        ended = "FAILED"
+        raise
     finally:
         found = _written(order, task, people, chosen, results)
-        tracker.end(_metrics(found, task))
+        tracker.end(_metrics(found, task), ended)
     view.close(found, task, order.out, whole, tracker.where)
     return 0 if whole else 1
 
