@@ -1,6 +1,9 @@
 """The store from the command line: what is kept, what is printed, what odd ids do."""
 
+import ast
 import json
+import re
+import shutil
 import sqlite3
 
 import pytest
@@ -12,6 +15,7 @@ from persona_dspy.export import load_document, save_persona
 from persona_dspy.persona import Bullet, Edit, Persona
 from persona_dspy.store import Store
 from persona_dspy.synthetic import SyntheticUser, rule_following_lm
+from persona_dspy.tracking import MlflowTracker, prompt_name
 
 ODD_IDS = [
     "../../x",
@@ -159,6 +163,41 @@ def test_versions_diff_and_rollback(home, capsys):
     assert json.loads(run(capsys, "show", "ana", "--version", "0", "--store", "s.db", "--json")[1]) == json.loads(
         old.read_text()
     )
+
+
+def test_rollback_moves_the_alias_of_a_registered_prompt(home, capsys, empty_mlflow):
+    shutil.copy(empty_mlflow, home / "mlflow.db")
+    uri = "sqlite:///mlflow.db"
+    run(capsys, "import", *two_versions(home / "in"), *two_versions(home / "bo", "bo"), "--store", "s.db")
+    tracker = MlflowTracker(uri, runs="none", register=True)
+    for file in two_versions(home / "in"):
+        tracker._prompt(load_document(file))
+    options = ("--store", "s.db", "--tracking-uri", uri)
+    code, out, err = run(capsys, "rollback", "ana", *options)
+    assert (code, out.splitlines()[1]) == (0, f"{uri}: the prompt's alias 'current' is at version 0"), err
+    alias = tracker._connect().get_prompt_version_by_alias(prompt_name("ana"), "current")
+    assert alias.tags["persona_version"] == "0"
+    told = json.loads(run(capsys, "rollback", "ana", "--to", "1", *options, "--json")[1])
+    assert told == {"user_id": "ana", "from": 0, "to": 1, "prompt_moved": True}
+    code, out, _ = run(capsys, "rollback", "bo", *options)
+    assert (code, "no prompt of version 0 is registered" in out) == (0, True)
+    (home / "broken.db").write_bytes(b"no database")
+    code, _, err = run(capsys, "rollback", "bo", "--to", "1", *options[:3], "sqlite:///broken.db")
+    assert (code, "version 1 is current in the store, its prompt is not" in err) == (1, True)
+    code, _, err = run(capsys, "rollback", "bo", *options[:3], "sqlite:///none.db")
+    assert (code, "none.db" in err, (home / "none.db").exists()) == (2, True, False)
+    with Store.open("s.db") as store:
+        assert (store.current("ana").version, store.current("bo").version) == (1, 1)
+
+
+def test_an_unknown_user_is_told_how_to_find_the_known_ones(home, capsys):
+    run(capsys, "ingest", write(home / "d.jsonl", lines("ana")), "--store", "s.db")
+    code, _, err = run(capsys, "show", "Ana", "--store", "s.db")
+    advice = re.search(r"Store\.open\((.+?)\)\.users\(\)", err)
+    assert code == 2
+    with Store.open(ast.literal_eval(advice[1])) as store:
+        assert list(store.users()) == ["ana"]
+    assert "persona-dspy status" not in err
 
 
 def test_nothing_is_imported_where_one_file_is_bad(home, capsys):

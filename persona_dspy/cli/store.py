@@ -17,6 +17,7 @@ from persona_dspy.cli.output import JsonOption, print_json
 if TYPE_CHECKING:
     from persona_dspy.export import PersonaDocument
     from persona_dspy.store import Store, StoredPersona
+    from persona_dspy.tracking import MlflowTracker
 
 __all__ = ["StoreOption", "document_of", "is_file", "open_store", "register", "sqlite_file"]
 
@@ -176,20 +177,30 @@ def rollback(
     user: _User,
     to: Annotated[int | None, typer.Option("--to", metavar="N", help="By default the current one's parent.")] = None,
     store: StoreOption = None,
+    tracking_uri: Annotated[
+        str | None,
+        typer.Option(help="MLflow URI: the alias 'current' of the user's prompt moves there too. Default: off."),
+    ] = None,
     json_output: JsonOption = False,
 ) -> None:
     """Make an earlier version current again. No version is lost: rollback --to N goes forward too.
 
     Example: persona-dspy rollback ana --to 0 --store personas.db
     """
+    tracker = _registry(tracking_uri)
     with open_store(store) as opened:
         before = opened.current(user)
-        now = opened.rollback(user, to)
+        now = opened.rollback(user, to).version
     was = before.version if before else None
+    moved = None if tracker is None else _prompt_moved(tracker, user, now)
     if json_output:
-        print_json({"user_id": user, "from": was, "to": now.version})
-    else:
-        typer.echo(f"version {now.version} is current, it was {was}")
+        told = {"user_id": user, "from": was, "to": now}
+        print_json(told if moved is None else {**told, "prompt_moved": moved})
+        return
+    typer.echo(f"version {now} is current, it was {was}")
+    if moved is not None:
+        none = f"no prompt of version {now} is registered there: its alias 'current' was not moved"
+        typer.echo(f"{tracking_uri}: " + (f"the prompt's alias 'current' is at version {now}" if moved else none))
 
 
 def export(
@@ -252,6 +263,43 @@ def import_command(
         return
     for one in put:
         typer.echo(f"{one['user_id']!r}: version {one['version']} is current")
+
+
+def _registry(uri: str | None) -> MlflowTracker | None:
+    """Where prompts are registered; None = nowhere.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    if uri is None or uri == "off":
+        return None
+    from persona_dspy.errors import InputError
+    from persona_dspy.tracking import MlflowTracker
+
+    file = sqlite_file(uri)
+    if file is not None and not file.exists():
+        raise InputError(f"--tracking-uri {uri!r}: no such file; expected the URI that compile was given, or 'off'")
+    return MlflowTracker(uri)
+
+
+def _prompt_moved(tracker: MlflowTracker, user: str, version: int) -> bool:
+    """Whether that version is registered; the prompt's alias is at it then.
+
+    Raises:
+        RunError: MLflow fails; the store is at that version all the same.
+    """
+    from persona_dspy.errors import InputError, RunError
+
+    try:
+        tracker.roll_back_prompt(user, version)
+    except InputError:
+        return False
+    except RunError as failure:
+        raise RunError(
+            f"version {version} is current in the store, its prompt is not: {failure}; once MLflow answers, type the "
+            f"same with --to {version}"
+        ) from failure
+    return True
 
 
 def _json_files(paths: Iterable[Path]) -> Iterator[Path]:
