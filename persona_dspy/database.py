@@ -140,8 +140,8 @@ class Database:
     def unknown(self, user_id: str) -> UnknownUser:
         return UnknownUser(
             f"user {user_id!r}: not in the store {self.name!r}; expected an id as it was ingested (case, accents and "
-            f"blanks count), one of list(Store.open({self.name!r}).users()); to add users type: persona-dspy ingest FILE "
-            "--store ..."
+            f"blanks count), one of list(Store.open({self.name!r}).users()); to add users type: persona-dspy ingest "
+            "FILE --store ..."
         )
 
     def erase(
