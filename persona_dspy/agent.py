@@ -7,14 +7,14 @@ reaches the system message (system_prompt.py).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import dspy
 from dspy.adapters.base import Adapter
 
 from persona_dspy.act import Act, Policy, past_block
 from persona_dspy.errors import InputError
-from persona_dspy.habits import habitual
+from persona_dspy.habits import Labels, habitual, narrowed
 from persona_dspy.memory.episodic import EpisodicMemory, Recall
 from persona_dspy.persona import Persona
 from persona_dspy.personal import PersonalProgram, PersonaPrediction
@@ -39,6 +39,8 @@ class PersonaAgent(PersonalProgram):
             search words in one call; ``"react"`` lets it go on until it knows enough; ``"none"`` shows no memory. Or
             an ``Act`` with tools of one's own, such as ``Act(policy="react", knowledge=LocalCorpus(...))``.
         episodes_as: ``"turns"`` = past user/assistant messages; ``"block"`` = a list inside the query's message.
+        labels: of a closed set of answers, ``"own"`` allows those that this user gives once 8 of them are known;
+            ``"declared"`` allows all of them, always.
         adapter: a DSPy adapter; by default the configured one, else what suits the LM.
 
     A prompt over the LM's context loses its oldest observations, then its farthest episodes, and is sent again.
@@ -53,7 +55,7 @@ class PersonaAgent(PersonalProgram):
         ('film', 'tag', 'u1')
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - keyword-only, each with a default
         self,
         signature: str | type[dspy.Signature],
         *,
@@ -63,10 +65,13 @@ class PersonaAgent(PersonalProgram):
         recall_k: int = 4,
         actions: Policy | Act = "fixed",
         episodes_as: Literal["turns", "block"] = "turns",
+        labels: Labels = "own",
         adapter: Adapter | None = None,
     ) -> None:
         if episodes_as not in ("turns", "block"):
             raise InputError(f"episodes_as {episodes_as!r}: expected 'turns' or 'block'")
+        if labels not in ("own", "declared"):
+            raise InputError(f"labels {labels!r}: expected 'own' or 'declared'")
         memory = history if isinstance(history, EpisodicMemory) else EpisodicMemory(history, user_id=user_id)
         act = actions if isinstance(actions, Act) else Act(policy=actions, recall=Recall(k=recall_k))
         super().__init__(memory=memory, persona=persona, user_id=user_id, recall=act.recall)
@@ -75,7 +80,7 @@ class PersonaAgent(PersonalProgram):
         self.response_field, field = next(iter(declared.output_fields.items()))
         self.kind = ResponseKind.of(field.annotation, [i.response for i in memory.interactions])
         self.act = act
-        self.respond = Respond(declared, episodes_as=episodes_as)
+        self.respond = Respond(declared, episodes_as=episodes_as, labels=labels)
         self.adapter = adapter
         self._settle_persona()
 
@@ -135,13 +140,15 @@ def _less(episodes: Sequence[Episode], told: Sequence[str]) -> tuple[Sequence[Ep
 class Respond(dspy.Module):
     """The response step: the user's own signature, with observations as one more input where there are any."""
 
-    def __init__(self, signature: Any, *, episodes_as: Literal["turns", "block"] = "turns") -> None:
+    def __init__(
+        self, signature: Any, *, episodes_as: Literal["turns", "block"] = "turns", labels: Labels = "own"
+    ) -> None:
         super().__init__()
         self.signature = signature
         self.episodes_as: Literal["turns", "block"] = episodes_as
+        self.labels: Labels = labels
         self.predict = dspy.Predict(signature)
         self._noted: tuple[Any, str, Any] = (None, "", None)
-        self._narrow: dict[tuple[Any, tuple[str, ...]], Any] = {}
 
     def forward(
         self, inputs: dict[str, Any], episodes: Sequence[Episode] = (), observations: Sequence[str] = ()
@@ -156,25 +163,12 @@ class Respond(dspy.Module):
     def _call(self, inputs: dict[str, Any], episodes: Sequence[Episode], observations: Sequence[str]) -> dict[str, Any]:
         blocks = [past_block(episodes)] if self.episodes_as == "block" and episodes else []
         blocks += observations
-        labels = habitual()
+        labels = habitual() if self.labels == "own" else ()
         if not blocks:
-            return {**inputs, "signature": self._narrowed(self.predict.signature, labels)} if labels else dict(inputs)
+            plain: Any = self.predict.signature
+            return {**inputs, "signature": narrowed(plain, labels)}
         name, signature = self._with_observations()
-        return {**inputs, name: "\n".join(blocks), "signature": self._narrowed(signature, labels)}
-
-    def _narrowed(self, signature: Any, labels: tuple[str, ...]) -> Any:
-        """The signature whose response is one of ``labels``, as the declared type writes them; all of them if none."""
-        if not labels:
-            return signature
-        known = self._narrow.get((signature, labels))
-        if known is None:
-            response, field = next(iter(signature.output_fields.items()))
-            kept = tuple(value for value in get_args(field.annotation) if str(value) in labels)
-            if len(self._narrow) >= 256:
-                self._narrow.clear()
-            known = signature.with_updated_fields(response, type_=Literal[kept]) if kept else signature
-            self._narrow[signature, labels] = known
-        return known
+        return {**inputs, name: "\n".join(blocks), "signature": narrowed(signature, labels)}
 
     def _with_observations(self) -> tuple[str, Any]:
         """The predictor's signature and one input more. Kept: DSPy builds a class for each change of a signature."""

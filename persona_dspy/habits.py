@@ -1,9 +1,14 @@
-"""What a user has answered so far bounds what the user is likely to answer next. Owns: ``habitual``.
+"""What a user has answered so far bounds what the user is likely to answer next. Owns: ``habitual``, ``own_labels``,
+``narrowed``.
 
 Not here: which episodes are shown (memory), the response step (agent.py).
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any, Literal, get_args
 
 import dspy
 
@@ -12,7 +17,10 @@ from persona_dspy.memory.ranking import counted
 from persona_dspy.persona import Persona
 from persona_dspy.responses import ResponseKind
 
-__all__ = ["habitual"]
+__all__ = ["Labels", "habitual", "narrowed", "own_labels"]
+
+Labels = Literal["own", "declared"]
+"""What a typed answer is taken from: the labels that this user gives, or all that the signature declares."""
 
 LEAST, MOST = 8, 2000
 
@@ -35,6 +43,32 @@ def habitual() -> tuple[str, ...]:
         return ()
     cut: MemoryCut = dspy.settings.get("memory_cut") or MemoryCut()
     given = {i.response for i in memory.before(cut.before, cut.exclude)}
-    given |= {b.then for b in persona.section("decision rules") if b.then}
+    return _of(kind, given | {b.then for b in persona.section("decision rules") if b.then})
+
+
+def own_labels(kind: ResponseKind, memory: EpisodicMemory) -> tuple[str, ...]:
+    """The same without a persona: the labels given in ``LEAST`` interactions or more; () = any.
+
+    Example:
+        >>> from persona_dspy import Interaction
+        >>> past = [Interaction(user_id="u", query=f"film {n}", response="drama") for n in range(8)]
+        >>> own_labels(ResponseKind.of(Literal["drama", "action"]), EpisodicMemory(past))
+        ('drama',)
+    """
+    if not kind.labels or not LEAST <= len(memory) <= MOST:
+        return ()
+    return _of(kind, {i.response for i in memory.interactions})
+
+
+@lru_cache(maxsize=256)
+def narrowed(signature: Any, labels: tuple[str, ...]) -> Any:
+    """The signature whose response is one of ``labels``, as the declared type writes them; unchanged if none fit."""
+    response, field = next(iter(signature.output_fields.items()))
+    kept = tuple(value for value in get_args(field.annotation) if str(value) in labels)
+    return signature.with_updated_fields(response, type_=Literal[kept]) if kept else signature
+
+
+def _of(kind: ResponseKind, given: Iterable[str]) -> tuple[str, ...]:
+    given = set(given)
     labels = tuple(label for label in kind.labels if label in given)
     return labels if len(labels) < len(kind.labels) else ()

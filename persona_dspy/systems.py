@@ -71,13 +71,18 @@ class Prepared:
             self.program = self._persona(k)
         else:
             self.program = _BASELINES[variant.system](
-                task.signature(), history=memory, user_id=self.user_id, k=k, turn_tokens=setting.turn_tokens
+                task.signature(),
+                history=memory,
+                user_id=self.user_id,
+                k=k,
+                turn_tokens=setting.turn_tokens,
+                labels="own" if "own-labels" in variant.changes else "declared",
             )
 
     def _persona(self, k: int) -> PersonalProgram:
-        without, signature = self.variant.without, self.task.signature()
-        given = Persona(user_id=self.user_id) if without == "no-persona" else None
-        if without == "no-memory":
+        changes, signature = self.variant.changes, self.task.signature()
+        given = Persona(user_id=self.user_id) if "no-persona" in changes else None
+        if "no-memory" in changes:
             # An empty persona would be filled with facts counted in memory; one with a line is left alone.
             given = Persona.from_text(_NEUTRAL, user_id=self.user_id)
         program: PersonalProgram = PersonaAgent(
@@ -85,29 +90,27 @@ class Prepared:
             history=self.memory,
             user_id=self.user_id,
             persona=given,
-            actions=self._act(0 if without == "no-memory" else k),
-            episodes_as="block" if without == "block" else "turns",
+            actions=self._act(0 if "no-memory" in changes else k),
+            episodes_as="block" if "block" in changes else "turns",
+            labels="declared" if "any-label" in changes else "own",
         )
         program.turn_tokens = self.setting.turn_tokens
         return program
 
     def _act(self, k: int) -> Act:
-        without, policy = self.variant.without, self.setting.actions
-        if without == "no-action":
+        changes, policy = self.variant.changes, self.setting.actions
+        if "no-action" in changes:
             policy = "plain"
-        elif without == "no-memory" and self.setting.knowledge is None:
+        if "no-memory" in changes and self.setting.knowledge is None:
             policy = "none"  # and no knowledge either to choose from: nothing to look up
-        knowledge = None if without == "no-knowledge" else self.setting.knowledge
-        return Act(policy=policy, recall=Recall(k=k), knowledge=knowledge, personal=without != "no-memory")
+        knowledge = None if "no-knowledge" in changes else self.setting.knowledge
+        return Act(policy=policy, recall=Recall(k=k), knowledge=knowledge, personal="no-memory" not in changes)
 
     @property
     def needs_preparation(self) -> bool:
         """Whether there is LM work to do before the first query."""
-        return self.variant.without not in ("no-alignment", "no-persona") and self.variant.system in (
-            "persona",
-            "pag",
-            "membank",
-        )
+        aligned = not {"no-alignment", "no-persona"} & set(self.variant.changes)
+        return aligned and self.variant.system in ("persona", "pag", "membank")
 
     def prepare(self, folder: Path) -> str:
         """Do that work, or read what an earlier run kept of it under ``folder``; returns a note for the record.

@@ -24,7 +24,10 @@ ABLATIONS = {
     "no-action": "the persona does not steer the look-ups: plain recall by the query",
     "no-knowledge": "without the knowledge tool",
     "block": "episodes as a block of text instead of turns",
+    "any-label": "any label of the task may be the answer, not only those that the user gives",
 }
+_CONTROL = "own-labels"
+"""Of a baseline: the answer is one of the labels that the user gives, as PersonaAgent has it."""
 _NUMBERS = {"k": 0, "recent": 1, "epochs": 1, "history": 0}  # option -> least value
 
 
@@ -33,7 +36,7 @@ class Variant:
     """One row of the table, such as ``persona``, ``persona@no-memory`` or ``rag@history=3,k=8``.
 
     ``k`` episodes shown; ``recent`` and ``epochs`` of alignment; ``history``: only so many latest interactions
-    (None = all); ``without``: one of ``ABLATIONS``.
+    (None = all); ``changes``: some of ``ABLATIONS``, or ``own-labels`` for a baseline with an LM.
     """
 
     system: str
@@ -41,7 +44,7 @@ class Variant:
     recent: int | None = None
     epochs: int | None = None
     history: int | None = None
-    without: str = ""
+    changes: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> Variant:
@@ -58,26 +61,27 @@ class Variant:
         if system not in SYSTEMS + REFERENCES:
             raise InputError(f"system {system!r}: expected one of {', '.join(SYSTEMS + REFERENCES)}")
         found: dict[str, Any] = {}
+        flags = () if system in REFERENCES else tuple(ABLATIONS) if system == "persona" else (_CONTROL,)
         for option in filter(None, (o.strip() for o in options.split(","))):
             key, given, value = option.partition("=")
-            if not given and key in ABLATIONS and system == "persona":
-                found["without"] = key
+            if not given and key in flags:
+                found["changes"] = tuple(dict.fromkeys((*found.get("changes", ()), key)))
             elif given and key in _NUMBERS and value.isdigit() and int(value) >= _NUMBERS[key]:
                 found[key] = int(value)
             else:
-                known = ", ".join([*ABLATIONS, *(f"{n}=..." for n in _NUMBERS)])
-                raise InputError(f"variant {text!r}, option {option!r}: expected persona@ with one of {known}")
+                known = ", ".join([*flags, *(f"{n}=..." for n in _NUMBERS)])
+                raise InputError(f"variant {text!r}, option {option!r}: expected {system}@ with some of {known}")
         return cls(system=system, **found)
 
     @property
     def name(self) -> str:
-        options = [self.without] if self.without else []
-        options += [f"{key}={getattr(self, key)}" for key in sorted(_NUMBERS) if getattr(self, key) is not None]
+        numbers = [f"{key}={getattr(self, key)}" for key in sorted(_NUMBERS) if getattr(self, key) is not None]
+        options = [*self.changes, *numbers]
         return f"{self.system}@{','.join(options)}" if options else self.system
 
     @property
     def is_baseline(self) -> bool:
-        """An LM baseline as the paper has it: what PersonaAgent's difference is taken to."""
+        """One with an LM, controls such as ``rag@own-labels`` too: PersonaAgent's difference is taken to the best."""
         return self.system != "persona" and self.system not in REFERENCES
 
 

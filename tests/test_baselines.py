@@ -1,5 +1,6 @@
 import dspy
 import pytest
+from requests_seen import messages, seen_lm
 
 from persona_dspy import Interaction
 from persona_dspy.baselines import ICL, PAG, RAG, Direct, Majority, MemoryBank, Nearest, ReAct
@@ -52,6 +53,20 @@ def test_what_each_shows_of_the_user():
     assert "robot war" in summary.user
     assert "Likes robots." in answer.system
     assert sorted(shown(answer)) == ["robot love", "robot war"]
+
+
+def test_a_full_context_loses_the_farthest_episodes_first():
+    lm = seen_lm(lambda p: {"tag": "sci-fi"})
+    with dspy.context(lm=lm, adapter=dspy.ChatAdapter()):
+        RAG(SIGNATURE, history=history(), k=4)(film="a robot")
+    size = sum(len(text) for _, text in messages(lm.engine.requests[0]))
+    tight = seen_lm(lambda p: {"tag": "sci-fi"}, limit=size - 50)
+    with dspy.context(lm=tight, adapter=dspy.ChatAdapter()):
+        assert RAG(SIGNATURE, history=history(), k=4)(film="a robot").tag == "sci-fi"
+    kept = tight.engine.calls[0].turns
+    assert 0 < len(kept) < 4 and kept == lm.engine.calls[0].turns[4 - len(kept) :]
+    with dspy.context(lm=seen_lm(lambda p: None, limit=50)), pytest.raises(dspy.ContextWindowExceededError):
+        RAG(SIGNATURE, history=history(), k=4)(film="a robot")
 
 
 def test_a_profile_is_made_once_and_an_unreadable_one_is_none():

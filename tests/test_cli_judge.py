@@ -69,19 +69,21 @@ class Tracked(tracking.NullTracker):
 def test_evaluate_writes_tables_answers_protocol_and_the_run(lm, data, tmp_path, capsys, monkeypatch):
     out, tracked = tmp_path / "out", Tracked()
     monkeypatch.setattr(tracking, "tracker_for", lambda uri: tracking.NullTracker() if uri == "off" else tracked)
-    argv = ("evaluate", data, "--systems", "persona,direct,rag", "--ablations", "no-persona", "--out", out)
+    argv = ("evaluate", data, "--systems", "persona,direct,rag,rag@own-labels,k=2", "--ablations", "no-persona")
+    argv += ("--out", out)
     code, said, _ = run(capsys, *argv, "--workers", "2")
     assert code == 0
     assert [r["system"] for r in table(out)] == [
         "persona",
         "direct",
         "rag",
+        "rag@own-labels,k=2",
         "majority",
         "nearest",
         "persona@no-persona",
     ]
     assert {r["queries"] for r in table(out)} == {"10"}
-    assert (out / "table.md").read_text().count("\n") == 8
+    assert (out / "table.md").read_text().count("\n") == 9
     protocol = json.loads((out / "protocol.json").read_text())
     assert protocol["model"] == "fake/lm" and len(protocol["data"]) == 16 and protocol["seed"] == 0
     assert "commit" in protocol["runs"][0]
@@ -126,9 +128,9 @@ def test_the_knowledge_tool_is_there_and_can_be_taken_away(lm, data, tmp_path, c
         ),
     )
     assert run(capsys, *argv, "--tracking-uri", "off")[0] == 0
-    assert [r["system"] for r in table(out)][-6:] == [
+    assert [r["system"] for r in table(out)][-7:] == [
         "persona@no-alignment", "persona@no-persona", "persona@no-memory", "persona@no-action", "persona@no-knowledge",
-        "persona@block",
+        "persona@block", "persona@any-label",
     ]  # fmt: skip
     tags = [c for c in lm.engine.calls if "response" in c.outputs]
     assert any("a thing of planets" in c.user for c in tags)

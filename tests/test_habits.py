@@ -4,6 +4,8 @@ import dspy
 import pytest
 
 from persona_dspy import Interaction, Persona, PersonaAgent
+from persona_dspy.baselines import RAG
+from persona_dspy.errors import InputError
 from persona_dspy.habits import LEAST
 from persona_dspy.testing import FakeLM
 
@@ -57,3 +59,13 @@ def test_a_simulation_knows_only_the_answers_before_it_and_nothing_excluded():
 @pytest.mark.parametrize("persona", [Persona(user_id="u"), Persona.from_text("Likes war films.", user_id="u")])
 def test_a_persona_that_counts_nothing_bounds_nothing(persona):
     assert offered(PersonaAgent(SIGNATURE, history=past(*[4, 5] * LEAST), persona=persona)) == (1, 2, 3, 4, 5)
+
+
+def test_all_declared_answers_on_request_and_the_users_own_for_a_baseline():
+    enough = past(*[4, 5] * (LEAST // 2))
+    assert offered(PersonaAgent(SIGNATURE, history=enough, labels="declared")) == (1, 2, 3, 4, 5)
+    assert offered(RAG(SIGNATURE, history=enough)) == (1, 2, 3, 4, 5)
+    assert offered(RAG(SIGNATURE, history=enough, labels="own")) == (4, 5)
+    assert offered(RAG(SIGNATURE, history=enough[1:], labels="own")) == (1, 2, 3, 4, 5), "too few to tell"
+    with pytest.raises(InputError, match="declared"):
+        PersonaAgent(SIGNATURE, labels="mine")

@@ -16,9 +16,19 @@ def test_a_name_says_all_of_a_variant(system, k, recent, epochs, history):
 
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_ablations_are_of_the_persona_system_only(name):
-    assert Variant.parse(f"persona@{name}").without == name
+    assert Variant.parse(f"persona@{name}").changes == (name,)
     with pytest.raises(InputError, match=name):
         Variant.parse(f"rag@{name}")
+
+
+def test_changes_go_together_and_the_control_is_of_baselines():
+    both = Variant.parse("persona@no-alignment,any-label,k=2")
+    assert both.changes == ("no-alignment", "any-label")
+    assert Variant.parse(both.name) == both
+    assert Variant.parse("rag@own-labels,k=2").name == "rag@own-labels,k=2"
+    for text in ("persona@own-labels", "majority@own-labels"):
+        with pytest.raises(InputError, match="own-labels"):
+            Variant.parse(text)
 
 
 @pytest.mark.parametrize("text", ["gpt", "rag@k", "rag@k=-1", "persona@epochs=0", "persona@no-fun", "", "rag@size=2"])

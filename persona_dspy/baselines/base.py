@@ -12,6 +12,7 @@ import dspy
 from dspy.adapters.base import Adapter
 
 from persona_dspy.errors import InputError
+from persona_dspy.habits import Labels, narrowed, own_labels
 from persona_dspy.memory.episodic import EpisodicMemory
 from persona_dspy.records import Episode, Interaction
 from persona_dspy.responses import ResponseKind
@@ -30,6 +31,7 @@ class Baseline(dspy.Module):
         user_id: whose; by default that of the history.
         k: how many episodes are shown.
         turn_tokens: estimated tokens that a shown query may have, as for PersonaAgent.
+        labels: ``"declared"`` as in LaMP, or ``"own"``: only those that the user gives, as PersonaAgent has it.
         adapter: a DSPy adapter; by default the configured one, else what suits the LM.
 
     Example:
@@ -47,6 +49,7 @@ class Baseline(dspy.Module):
         user_id: str | None = None,
         k: int = 4,
         turn_tokens: int = 96,
+        labels: Labels = "declared",
         adapter: Adapter | None = None,
     ) -> None:
         super().__init__()
@@ -56,7 +59,8 @@ class Baseline(dspy.Module):
         self.response_field, field = next(iter(declared.output_fields.items()))
         self.kind = ResponseKind.of(field.annotation, [i.response for i in self.memory.interactions])
         self.k, self.turn_tokens, self.adapter = k, turn_tokens, adapter
-        self.predict = dspy.Predict(declared)
+        own = own_labels(self.kind, self.memory) if labels == "own" else ()
+        self.predict = dspy.Predict(narrowed(declared, own))
 
     def prepare(self) -> None:
         """LM work that is done once for a user, before the first query; by default none."""
@@ -70,9 +74,15 @@ class Baseline(dspy.Module):
         return ""
 
     def forward(self, **inputs: Any) -> dspy.Prediction:
-        query = self._query(inputs)
-        with as_persona(self.notes(), turns=self._turns(self.episodes(query)), adapter=self.adapter):
-            return self.predict(**inputs)
+        episodes, notes = self.episodes(self._query(inputs)), self.notes()
+        while True:
+            try:
+                with as_persona(notes, turns=self._turns(episodes), adapter=self.adapter):
+                    return self.predict(**inputs)
+            except dspy.ContextWindowExceededError:  # as PersonaAgent does: without the farthest, again
+                if not episodes:
+                    raise
+                episodes = episodes[:-1]
 
     def _query(self, inputs: dict[str, Any]) -> str:
         query = str(inputs.get(self.query_field, ""))

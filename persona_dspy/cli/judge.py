@@ -26,7 +26,7 @@ def register(app: typer.Typer) -> None:
 
 Source = Annotated[Path, typer.Argument(metavar="INPUT", help="JSONL, LaMP questions.json or OPPU-style users.json.")]
 TaskName = Annotated[str | None, typer.Option(help="lamp-1 ... lamp-7; by default the file's own, or inferred.")]
-Systems = Annotated[str, typer.Option(help="Separated by commas; variants as in rag@k=8.")]
+Systems = Annotated[str, typer.Option(help="Separated by commas; variants as in rag@k=8, persona@block,any-label.")]
 Users = Annotated[str | None, typer.Option(help="How many users at most, or ids separated by commas.")]
 Queries = Annotated[int | None, typer.Option(min=1, help="Held-out queries a user at most.")]
 Lm = Annotated[str, typer.Option(help="local, local:1.5b, local:/path/model.gguf, or any name dspy.LM takes.")]
@@ -180,9 +180,12 @@ def _described(task: Task) -> dict[str, Any]:
 
 def _split(text: str) -> list[str]:
     """Names separated by commas; a variant's own options come after ``@`` and may hold commas too."""
+    from persona_dspy.variants import ABLATIONS
+
     found: list[str] = []
     for part in filter(None, (p.strip() for p in text.split(","))):
-        if "=" in part and "@" not in part and found and "@" in found[-1]:
+        option = "=" in part or part in ABLATIONS or part == "own-labels"
+        if option and "@" not in part and found and "@" in found[-1]:
             found[-1] += f",{part}"
         else:
             found.append(part)
