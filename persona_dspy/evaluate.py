@@ -12,7 +12,7 @@ import contextvars
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import ceil, floor, isfinite
@@ -120,7 +120,7 @@ def evaluate(
         on_row: told of each new row.
 
     Raises:
-        Whatever the LM raises; rows written so far stay.
+        Whatever the LM raises; rows written so far stay, and what runs beside it ends at its next LM call.
     """
     run = _Run(setting, results, Ledger(budget=Budget(seconds=seconds)), on_row or _nothing)
     work = [(person, variant) for person in people for variant in chosen]
@@ -130,9 +130,12 @@ def evaluate(
         with run.ledger.recording(), ThreadPoolExecutor(workers) as pool:
             jobs = [pool.submit(contextvars.copy_context().run, run.one, *one) for one in work]
             try:
+                wait(jobs, return_when=FIRST_EXCEPTION)
                 for job in jobs:
-                    job.result()
+                    if job.done():
+                        job.result()
             except BaseException:
+                run.ledger.stop("interrupted")  # what runs ends at its next LM call; half a preparation is accounted for
                 for job in jobs:
                     job.cancel()
                 raise

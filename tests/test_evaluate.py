@@ -145,6 +145,25 @@ def test_a_run_cut_short_goes_on_to_the_same_table_and_pays_no_answer_twice(tmp_
     assert table(third, chosen) == table(again, chosen)
 
 
+def test_an_interrupted_run_ends_at_the_next_call_of_what_runs_beside_it(tmp_path):
+    stopping, after = threading.Event(), []
+
+    def slow(prompt):
+        if "You answer for one particular user" in prompt.system and stopping.wait(10):
+            after.append(prompt)
+
+    def on_row(row):
+        stopping.set()
+        raise KeyboardInterrupt
+
+    results = Results(tmp_path, {"test": 1}, {})
+    lm = FakeLM(slow, RuleFollower(heeds_turns=True))
+    with dspy.context(lm=lm, adapter=dspy.JSONAdapter()), pytest.raises(KeyboardInterrupt):
+        evaluate(PEOPLE, variants(["persona", "direct"]), Setting(align=make), results, on_row=on_row, workers=2)
+    assert len(after) <= 2, "the alignment under way was not gone through"
+    assert not list((tmp_path / "personas").rglob("*.json"))
+
+
 def test_time_that_is_up_keeps_no_half_aligned_persona(tmp_path):
     done, results = run(tmp_path, variants(["persona"], references=False), seconds=0.0)
     assert not done
