@@ -24,23 +24,19 @@ class Pruned:
     out: str
 
 
-def pruned(persona: Persona, election: Election, score: float, *, follows_memory: bool) -> Pruned | None:
-    """The persona without its facts, without what was learned, or without both, whichever does best on the held-out
-    interactions; None where none of them does better than ``score``. Locked and given lines stay."""
+def pruned(persona: Persona, election: Election, *, follows_memory: bool) -> Pruned | None:
+    """The persona without its facts, without what was learned, or without both: of those that the gate accepts and that
+    do better on the held-out interactions, the best; None where there is none. Locked and given lines stay."""
     kept = tuple(b for b in persona.bullets if b.source != "learned" or b.locked)
     bare = persona.model_copy(update={"bullets": kept})
     less = [("what was learned", bare, follows_memory)]
     if follows_memory:
         less.append(("facts counted in memory", persona.with_facts([]), False))
         less.append(("facts counted in memory and what was learned", bare.with_facts([]), False))
-    found = [
-        Pruned(
-            persona=left,
-            follows_memory=follows,
-            score=fmean(election.score(election.as_then(left) if follows else left)),
-            out=out,
-        )
-        for out, left, follows in less
-    ]
-    best = max(found, key=lambda one: one.score)
-    return best if best.score > score else None
+    before = election.score(election.as_then(persona))
+    found: list[Pruned] = []
+    for out, left, follows in less:
+        after = election.score(election.as_then(left) if follows else left)
+        if fmean(after) > fmean(before) and election.gate.judge(persona, left, before, after).accepted:
+            found.append(Pruned(persona=left, follows_memory=follows, score=fmean(after), out=out))
+    return max(found, key=lambda one: one.score, default=None)

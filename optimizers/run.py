@@ -299,7 +299,7 @@ class Run:
         self.tell("simulated", epoch=0, scores=start)
         initial, final = fmean(start), fmean(end)
         if final < without and self.gate.decides:
-            left = pruned(self.incumbent, election, final, follows_memory=self.follows_memory)
+            left = pruned(self.incumbent, election, follows_memory=self.follows_memory)
             if left is not None:
                 self.incumbent, self.follows_memory, final = left.persona, left.follows_memory, left.score
                 self.notes.append(f"left out, since it did harm on the held-out interactions: {left.out}")

@@ -135,7 +135,9 @@ def evaluate(
                     if job.done():
                         job.result()
             except BaseException:
-                run.ledger.stop("interrupted")  # what runs ends at its next LM call; half a preparation is accounted for
+                run.ledger.stop(
+                    "interrupted"
+                )  # what runs ends at its next LM call; half a preparation is accounted for
                 for job in jobs:
                     job.cancel()
                 raise

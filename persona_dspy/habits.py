@@ -28,11 +28,11 @@ LEAST, MOST = 8, 2000
 def habitual() -> tuple[str, ...]:
     """The labels, in declared order, that the current user's answer is taken from; () = any.
 
-    Where answers are one of a closed set and the persona counts ``LEAST`` answers or more: those the user has given,
-    as far as memory may be seen (``memory_cut``), and those its decision rules name. A user gives the next answer from
-    among those 88 to 98% of the time (three LaMP-like tasks, docs/results/judge-log.md), and a weak model is far more
-    often misled by labels that this user never gives. An answer that is new is allowed from the moment the user gives
-    it. Past ``MOST`` interactions nothing is left to exclude.
+    Where answers are one of a closed set and the persona counts ``LEAST`` answers or more, of which as many may be seen
+    (``memory_cut``): those the user has given among them, and those its decision rules name. A user gives the next
+    answer from among those 88 to 98% of the time (three LaMP-like tasks, docs/results/judge-log.md), and a weak model
+    is far more often misled by labels that this user never gives. An answer that is new is allowed from the moment the
+    user gives it. Past ``MOST`` interactions nothing is left to exclude.
     """
     persona: Persona | None = dspy.settings.get("user_persona")
     memory: EpisodicMemory | None = dspy.settings.get("user_memory")
@@ -42,8 +42,11 @@ def habitual() -> tuple[str, ...]:
     if counted(persona) < LEAST or len(memory) > MOST:
         return ()
     cut: MemoryCut = dspy.settings.get("memory_cut") or MemoryCut()
-    given = {i.response for i in memory.before(cut.before, cut.exclude)}
-    return _of(kind, given | {b.then for b in persona.section("decision rules") if b.then})
+    seen = memory.before(cut.before, cut.exclude)
+    if len(seen) < LEAST:
+        return ()
+    ruled = {b.then for b in persona.section("decision rules") if b.then}
+    return _of(kind, {i.response for i in seen} | ruled)
 
 
 def own_labels(kind: ResponseKind, memory: EpisodicMemory) -> tuple[str, ...]:

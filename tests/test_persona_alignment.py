@@ -25,6 +25,7 @@ from persona_dspy.persona import Bullet, Edit, Persona
 from persona_dspy.personalized import personalize
 from persona_dspy.records import Interaction
 from persona_dspy.synthetic import KINDS, SyntheticUser, TagFilm, rule_following_lm
+from persona_dspy.testing import FakeLM
 
 
 def agent_of(user, n=40, **options):
@@ -43,6 +44,10 @@ def true_score(program, user, n=20):
             program.kind.score(user.response(i.query), program(description=i.query)[program.response_field])
             for i in user.interactions(n, start=1000)
         )
+
+
+def exact(example, prediction, trace=None):
+    return dspy.Prediction(score=float(example["tag"] == prediction.tag), feedback="another one")
 
 
 class Feedback:
@@ -487,6 +492,27 @@ def test_facts_do_not_count_anchors_while_others_are_simulated():
     assert any(step.simulated for step in aligned.alignment.steps)
     told = [sentence for call in lm.engine.calls for sentence in call.system.splitlines() if " times" in sentence]
     assert told and not [sentence for sentence in told if '"horror"' in sentence]
+
+
+@pytest.mark.parametrize(
+    ("gate", "left_out"),
+    [
+        (HeldOutGate(4), True),
+        (SignTestGate(0.9, size=4), True),
+        (SignTestGate(0.9, size=3), False),
+        (AnchorGate(["i0"], HeldOutGate(4)), False),
+    ],
+    ids=["held out", "four pairs", "three pairs are not enough", "an anchor would be lost"],
+)
+def test_facts_that_do_harm_are_left_out_where_the_gate_says_so(gate, left_out):
+    said = ["horror", "horror", *["sci-fi"] * 18]
+    past = [Interaction(user_id="u", query=f"film {n}", response=r, id=f"i{n}") for n, r in enumerate(said)]
+    lm = FakeLM(lambda p: {"tag": "horror" if " times" in p.system else "sci-fi"} if "tag" in p.outputs else None)
+    agent = PersonaAgent(TagFilm, history=past, recall_k=0)
+    aligned, _ = align(agent, lm, gate=gate, proposer=lambda incumbent, evidence: [], loss="each", metric=exact)
+    assert (not aligned.persona.value.bullets) == left_out
+    assert ("left out" in " ".join(aligned.alignment.notes)) == left_out
+    assert aligned.alignment.scores.without_persona > aligned.alignment.scores.initial
 
 
 @pytest.mark.slow
