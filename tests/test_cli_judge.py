@@ -96,6 +96,18 @@ def test_evaluate_writes_tables_answers_protocol_and_the_run(lm, data, tmp_path,
     assert (len(lm.engine.calls), (out / "table.csv").read_text()) == before, "a rerun asks nothing"
 
 
+def test_a_model_in_this_process_gets_one_call_at_a_time_unless_asked_otherwise(
+    lm, data, tmp_path, capsys, monkeypatch
+):
+    out = tmp_path / "out"
+    argv = ("evaluate", data, "--systems", "direct", "--users", "1", "--out", out, "--tracking-uri", "off")
+    run(capsys, *argv)
+    monkeypatch.setattr("persona_dspy.local_lm.LlamaEngine", type(lm.engine))
+    run(capsys, *argv)
+    run(capsys, *argv, "--workers", "3")
+    assert [r["workers"] for r in json.loads((out / "protocol.json").read_text())["runs"]] == [4, 1, 3]
+
+
 def test_what_is_cut_short_says_so_and_goes_on(lm, data, tmp_path, capsys):
     out = tmp_path / "out"
     argv = ("evaluate", data, "--systems", "direct", "--out", out, "--tracking-uri", "off")

@@ -45,7 +45,10 @@ TurnTokens = Annotated[int, typer.Option(min=8, help="Estimated tokens of an epi
 Recent = Annotated[int, typer.Option(min=1, help="Interactions simulated in a step of alignment.")]
 Epochs = Annotated[int, typer.Option(min=1, help="Steps of alignment at most.")]
 GateSize = Annotated[int | None, typer.Option(min=1, help="Interactions held out by alignment's gate.")]
-Workers = Annotated[int, typer.Option(min=1, help="Calls in flight.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, help="Calls in flight; 1 for a model in this process, where two gain nothing, else 4."),
+]
 Seconds = Annotated[float | None, typer.Option(help="End after so long; the same command goes on.")]
 Seed = Annotated[int, typer.Option(help="Seed of sampling in the LM and of the bootstrap.")]
 TrackingUri = Annotated[str | None, typer.Option(help="MLflow URI, or 'off'. Default: sqlite:///mlflow.db")]
@@ -71,7 +74,7 @@ def evaluate_command(  # noqa: PLR0913 - a command's options
     recent: Recent = 3,
     epochs: Epochs = 3,
     gate: GateSize = None,
-    workers: Workers = 2,
+    workers: Workers = None,
     seconds: Seconds = None,
     seed: Seed = 0,
     tracking_uri: TrackingUri = None,

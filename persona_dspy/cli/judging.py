@@ -48,7 +48,7 @@ def judge(
     order: Order,
     chosen: Sequence[Variant],
     *,
-    workers: int,
+    workers: int | None,
     seconds: float | None,
     tracking_uri: str | None,
     as_json: bool = False,
@@ -69,6 +69,7 @@ def judge(
     if any(v.system in names for v in chosen):
         model = steady_lm(order.lm, seed=order.seed)
         check_lm(model)
+    workers = workers or _workers(model)
     same = ("k", "turn_tokens", "recent", "epochs", "gate", "seed", "queries", "actions", "knowledge")
     protocol = {
         "task": task.name,
@@ -97,6 +98,13 @@ def judge(
         tracker.end(_metrics(found, task), ended)
     view.close(found, task, order.out, whole, tracker.where)
     return 0 if whole else 1
+
+
+def _workers(lm: Any) -> int:
+    """Calls in flight: beside another one, an answer of a model in this process can flip where two are nearly equal."""
+    from persona_dspy.local_lm import LlamaEngine
+
+    return 1 if isinstance(getattr(lm, "engine", None), LlamaEngine) else 4
 
 
 def _people(order: Order) -> tuple[Task, list[Case], tuple[str, ...]]:
