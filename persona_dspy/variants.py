@@ -81,7 +81,7 @@ class Variant:
 
     @property
     def is_baseline(self) -> bool:
-        """One with an LM, controls such as ``rag@own-labels`` too: PersonaAgent's difference is taken to the best."""
+        """One with an LM: PersonaAgent's difference is taken to the best that nothing is changed in (as in LaMP)."""
         return self.system != "persona" and self.system not in REFERENCES
 
 
