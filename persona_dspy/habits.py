@@ -6,7 +6,7 @@ Not here: which episodes are shown (memory), the response step (agent.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
@@ -23,6 +23,7 @@ Labels = Literal["own", "declared"]
 """What a typed answer is taken from: the labels that this user gives, or all that the signature declares."""
 
 LEAST, MOST = 8, 2000
+_ALL = MemoryCut()
 
 
 def habitual() -> tuple[str, ...]:
@@ -37,20 +38,17 @@ def habitual() -> tuple[str, ...]:
     persona: Persona | None = dspy.settings.get("user_persona")
     memory: EpisodicMemory | None = dspy.settings.get("user_memory")
     kind: ResponseKind | None = dspy.settings.get("user_kind")
-    if persona is None or memory is None or kind is None or not kind.labels:
-        return ()
-    if counted(persona) < LEAST or len(memory) > MOST:
-        return ()
-    cut: MemoryCut = dspy.settings.get("memory_cut") or MemoryCut()
-    seen = memory.before(cut.before, cut.exclude)
-    if len(seen) < LEAST:
+    if persona is None or memory is None or kind is None:
         return ()
     ruled = {b.then for b in persona.section("decision rules") if b.then}
-    return _of(kind, {i.response for i in seen} | ruled)
+    labels = own_labels(kind, memory, cut=dspy.settings.get("memory_cut") or _ALL, also=ruled)
+    return labels if labels and counted(persona) >= LEAST else ()
 
 
-def own_labels(kind: ResponseKind, memory: EpisodicMemory) -> tuple[str, ...]:
-    """The same without a persona: the labels given in ``LEAST`` interactions or more; () = any.
+def own_labels(
+    kind: ResponseKind, memory: EpisodicMemory, *, cut: MemoryCut = _ALL, also: Collection[str] = ()
+) -> tuple[str, ...]:
+    """The labels, in declared order, of ``LEAST`` interactions or more that ``cut`` lets see, and ``also``; () = any.
 
     Example:
         >>> from persona_dspy import Interaction
@@ -58,9 +56,14 @@ def own_labels(kind: ResponseKind, memory: EpisodicMemory) -> tuple[str, ...]:
         >>> own_labels(ResponseKind.of(Literal["drama", "action"]), EpisodicMemory(past))
         ('drama',)
     """
-    if not kind.labels or not LEAST <= len(memory) <= MOST:
+    if not kind.labels or len(memory) > MOST:
         return ()
-    return _of(kind, {i.response for i in memory.interactions})
+    seen = memory.before(cut.before, cut.exclude)
+    if len(seen) < LEAST:
+        return ()
+    given = {i.response for i in seen} | set(also)
+    labels = tuple(label for label in kind.labels if label in given)
+    return labels if len(labels) < len(kind.labels) else ()
 
 
 @lru_cache(maxsize=256)
@@ -69,9 +72,3 @@ def narrowed(signature: Any, labels: tuple[str, ...]) -> Any:
     response, field = next(iter(signature.output_fields.items()))
     kept = tuple(value for value in get_args(field.annotation) if str(value) in labels)
     return signature.with_updated_fields(response, type_=Literal[kept]) if kept else signature
-
-
-def _of(kind: ResponseKind, given: Iterable[str]) -> tuple[str, ...]:
-    given = set(given)
-    labels = tuple(label for label in kind.labels if label in given)
-    return labels if len(labels) < len(kind.labels) else ()

@@ -20,7 +20,7 @@ from persona_dspy.knowledge import KnowledgeSource
 from persona_dspy.memory.episodic import EpisodicMemory, Recall
 from persona_dspy.persona import Persona
 from persona_dspy.task import Task
-from persona_dspy.variants import Variant
+from persona_dspy.variants import CONTROL, Variant
 
 __all__ = ["Maker", "Prepared", "Setting"]
 
@@ -76,7 +76,7 @@ class Prepared:
                 user_id=self.user_id,
                 k=k,
                 turn_tokens=setting.turn_tokens,
-                labels="own" if "own-labels" in variant.changes else "declared",
+                labels="own" if CONTROL in variant.changes else "declared",
             )
 
     def _persona(self, k: int) -> PersonalProgram:

@@ -11,7 +11,7 @@ from typing import Any
 
 from persona_dspy.errors import InputError
 
-__all__ = ["ABLATIONS", "REFERENCES", "SYSTEMS", "Variant", "variants"]
+__all__ = ["ABLATIONS", "CONTROL", "REFERENCES", "SYSTEMS", "Variant", "variants"]
 
 SYSTEMS = ("persona", "direct", "icl", "rag", "pag", "react", "membank")
 REFERENCES = ("majority", "nearest")
@@ -26,7 +26,7 @@ ABLATIONS = {
     "block": "episodes as a block of text instead of turns",
     "any-label": "any label of the task may be the answer, not only those that the user gives",
 }
-_CONTROL = "own-labels"
+CONTROL = "own-labels"
 """Of a baseline: the answer is one of the labels that the user gives, as PersonaAgent has it."""
 _NUMBERS = {"k": 0, "recent": 1, "epochs": 1, "history": 0}  # option -> least value
 
@@ -61,7 +61,7 @@ class Variant:
         if system not in SYSTEMS + REFERENCES:
             raise InputError(f"system {system!r}: expected one of {', '.join(SYSTEMS + REFERENCES)}")
         found: dict[str, Any] = {}
-        flags = () if system in REFERENCES else tuple(ABLATIONS) if system == "persona" else (_CONTROL,)
+        flags = () if system in REFERENCES else tuple(ABLATIONS) if system == "persona" else (CONTROL,)
         for option in filter(None, (o.strip() for o in options.split(","))):
             key, given, value = option.partition("=")
             if not given and key in flags:

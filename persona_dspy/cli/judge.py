@@ -183,11 +183,11 @@ def _described(task: Task) -> dict[str, Any]:
 
 def _split(text: str) -> list[str]:
     """Names separated by commas; a variant's own options come after ``@`` and may hold commas too."""
-    from persona_dspy.variants import ABLATIONS
+    from persona_dspy.variants import ABLATIONS, CONTROL
 
     found: list[str] = []
     for part in filter(None, (p.strip() for p in text.split(","))):
-        option = "=" in part or part in ABLATIONS or part == "own-labels"
+        option = "=" in part or part in (*ABLATIONS, CONTROL)
         if option and "@" not in part and found and "@" in found[-1]:
             found[-1] += f",{part}"
         else:
