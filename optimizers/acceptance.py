@@ -27,6 +27,7 @@ __all__ = [
     "SignTestGate",
     "Split",
     "Verdict",
+    "beyond_chance",
     "gate_for",
     "sign_test",
 ]
@@ -296,6 +297,19 @@ def sign_test(better: int, worse: int) -> float:
     """
     n = better + worse
     return sum(comb(n, k) for k in range(better, n + 1)) / 2**n if n else 1.0
+
+
+def beyond_chance(before: Sequence[float], after: Sequence[float]) -> bool:
+    """Whether pairs of scores speak for the latter beyond what a coin does one time in eight: 3 better and none worse,
+    or 5 and one.
+
+    Example:
+        >>> beyond_chance([0, 0, 0, 1], [1, 1, 1, 1]), beyond_chance([0, 0, 0, 1], [1, 1, 1, 0])
+        (True, False)
+    """
+    better = sum(b > a for a, b in zip(before, after, strict=True))
+    worse = sum(b < a for a, b in zip(before, after, strict=True))
+    return sign_test(better, worse) <= 0.5**LEADS
 
 
 def _shorter(new: Persona, old: Persona) -> bool:

@@ -500,9 +500,10 @@ def test_facts_do_not_count_anchors_while_others_are_simulated():
         (HeldOutGate(4), True),
         (SignTestGate(0.9, size=4), True),
         (SignTestGate(0.9, size=3), False),
+        (HeldOutGate(2), False),
         (AnchorGate(["i0"], HeldOutGate(4)), False),
     ],
-    ids=["held out", "four pairs", "three pairs are not enough", "an anchor would be lost"],
+    ids=["held out", "four pairs", "three pairs are not enough", "two pairs are chance", "an anchor would be lost"],
 )
 def test_facts_that_do_harm_are_left_out_where_the_gate_says_so(gate, left_out):
     said = ["horror", "horror", *["sci-fi"] * 18]
