@@ -1,6 +1,7 @@
 """What is looked up, chosen under the persona."""
 
 import asyncio
+from typing import Literal
 
 import dspy
 import pytest
@@ -162,6 +163,22 @@ def test_a_rule_that_fits_steers_recall_and_the_trace_says_so():
     with dspy.context(lm=seen_lm(planner)):
         (step,) = agent(film="a spacecraft drifts somewhere").trace.steps
     assert step.steered_by == (rule.id,) and "sci-fi" in step.query
+
+
+@pytest.mark.parametrize(
+    ("labels", "searched"),
+    [
+        (("[1]", "[2]"), "what of the ghost in the cellar, or of a castle"),
+        (("sci-fi", "horror"), "ghost cellar castle"),
+    ],
+    ids=["labels that point at a place are not counted", "labels that the persona counts"],
+)
+def test_the_whole_query_is_searched_where_the_persona_counts_no_label(labels, searched):
+    signature = dspy.Signature({"film": (str, dspy.InputField()), "tag": (Literal[labels], dspy.OutputField())})
+    past = [Interaction(user_id="ana", query=film, response=labels[n % 2]) for n, film in enumerate(FILMS)]
+    with dspy.context(lm=seen_lm(lambda prompt: {"tag": labels[0]})):
+        found = PersonaAgent(signature, history=past)(film="what of the ghost in the cellar, or of a castle")
+    assert found.trace.steps[0].query == searched
 
 
 def test_bad_options_are_named():
