@@ -20,7 +20,7 @@ from persona_dspy.errors import InputError
 from persona_dspy.knowledge import KnowledgeSource
 from persona_dspy.ledger import role
 from persona_dspy.memory.episodic import Recall
-from persona_dspy.memory.ranking import counted, favoured, ranked
+from persona_dspy.memory.ranking import favoured, ranked
 from persona_dspy.memory.semantic import content_words
 from persona_dspy.persona import Persona
 from persona_dspy.react import Gather
@@ -211,10 +211,9 @@ def _ensured_recorder() -> Generator[Recorder]:
 def search_words(query: str) -> str:
     """What to recall by: the query, and what the current user's persona adds to it.
 
-    The query's content words (the query itself where it has hardly any, or where answers are labels and the persona
-    counts none), and the words and the response of a decision rule that fits. So the persona decides which episodes
-    are shown, which every model heeds: a 135M model follows the turns it sees and hardly its system message
-    (docs/LOG.md).
+    The query's content words (the query itself where it has hardly any, or where labels only point at a place in it),
+    and the words and the response of a decision rule that fits. So the persona decides which episodes are shown, which
+    every model heeds: a 135M model follows the turns it sees and hardly its system message (docs/LOG.md).
     """
     return _steered(query)[0]
 
@@ -226,15 +225,10 @@ def _steered(query: str) -> tuple[str, tuple[str, ...]]:
     told = [w for w in dict.fromkeys(re.findall(r"[^\W\d_]+", query.lower())) if w in words]
     rules = [b for b in persona.section("decision rules") if b.when and b.fits(words)][:2] if persona else []
     hints = [f"{' '.join(rule.quoted)} {rule.then}" for rule in rules]
-    searched = " ".join(told) if len(told) > 2 and not _uncounted(persona) else query
-    return " ".join([searched, *hints]), tuple(rule.id for rule in rules)
-
-
-def _uncounted(persona: Persona | None) -> bool:
-    """Whether answers are labels none of which the persona counts, as where "[1]" only points at a place in the query:
-    what the user writes about decides there, and every word of the query tells (docs/results/judge-log.md)."""
     kind: ResponseKind | None = dspy.settings.get("user_kind")
-    return bool(kind and kind.labels) and not (persona and counted(persona))
+    whole = len(told) <= 2 or (kind is not None and kind.positional)  # docs/results/judge-log.md, section 6
+    searched = query if whole else " ".join(told)
+    return " ".join([searched, *hints]), tuple(rule.id for rule in rules)
 
 
 def _favours(query: str) -> dict[str, float]:

@@ -171,9 +171,9 @@ def test_a_rule_that_fits_steers_recall_and_the_trace_says_so():
         (("[1]", "[2]"), "what of the ghost in the cellar, or of a castle"),
         (("sci-fi", "horror"), "ghost cellar castle"),
     ],
-    ids=["labels that point at a place are not counted", "labels that the persona counts"],
+    ids=["labels that point at a place", "labels that say something"],
 )
-def test_the_whole_query_is_searched_where_the_persona_counts_no_label(labels, searched):
+def test_the_whole_query_is_searched_where_labels_only_point_at_a_place(labels, searched):
     signature = dspy.Signature({"film": (str, dspy.InputField()), "tag": (Literal[labels], dspy.OutputField())})
     past = [Interaction(user_id="ana", query=film, response=labels[n % 2]) for n, film in enumerate(FILMS)]
     with dspy.context(lm=seen_lm(lambda prompt: {"tag": labels[0]})):
