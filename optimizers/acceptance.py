@@ -138,8 +138,8 @@ class HeldOutGate:
         return best < sum(before) or (best == sum(before) and not _shorter(new, old))
 
     def leads(self, before: Sequence[float], after: Sequence[float]) -> bool:
-        pairs = list(zip(before, after, strict=True))
-        return sum(b > a for a, b in pairs) >= LEADS and not any(b < a for a, b in pairs)
+        better, worse = _differing(before, after)
+        return better >= LEADS and not worse
 
 
 class KFoldGate(HeldOutGate):
@@ -197,8 +197,7 @@ class SignTestGate(HeldOutGate):
         self.confidence = confidence
 
     def judge(self, old: Persona, new: Persona, before: Sequence[float], after: Sequence[float]) -> Verdict:
-        better = sum(b > a for a, b in zip(before, after, strict=True))
-        worse = sum(b < a for a, b in zip(before, after, strict=True))
+        better, worse = _differing(before, after)
         p = sign_test(better, worse)
         was, now = fmean(before), fmean(after)
         accepted = p <= 1 - self.confidence + 1e-9 and now > was
@@ -307,9 +306,13 @@ def beyond_chance(before: Sequence[float], after: Sequence[float]) -> bool:
         >>> beyond_chance([0, 0, 0, 1], [1, 1, 1, 1]), beyond_chance([0, 0, 0, 1], [1, 1, 1, 0])
         (True, False)
     """
-    better = sum(b > a for a, b in zip(before, after, strict=True))
-    worse = sum(b < a for a, b in zip(before, after, strict=True))
-    return sign_test(better, worse) <= 0.5**LEADS
+    return sign_test(*_differing(before, after)) <= 0.5**LEADS
+
+
+def _differing(before: Sequence[float], after: Sequence[float]) -> tuple[int, int]:
+    """How many pairs got better, and how many worse."""
+    pairs = list(zip(before, after, strict=True))
+    return sum(b > a for a, b in pairs), sum(b < a for a, b in pairs)
 
 
 def _shorter(new: Persona, old: Persona) -> bool:

@@ -29,8 +29,8 @@ def pruned(persona: Persona, election: Election, *, follows_memory: bool) -> Pru
     """The persona without its facts, without what was learned, or without both: of those that the gate accepts and that
     do better on the held-out interactions, the best; None where there is none. Locked and given lines stay.
 
-    Facts count all of the past, so a few held-out interactions must speak against them beyond chance: for 7 of 48 real
-    users one or two better answers of 2 to 8 did not, and cost 8 of their 24 new queries (docs/results/judge-log.md).
+    Facts count all of the past, so a few held-out interactions must speak against them beyond chance: 6 of 48 real
+    users lost them to one or two of 3 to 7 answers, and with them 5 of 20 new queries (docs/results/judge-log.md).
     """
     kept = tuple(b for b in persona.bullets if b.source != "learned" or b.locked)
     bare = persona.model_copy(update={"bullets": kept})
@@ -43,6 +43,7 @@ def pruned(persona: Persona, election: Election, *, follows_memory: bool) -> Pru
     for out, left, follows in less:
         after = election.score(election.as_then(left) if follows else left)
         accepted = fmean(after) > fmean(before) and election.gate.judge(persona, left, before, after).accepted
-        if accepted and (follows == follows_memory or beyond_chance(before, after)):
+        loses_facts = follows_memory and not follows
+        if accepted and (not loses_facts or beyond_chance(before, after)):
             found.append(Pruned(persona=left, follows_memory=follows, score=fmean(after), out=out))
     return max(found, key=lambda one: one.score, default=None)
