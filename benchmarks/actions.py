@@ -19,8 +19,8 @@ from scipy.stats import binomtest
 from turns import questions
 
 from persona_dspy.agent import PersonaAgent
-from persona_dspy.lamp import get_task
-from persona_dspy.settings import resolve_lm
+from persona_dspy.data import get_task
+from persona_dspy.lm import resolve_lm
 
 POLICIES = ("fixed", "plan", "react")
 

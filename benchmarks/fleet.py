@@ -37,14 +37,11 @@ import httpx
 from benchmarks.latency_server import Server
 from optimizers import PersonaAlignment
 from persona_dspy.agent import PersonaAgent
-from persona_dspy.call_cache import UserCalls, recorded, recording_calls
-from persona_dspy.call_folder import CallFolder
-from persona_dspy.fleet import compile_users
-from persona_dspy.fleet_folder import FleetFolder
-from persona_dspy.histories import UserHistory
-from persona_dspy.ledger import Ledger
-from persona_dspy.synthetic import SyntheticUser, TagFilm
-from persona_dspy.system_prompt import _PersonaMixin
+from persona_dspy.agent.prompt import _PersonaMixin
+from persona_dspy.data import UserHistory
+from persona_dspy.fleet import FleetFolder, compile_users
+from persona_dspy.lm import CallFolder, Ledger, UserCalls, recorded, recording_calls
+from persona_dspy.testing import SyntheticUser, TagFilm
 from persona_dspy.tracking import MlflowTracker
 
 INTERACTIONS = 12
@@ -299,7 +296,7 @@ def resume(users: int) -> None:
     with tempfile.TemporaryDirectory() as path:
         made = Path(path) / "p"
         # Finished as the fleet leaves them, without the work: the mark, and a file in place
-        from persona_dspy.fleet_user import UserWork
+        from persona_dspy.fleet import UserWork
 
         work = UserWork(program=PersonaAgent(TagFilm), optimizer=optimizer(), lm=lm)
         known = list(histories(users))
@@ -360,7 +357,7 @@ LOCAL = {"1 in flight": (1, False), "2 in flight": (2, False), "1 in flight, per
 
 
 def local_child(users: int, model: str, name: str) -> None:
-    from persona_dspy.local_lm import local_lm
+    from persona_dspy.lm import local_lm
 
     workers, turned = LOCAL[name]
     lm, ledger = local_lm(model, cache=False), Ledger()

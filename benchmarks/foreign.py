@@ -14,7 +14,7 @@ from typing import Any
 import dspy
 
 from benchmarks.task import HELD, Task
-from persona_dspy.rule_follower import Case, deduced, heeded, merged
+from persona_dspy.testing import Case, deduced, heeded, merged
 
 __all__ = ["langmem", "textgrad"]
 

@@ -28,10 +28,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from persona_dspy.memory.dense import Dense, Hybrid
-from persona_dspy.memory.episodic import EpisodicMemory
-from persona_dspy.memory.retrieval import BM25, tokenize
-from persona_dspy.records import Interaction
+from persona_dspy.core import Interaction
+from persona_dspy.memory import BM25, Dense, EpisodicMemory, Hybrid, tokenize
 from persona_dspy.store import Store
 
 SEED, DIMENSIONS, K = 20260103, 384, 10

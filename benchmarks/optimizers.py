@@ -32,7 +32,7 @@ from benchmarks.peers import PEERS, missing, run
 from benchmarks.task import Task
 from optimizers import PersonaAlignment
 from persona_dspy.agent import PersonaAgent, PersonalProgram
-from persona_dspy.synthetic import KINDS, SyntheticUser, rule_following_lm
+from persona_dspy.testing import KINDS, SyntheticUser, rule_following_lm
 
 HISTORY, QUERIES, RESAMPLES = 40, 40, 2000
 MARKS = (0, 10, 20, 30, 40, 60, 80, 100, 150)

@@ -23,8 +23,7 @@ import dspy
 from dspy.lm15 import Message, Request, Response, TextPart, Usage
 
 from persona_dspy.agent import PersonaAgent
-from persona_dspy.persona import Bullet
-from persona_dspy.records import Interaction
+from persona_dspy.core import Bullet, Interaction
 
 LABELS = ("comedy", "drama", "thriller", "horror", "sci-fi", "romance")
 BOUND_MS = 1.5

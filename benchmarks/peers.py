@@ -19,8 +19,8 @@ from benchmarks.foreign import langmem, textgrad
 from benchmarks.task import HELD, Point, Task
 from optimizers import HeldOutGate, PersonaAlignment, PersonaGEPAAdapter, RewriteProposer
 from persona_dspy.agent import PersonalProgram
-from persona_dspy.ledger import Budget
-from persona_dspy.persona import Persona
+from persona_dspy.core import Persona
+from persona_dspy.lm import Budget
 from persona_dspy.testing import Prompt
 
 __all__ = ["PEERS", "missing", "run"]

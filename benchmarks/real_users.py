@@ -26,10 +26,8 @@ from benchmarks.optimizers import interval, machine
 from benchmarks.peers import PEERS, missing, run
 from benchmarks.task import Task
 from persona_dspy.agent import PersonaAgent, PersonalProgram
-from persona_dspy.histories import read_users
-from persona_dspy.history_rows import UserHistory
-from persona_dspy.lamp import get_task
-from persona_dspy.settings import resolve_lm
+from persona_dspy.data import UserHistory, get_task, read_users
+from persona_dspy.lm import resolve_lm
 
 TASKS = {"rating": "lamp-3", "movie_tags": "lamp-2m", "news_category": "lamp-2n"}
 DEFAULT = ["PersonaAlignment", "PersonaAlignment, paper mode", "rewrites without feedback (control)", "dspy.GEPA"]

@@ -10,9 +10,8 @@ import dspy
 
 from benchmarks.model_meter import ModelMeter
 from persona_dspy.agent import PersonaAgent, PersonalProgram
-from persona_dspy.rule_follower import RuleFollower
-from persona_dspy.testing import FakeLM, Prompt
-from persona_dspy.untrusted import count_tokens
+from persona_dspy.core import count_tokens
+from persona_dspy.testing import FakeLM, Prompt, RuleFollower
 
 HELD = 8  # interactions that judge, for every optimizer that holds some out
 __all__ = ["HELD", "Meter", "Point", "Task"]

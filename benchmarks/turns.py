@@ -18,10 +18,9 @@ import dspy
 from scipy.stats import binomtest
 
 from persona_dspy.agent import PersonaAgent
-from persona_dspy.histories import read_users
-from persona_dspy.lamp import get_task
-from persona_dspy.persona import Persona
-from persona_dspy.settings import resolve_lm
+from persona_dspy.core import Persona
+from persona_dspy.data import get_task, read_users
+from persona_dspy.lm import resolve_lm
 
 ARMS = {
     "no recall": {"recall_k": 0},

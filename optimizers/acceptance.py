@@ -13,10 +13,9 @@ from typing import Protocol
 
 import dspy
 
+from optimizers.loss import RIGHT
+from persona_dspy.core import Persona, count_tokens
 from persona_dspy.errors import InputError
-from persona_dspy.feedback import RIGHT
-from persona_dspy.persona import Persona
-from persona_dspy.untrusted import count_tokens
 
 __all__ = [
     "AlwaysAccept",

@@ -10,11 +10,9 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
+from persona_dspy.core import Bullet, Interaction, Persona, ResponseKind
 from persona_dspy.errors import InputError
-from persona_dspy.memory.semantic import content_words, facts
-from persona_dspy.persona import Bullet, Persona
-from persona_dspy.records import Interaction
-from persona_dspy.responses import ResponseKind
+from persona_dspy.memory import content_words, facts
 
 __all__ = ["Cohort"]
 

@@ -13,10 +13,9 @@ from statistics import fmean
 import dspy
 
 from optimizers.acceptance import Gate
+from optimizers.loss import RIGHT
 from optimizers.simulation import Simulator
-from persona_dspy.alignment import Trial
-from persona_dspy.feedback import RIGHT
-from persona_dspy.persona import Persona
+from persona_dspy.core import Persona, Trial
 
 __all__ = ["Election"]
 

@@ -10,12 +10,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from persona_dspy.feedback import Simulated
-from persona_dspy.memory.semantic import content_words
-from persona_dspy.persona import Bullet, Edit, Persona
-from persona_dspy.records import Feedback, Interaction
-from persona_dspy.responses import ResponseKind
-from persona_dspy.untrusted import one_line
+from optimizers.loss import Simulated
+from persona_dspy.core import Bullet, Edit, Feedback, Interaction, Persona, ResponseKind, one_line
+from persona_dspy.memory import content_words
 
 __all__ = ["Challenger", "Evidence", "Momentum", "Support", "grounded", "same", "support"]
 

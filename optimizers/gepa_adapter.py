@@ -12,12 +12,12 @@ from typing import Any
 import dspy
 from gepa import EvaluationBatch
 
+from optimizers.loss import Metric, Simulated
 from optimizers.simulation import Simulator
 from persona_dspy.agent import PersonalProgram
+from persona_dspy.core import Persona
 from persona_dspy.errors import InputError
-from persona_dspy.feedback import Metric, Simulated
-from persona_dspy.memory.semantic import facts
-from persona_dspy.persona import Persona
+from persona_dspy.memory import facts
 
 __all__ = ["PersonaGEPAAdapter"]
 

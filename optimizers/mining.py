@@ -11,12 +11,18 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from optimizers.evidence import Evidence, support
-from persona_dspy.feedback import Simulated
-from persona_dspy.memory.semantic import mined_rules
-from persona_dspy.persona import BULLET_TOKENS, NOTHING_ELSE, Bullet, Edit, Persona
-from persona_dspy.records import Interaction
-from persona_dspy.responses import ResponseKind
-from persona_dspy.untrusted import count_tokens
+from optimizers.loss import Simulated
+from persona_dspy.core import (
+    BULLET_TOKENS,
+    NOTHING_ELSE,
+    Bullet,
+    Edit,
+    Interaction,
+    Persona,
+    ResponseKind,
+    count_tokens,
+)
+from persona_dspy.memory import mined_rules
 
 __all__ = ["fitted", "mined", "mined_style", "outdated", "shift"]
 

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from optimizers.cohort import Cohort
+from optimizers.loss import Metric, TextualLoss
 from optimizers.proposals import Proposer
-from persona_dspy.feedback import Metric, TextualLoss
-from persona_dspy.memory.profile import SemanticMemory
+from persona_dspy.memory import SemanticMemory
 
 __all__ = ["Observer", "Options"]
 

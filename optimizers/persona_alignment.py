@@ -14,15 +14,15 @@ from dspy.teleprompt import Teleprompter
 
 from optimizers.acceptance import AlwaysAccept, Gate, Split, gate_for
 from optimizers.cohort import Cohort
+from optimizers.loss import Metric, TextualLoss
 from optimizers.options import Observer
 from optimizers.proposals import EditProposer, Proposer, RewriteProposer
 from optimizers.run import Run
 from persona_dspy.agent import PersonalProgram
+from persona_dspy.core import Interaction
 from persona_dspy.errors import BudgetExceeded, InputError
-from persona_dspy.feedback import Metric, TextualLoss
-from persona_dspy.ledger import Budget, Ledger, current_ledger
-from persona_dspy.memory.profile import SemanticMemory
-from persona_dspy.records import Interaction
+from persona_dspy.lm import Budget, Ledger, current_ledger
+from persona_dspy.memory import SemanticMemory
 
 __all__ = ["Observer", "PersonaAlignment"]
 

@@ -19,11 +19,9 @@ from pydantic import BaseModel, Field, create_model
 
 from optimizers.evidence import Challenger, Evidence, grounded, support
 from optimizers.mining import fitted, mined
+from persona_dspy.core import Bullet, Edit, Persona, ResponseKind, Section, clip_tokens, fenced, one_line
 from persona_dspy.errors import InputError
-from persona_dspy.ledger import role
-from persona_dspy.persona import Bullet, Edit, Persona, Section
-from persona_dspy.responses import ResponseKind
-from persona_dspy.untrusted import clip_tokens, fenced, one_line
+from persona_dspy.lm import role
 
 __all__ = ["Challenger", "EditProposer", "Evidence", "FromPast", "Proposer", "RewriteProposer", "built"]
 

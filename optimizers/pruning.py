@@ -10,7 +10,7 @@ from statistics import fmean
 
 from optimizers.acceptance import beyond_chance
 from optimizers.election import Election
-from persona_dspy.persona import Persona
+from persona_dspy.core import Persona
 
 __all__ = ["Pruned", "pruned"]
 

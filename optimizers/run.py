@@ -19,18 +19,27 @@ from dspy.utils.exceptions import AdapterParseError
 from optimizers.acceptance import LEAST, Gate, Split
 from optimizers.election import Election
 from optimizers.evidence import Challenger, Evidence, Momentum, same, support
+from optimizers.loss import Simulated
 from optimizers.options import Options
 from optimizers.proposals import FromPast, built
 from optimizers.pruning import pruned
 from optimizers.simulation import Simulator
-from persona_dspy.agent import PersonalProgram
-from persona_dspy.alignment import Alignment, AlignmentStep, Scores, Trial, UsageRecord
-from persona_dspy.feedback import Simulated
-from persona_dspy.ledger import Ledger
-from persona_dspy.memory.semantic import content_words, facts
-from persona_dspy.persona import Bullet, Edit, Persona
-from persona_dspy.records import Feedback, Interaction, Usage
-from persona_dspy.system_prompt import as_persona
+from persona_dspy.agent import PersonalProgram, as_persona
+from persona_dspy.core import (
+    Alignment,
+    AlignmentStep,
+    Bullet,
+    Edit,
+    Feedback,
+    Interaction,
+    Persona,
+    Scores,
+    Trial,
+    Usage,
+    UsageRecord,
+)
+from persona_dspy.lm import Ledger
+from persona_dspy.memory import content_words, facts
 
 __all__ = ["Run"]
 

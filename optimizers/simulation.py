@@ -13,10 +13,9 @@ from typing import Any
 import dspy
 from dspy.utils.exceptions import AdapterParseError
 
+from optimizers.loss import Metric, Simulated, score_of
 from persona_dspy.agent import PersonalProgram
-from persona_dspy.feedback import Metric, Simulated, score_of
-from persona_dspy.persona import Persona
-from persona_dspy.untrusted import unheard
+from persona_dspy.core import Persona, unheard
 
 __all__ = ["Simulator"]
 

@@ -1,75 +1,42 @@
-"""A persona per user for any DSPy program. Owns: the public names, imported when first used (``--help`` stays fast)."""
-
-from __future__ import annotations
+"""A persona per user for any DSPy program. The public names are imported when first used, so that ``--help`` stays fast."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from persona_dspy.act import Act
-    from persona_dspy.agent import PersonaAgent, PersonaPrediction, personalize
-    from persona_dspy.alignment import Alignment
-    from persona_dspy.errors import PersonaError
-    from persona_dspy.export import load_persona, save_persona
-    from persona_dspy.fleet import compile_users
-    from persona_dspy.knowledge import LocalCorpus, Wikipedia
-    from persona_dspy.ledger import Budget, Ledger
-    from persona_dspy.memory.episodic import EpisodicMemory
-    from persona_dspy.online import OnlineAlignment
-    from persona_dspy.persona import Bullet, Edit, Persona
-    from persona_dspy.records import Interaction, Usage
-
-_HOME = {
-    "Act": "act",
-    "Alignment": "alignment",
-    "Budget": "ledger",
-    "Bullet": "persona",
-    "Edit": "persona",
-    "EpisodicMemory": "memory.episodic",
-    "Interaction": "records",
-    "Ledger": "ledger",
-    "LocalCorpus": "knowledge",
-    "OnlineAlignment": "online",
-    "Persona": "persona",
+_ROOMS = {
+    "Act": "agent",
+    "Alignment": "core",
+    "Budget": "lm",
+    "Bullet": "core",
+    "Edit": "core",
+    "EpisodicMemory": "memory",
+    "Interaction": "core",
+    "Ledger": "lm",
+    "LocalCorpus": "agent",
+    "OnlineAlignment": "service",
+    "Persona": "core",
     "PersonaAgent": "agent",
     "PersonaError": "errors",
     "PersonaPrediction": "agent",
-    "Usage": "records",
-    "Wikipedia": "knowledge",
+    "Usage": "core",
+    "Wikipedia": "agent",
     "compile_users": "fleet",
-    "load_persona": "export",
+    "load_persona": "core",
     "personalize": "agent",
-    "save_persona": "export",
+    "save_persona": "core",
 }
+# NOTE A folder `optimizers/` of a user's own would hide ours from `import optimizers`; both are in one wheel, beside each other.
+_OPTIMIZERS = ("PersonaAlignment",)
 
-__all__ = [
-    "Act",
-    "Alignment",
-    "Budget",
-    "Bullet",
-    "Edit",
-    "EpisodicMemory",
-    "Interaction",
-    "Ledger",
-    "LocalCorpus",
-    "OnlineAlignment",
-    "Persona",
-    "PersonaAgent",
-    "PersonaError",
-    "PersonaPrediction",
-    "Usage",
-    "Wikipedia",
-    "compile_users",
-    "load_persona",
-    "personalize",
-    "save_persona",
-]
+__all__ = sorted([*_ROOMS, *_OPTIMIZERS])
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name in _OPTIMIZERS:
+        return getattr(import_module("optimizers"), name)
+    if name not in _ROOMS:
         raise AttributeError(f"module 'persona_dspy' has no attribute {name!r}; it has {', '.join(__all__)}")
-    return getattr(import_module(f"persona_dspy.{_HOME[name]}"), name)
+    return getattr(import_module(f"persona_dspy.{_ROOMS[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -76,7 +76,7 @@ def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _model(name: str) -> Any:
     from persona_dspy.errors import PersonaError
-    from persona_dspy.local_lm import local_lm
+    from persona_dspy.lm.local.engine import local_lm
 
     pytest.importorskip("xllamacpp", reason="pip install 'persona-dspy[local]'")
     try:

@@ -1,11 +1,11 @@
 """Fleets for the tests of the report page: documents made by hand, without an LM."""
 
-from persona_dspy.alignment import Alignment, AlignmentStep, Scores, Trial, UsageRecord
-from persona_dspy.export import PersonaDocument
-from persona_dspy.persona import Bullet, Edit, Persona
-from persona_dspy.records import Interaction
-from persona_dspy.report import Subject
-from persona_dspy.trace import Step, Trace
+from persona_dspy.agent.trace import Step, Trace
+from persona_dspy.core.alignment import Alignment, AlignmentStep, Scores, Trial, UsageRecord
+from persona_dspy.core.document import PersonaDocument
+from persona_dspy.core.interactions import Interaction
+from persona_dspy.core.persona import Bullet, Edit, Persona
+from persona_dspy.report.sources import Subject
 
 HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror=window.hacked=1>\u2028 <!-- & \u202e"
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import dspy
 from dspy.lm15 import ContextLengthError, Message, Response, TextPart, ToolCallPart, Usage, response_to_events
 
-from persona_dspy.testing import FakeEngine, Prompt, UnseenPrompt
+from persona_dspy.testing.fake_lm import FakeEngine, Prompt, UnseenPrompt
 
 
 class Seen(FakeEngine):

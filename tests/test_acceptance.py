@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optimizers.acceptance import AlwaysAccept, AnchorGate, HeldOutGate, KFoldGate, SignTestGate, gate_for, sign_test
+from persona_dspy.core.persona import Persona
 from persona_dspy.errors import InputError
-from persona_dspy.persona import Persona
 
 SHORT = Persona.from_text("Likes tea.", user_id="u")
 LONG = Persona.from_text("Likes tea, and says so at length whenever anybody asks.", user_id="u")

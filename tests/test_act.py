@@ -7,14 +7,14 @@ import dspy
 import pytest
 from requests_seen import seen_lm
 
-from persona_dspy.act import Act
-from persona_dspy.agent import PersonaAgent
+from persona_dspy.agent.actions import Act
+from persona_dspy.agent.agent import PersonaAgent
+from persona_dspy.agent.knowledge import Document, LocalCorpus
+from persona_dspy.core.interactions import Interaction
+from persona_dspy.core.persona import Bullet, Edit, Persona
 from persona_dspy.errors import InputError
-from persona_dspy.knowledge import Document, LocalCorpus
-from persona_dspy.ledger import Ledger
+from persona_dspy.lm.ledger import Ledger
 from persona_dspy.memory.episodic import EpisodicMemory, Recall
-from persona_dspy.persona import Bullet, Edit, Persona
-from persona_dspy.records import Interaction
 
 CORPUS = LocalCorpus([Document(title="Alien", text="Alien is a film of 1979 about a creature.")])
 FILMS = ["space creature", "wedding kiss", "detective heist", "ghost cellar", "rocket planet", "castle knight"]
@@ -156,7 +156,7 @@ def test_calls_count_by_role():
 def test_a_rule_that_fits_steers_recall_and_the_trace_says_so():
     persona = "Decision rules:\nSome text."
     agent = agent_of(persona)
-    from persona_dspy.persona import Bullet
+    from persona_dspy.core.persona import Bullet
 
     rule = Bullet(section="decision rules", when='it mentions "spacecraft"', then="sci-fi")
     agent = agent.with_persona(agent.persona.value.model_copy(update={"bullets": (rule,)}))

@@ -8,11 +8,11 @@ import dspy
 import pytest
 from requests_seen import messages, seen_lm
 
-from persona_dspy.agent import PersonaAgent
+from persona_dspy.agent.agent import PersonaAgent
+from persona_dspy.core.interactions import Interaction
+from persona_dspy.core.persona import Persona
 from persona_dspy.errors import InputError
 from persona_dspy.memory.episodic import EpisodicMemory
-from persona_dspy.persona import Persona
-from persona_dspy.records import Interaction
 
 
 def past(user, n=6, **options):

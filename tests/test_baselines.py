@@ -3,11 +3,11 @@ import pytest
 from requests_seen import messages, seen_lm
 
 from persona_dspy import Interaction
-from persona_dspy.baselines import ICL, PAG, RAG, Direct, Majority, MemoryBank, Nearest, ReAct
-from persona_dspy.baselines.membank import retention
+from persona_dspy.core.text import count_tokens
 from persona_dspy.errors import InputError
-from persona_dspy.testing import FakeLM
-from persona_dspy.untrusted import count_tokens
+from persona_dspy.judge.baselines import ICL, PAG, RAG, Direct, Majority, MemoryBank, Nearest, ReAct
+from persona_dspy.judge.baselines.membank import retention
+from persona_dspy.testing.fake_lm import FakeLM
 
 FILMS = [("robot war", "sci-fi"), ("quiet wedding", "romance"), ("robot love", "sci-fi"), ("old wedding", "drama")]
 SIGNATURE = "film -> tag"

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from persona_dspy.call_cache import UserCalls, call_key, recorded, recording_calls
-from persona_dspy.call_folder import CallFolder, user_key
 from persona_dspy.errors import BudgetExceeded, StoreError
-from persona_dspy.ledger import Budget, Ledger
-from persona_dspy.testing import FakeLM
+from persona_dspy.lm.answer_folder import CallFolder, user_key
+from persona_dspy.lm.kept_answers import UserCalls, call_key, recorded, recording_calls
+from persona_dspy.lm.ledger import Budget, Ledger
+from persona_dspy.testing.fake_lm import FakeLM
 
 
 def echo(prompt):

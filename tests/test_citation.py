@@ -3,8 +3,8 @@ import re
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from persona_dspy.citation import distractor, pair, query, words
-from persona_dspy.lamp import get_task
+from persona_dspy.data.citation import distractor, pair, query, words
+from persona_dspy.data.lamp import get_task
 
 titles = st.lists(
     st.text(alphabet="abcdefgh parsing of databases", min_size=3, max_size=40).filter(str.strip).map(str.strip),

@@ -6,9 +6,9 @@ import sqlite3
 
 import pytest
 
-from persona_dspy import settings
 from persona_dspy.cli import main
-from persona_dspy.synthetic import SyntheticUser, rule_following_lm
+from persona_dspy.lm import names as settings
+from persona_dspy.testing.synthetic import SyntheticUser, rule_following_lm
 
 LABELS = ["sci-fi", "romance", "thriller", "horror", "comedy", "history"]
 

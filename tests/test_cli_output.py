@@ -12,10 +12,13 @@ import typer
 from test_cli import run
 from tree import ROOT
 
-from persona_dspy import lamp_download, models, settings, tracking
 from persona_dspy.cli import app
-from persona_dspy.synthetic import RuleFollower
-from persona_dspy.testing import FakeLM
+from persona_dspy.data import download as lamp_download
+from persona_dspy.lm import names as settings
+from persona_dspy.lm.local import catalogue as models
+from persona_dspy.testing.fake_lm import FakeLM
+from persona_dspy.testing.synthetic import RuleFollower
+from persona_dspy.tracking import tracker as tracking
 
 
 def commands(group=None, words=()):

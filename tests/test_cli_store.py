@@ -8,14 +8,14 @@ import sqlite3
 
 import pytest
 
-from persona_dspy import settings
 from persona_dspy.cli import main
 from persona_dspy.cli.store import sqlite_file
-from persona_dspy.export import load_document, save_persona
-from persona_dspy.persona import Bullet, Edit, Persona
-from persona_dspy.store import Store
-from persona_dspy.synthetic import SyntheticUser, rule_following_lm
-from persona_dspy.tracking import MlflowTracker, prompt_name
+from persona_dspy.core.document import load_document, save_persona
+from persona_dspy.core.persona import Bullet, Edit, Persona
+from persona_dspy.lm import names as settings
+from persona_dspy.store.store import Store
+from persona_dspy.testing.synthetic import SyntheticUser, rule_following_lm
+from persona_dspy.tracking.tracker import MlflowTracker, prompt_name
 
 ODD_IDS = [
     "../../x",

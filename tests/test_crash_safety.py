@@ -22,11 +22,11 @@ import pytest
 from optimizers import PersonaAlignment
 from persona_dspy import PersonaAgent, compile_users
 from persona_dspy.cli.sources import StoredHistory
-from persona_dspy.export import PersonaDocument, load_document, persona_file_name
-from persona_dspy.fleet_folder import FleetFolder
-from persona_dspy.records import Interaction
-from persona_dspy.store import Store
-from persona_dspy.synthetic import SyntheticUser, TagFilm, rule_following_lm
+from persona_dspy.core.document import PersonaDocument, load_document, persona_file_name
+from persona_dspy.core.interactions import Interaction
+from persona_dspy.fleet.folder import FleetFolder
+from persona_dspy.store.store import Store
+from persona_dspy.testing.synthetic import SyntheticUser, TagFilm, rule_following_lm
 from tests.postgres_server import new_database, running_server
 
 USERS = ("u1", "u2", "u3")

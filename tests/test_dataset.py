@@ -3,9 +3,9 @@ import os
 
 import pytest
 
-from persona_dspy.dataset import as_dataset, history_of
+from persona_dspy.data.datasets import as_dataset, history_of
+from persona_dspy.data.files import read_users
 from persona_dspy.errors import DataError
-from persona_dspy.histories import read_users
 
 
 @pytest.fixture

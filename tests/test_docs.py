@@ -11,10 +11,10 @@ import pytest
 from test_architecture import NAMES
 from tree import ROOT
 
-from persona_dspy.testing import FakeEngine
+from persona_dspy.testing.fake_lm import FakeEngine
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-NEEDS_A_MODEL = {"persona_dspy.local_lm"}
+NEEDS_A_MODEL = {"persona_dspy.lm.local.engine"}
 MODULES = [pytest.param(n, marks=pytest.mark.model) if n in NEEDS_A_MODEL else n for n in NAMES]
 
 

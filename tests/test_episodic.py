@@ -13,11 +13,11 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from persona_dspy.core.interactions import Interaction, in_time_order
 from persona_dspy.errors import InputError
 from persona_dspy.memory.dense import Dense, Hybrid
 from persona_dspy.memory.episodic import EpisodicMemory, MemoryCut, Recall, episode_text
 from persona_dspy.memory.retrieval import BM25, Recency
-from persona_dspy.records import Interaction, in_time_order
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 QUERY = st.lists(st.sampled_from(["cat", "dog", "sea", "red", "the", "zebra"]), min_size=1, max_size=5).map(" ".join)

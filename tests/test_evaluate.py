@@ -7,17 +7,17 @@ import pytest
 
 from optimizers import PersonaAlignment
 from persona_dspy import Interaction
+from persona_dspy.data.interaction_rows import Question, UserHistory
+from persona_dspy.data.lamp import get_task
 from persona_dspy.errors import InputError
-from persona_dspy.evaluate import cases, evaluate, scored_as
-from persona_dspy.history_rows import Question, UserHistory
-from persona_dspy.judged import Results
-from persona_dspy.lamp import get_task
+from persona_dspy.judge.evaluation import cases, evaluate, scored_as
+from persona_dspy.judge.results import Results
+from persona_dspy.judge.systems import Setting
+from persona_dspy.judge.table import as_csv, standings
+from persona_dspy.judge.variant import ABLATIONS, variants
 from persona_dspy.memory.episodic import EpisodicMemory
-from persona_dspy.standings import as_csv, standings
-from persona_dspy.synthetic import RuleFollower, SyntheticUser
-from persona_dspy.systems import Setting
-from persona_dspy.testing import FakeLM
-from persona_dspy.variants import ABLATIONS, variants
+from persona_dspy.testing.fake_lm import FakeLM
+from persona_dspy.testing.synthetic import RuleFollower, SyntheticUser
 
 USERS = [
     UserHistory(user_id=f"s{n}", interactions=tuple(SyntheticUser(seed=n, user_id=f"s{n}").interactions(24)))

@@ -4,10 +4,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optimizers.evidence import KEPT, RECENT, Evidence, Momentum, grounded, support
-from persona_dspy.feedback import Simulated
-from persona_dspy.persona import NOTHING_ELSE, Bullet
-from persona_dspy.records import Feedback, Interaction
-from persona_dspy.responses import ResponseKind
+from optimizers.loss import Simulated
+from persona_dspy.core.answers import ResponseKind
+from persona_dspy.core.interactions import Feedback, Interaction
+from persona_dspy.core.persona import NOTHING_ELSE, Bullet
 
 GHOST = Bullet(section="decision rules", when='it mentions "ghost"', then="comedy")
 

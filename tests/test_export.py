@@ -10,9 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import persona_dspy
-from persona_dspy.agent import PersonaAgent, personalize
-from persona_dspy.errors import InputError, PersonaFormatError
-from persona_dspy.export import (
+from persona_dspy.agent.agent import PersonaAgent, personalize
+from persona_dspy.core.document import (
     PersonaDocument,
     json_schema,
     load_document,
@@ -21,8 +20,9 @@ from persona_dspy.export import (
     save_persona,
     write_text,
 )
-from persona_dspy.persona import Bullet, Edit, Persona
-from persona_dspy.synthetic import SyntheticUser, TagFilm, rule_following_lm
+from persona_dspy.core.persona import Bullet, Edit, Persona
+from persona_dspy.errors import InputError, PersonaFormatError
+from persona_dspy.testing.synthetic import SyntheticUser, TagFilm, rule_following_lm
 
 PUBLISHED = Path(persona_dspy.__file__).parent / "schemas" / "persona-1.schema.json"
 

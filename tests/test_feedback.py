@@ -3,11 +3,11 @@
 import dspy
 import pytest
 
+from optimizers.loss import Simulated, TextualLoss, score_of
+from persona_dspy.core.answers import ResponseKind
 from persona_dspy.errors import InputError
-from persona_dspy.feedback import Simulated, TextualLoss, score_of
-from persona_dspy.ledger import Ledger
-from persona_dspy.responses import ResponseKind
-from persona_dspy.testing import FakeLM
+from persona_dspy.lm.ledger import Ledger
+from persona_dspy.testing.fake_lm import FakeLM
 
 
 def simulated(n, score=0.0, **values):

@@ -5,10 +5,18 @@ import sys
 
 import pytest
 
-from persona_dspy.alignment import Alignment, AlignmentStep, Scores, Trial
+from persona_dspy.core.alignment import Alignment, AlignmentStep, Scores, Trial
 from persona_dspy.errors import RunError
-from persona_dspy.figures import before_and_after, curve, each_user, fleet_curve, label, learning_curve, systems_figure
-from persona_dspy.map_figures import map_figure, similarity_figure
+from persona_dspy.report.figures import (
+    before_and_after,
+    curve,
+    each_user,
+    fleet_curve,
+    label,
+    learning_curve,
+    systems_figure,
+)
+from persona_dspy.report.map_figures import map_figure, similarity_figure
 
 
 def trial(before, after, accepted, *edits):

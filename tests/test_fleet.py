@@ -7,16 +7,16 @@ import dspy
 import pytest
 
 from optimizers import PersonaAlignment
-from persona_dspy.agent import PersonaAgent
-from persona_dspy.call_cache import recorded, unshared
+from persona_dspy.agent.agent import PersonaAgent
+from persona_dspy.data.files import UserHistory
 from persona_dspy.errors import InputError, ModelError, StoreError
-from persona_dspy.fleet import compile_users
-from persona_dspy.fleet_folder import FleetFolder, fleet_status
-from persona_dspy.histories import UserHistory
-from persona_dspy.ledger import Budget, Ledger
-from persona_dspy.store import Store
-from persona_dspy.synthetic import RuleFollower, SyntheticUser, TagFilm
-from persona_dspy.testing import FakeLM
+from persona_dspy.fleet.compile import compile_users
+from persona_dspy.fleet.folder import FleetFolder, fleet_status
+from persona_dspy.lm.kept_answers import recorded, unshared
+from persona_dspy.lm.ledger import Budget, Ledger
+from persona_dspy.store.store import Store
+from persona_dspy.testing.fake_lm import FakeLM
+from persona_dspy.testing.synthetic import RuleFollower, SyntheticUser, TagFilm
 
 
 def history(seed, n=12):
@@ -209,7 +209,7 @@ def test_an_lm_that_is_down_stops_the_fleet_and_says_how_to_go_on(tmp_path):
 def test_what_cannot_be_kept_ends_the_fleet(tmp_path, monkeypatch):
     lm = lm_of()
     with FleetFolder(tmp_path / "p") as folder:
-        monkeypatch.setattr("persona_dspy.fleet_folder.write_text", full_disk)
+        monkeypatch.setattr("persona_dspy.fleet.folder.write_text", full_disk)
         with pytest.raises(StoreError, match="free some space"):
             fleet(lm, range(50), folder=folder, workers=2)
         assert len(lm.engine.calls) < 500

@@ -15,12 +15,12 @@ import pytest
 from test_fleet import content, history
 
 from optimizers import PersonaAlignment
-from persona_dspy.agent import PersonaAgent
-from persona_dspy.call_folder import CallFolder
-from persona_dspy.fake_server import FakeServer, request_key
-from persona_dspy.fleet import compile_users
-from persona_dspy.fleet_folder import FleetFolder
-from persona_dspy.synthetic import RuleFollower, SyntheticUser, TagFilm
+from persona_dspy.agent.agent import PersonaAgent
+from persona_dspy.fleet.compile import compile_users
+from persona_dspy.fleet.folder import FleetFolder
+from persona_dspy.lm.answer_folder import CallFolder
+from persona_dspy.testing.server import FakeServer, request_key
+from persona_dspy.testing.synthetic import RuleFollower, SyntheticUser, TagFilm
 
 pytestmark = pytest.mark.loopback
 

@@ -2,9 +2,9 @@
 
 import json
 
-from persona_dspy import fleet_figures
-from persona_dspy.alignment import Alignment, AlignmentStep, Scores, Trial
-from persona_dspy.fleet_figures import FleetFigures
+from persona_dspy.core.alignment import Alignment, AlignmentStep, Scores, Trial
+from persona_dspy.report import fleet_figures
+from persona_dspy.report.fleet_figures import FleetFigures
 
 
 def record(user, before, after):

@@ -16,16 +16,16 @@ from test_fleet import content, history
 from test_fleet_faults import command, lm_at, write_input
 
 from optimizers import PersonaAlignment
-from persona_dspy import fleet_processes
-from persona_dspy.agent import PersonaAgent
+from persona_dspy.agent.agent import PersonaAgent
+from persona_dspy.core.interactions import Usage
 from persona_dspy.errors import InputError, RunError, StoreError
-from persona_dspy.fake_server import FakeServer
-from persona_dspy.fleet import compile_users
-from persona_dspy.fleet_folder import FleetFolder
-from persona_dspy.fleet_worker import _Account
-from persona_dspy.ledger import Budget, Ledger
-from persona_dspy.records import Usage
-from persona_dspy.synthetic import RuleFollower, TagFilm
+from persona_dspy.fleet import processes as fleet_processes
+from persona_dspy.fleet.compile import compile_users
+from persona_dspy.fleet.folder import FleetFolder
+from persona_dspy.fleet.worker import _Account
+from persona_dspy.lm.ledger import Budget, Ledger
+from persona_dspy.testing.server import FakeServer
+from persona_dspy.testing.synthetic import RuleFollower, TagFilm
 
 pytestmark = pytest.mark.loopback
 
@@ -44,7 +44,7 @@ def workers():
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             parent = int((folder / "status").read_text().partition("PPid:")[2].split()[0])
-            if parent == os.getpid() and b"persona_dspy.fleet_worker" in (folder / "cmdline").read_bytes():
+            if parent == os.getpid() and b"persona_dspy.fleet.worker" in (folder / "cmdline").read_bytes():
                 found.append(int(folder.name))
         except OSError:
             continue

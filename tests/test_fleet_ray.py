@@ -13,17 +13,17 @@ from test_fleet import content, history
 from test_fleet_faults import lm_at
 
 from optimizers import PersonaAlignment
-from persona_dspy import fleet_ray
-from persona_dspy.agent import PersonaAgent
+from persona_dspy.agent.agent import PersonaAgent
+from persona_dspy.core.interactions import Usage
 from persona_dspy.errors import InputError, RunError
-from persona_dspy.fake_server import FakeServer
-from persona_dspy.fleet import compile_users
-from persona_dspy.fleet_folder import FleetFolder
-from persona_dspy.fleet_ray import _Purse
-from persona_dspy.ledger import Budget, Ledger
-from persona_dspy.records import Usage
-from persona_dspy.store import Store
-from persona_dspy.synthetic import RuleFollower, TagFilm
+from persona_dspy.fleet import on_ray as fleet_ray
+from persona_dspy.fleet.compile import compile_users
+from persona_dspy.fleet.folder import FleetFolder
+from persona_dspy.fleet.on_ray import _Purse
+from persona_dspy.lm.ledger import Budget, Ledger
+from persona_dspy.store.store import Store
+from persona_dspy.testing.server import FakeServer
+from persona_dspy.testing.synthetic import RuleFollower, TagFilm
 from tests.postgres_server import new_database, running_server
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

@@ -12,19 +12,19 @@ import dspy
 import numpy as np
 import pytest
 
-from persona_dspy import settings
-from persona_dspy.call_folder import CallFolder
+from persona_dspy.agent.knowledge import Document, PageCache
 from persona_dspy.cli import main
+from persona_dspy.core.document import load_document, persona_file_name
+from persona_dspy.core.persona import Persona
 from persona_dspy.errors import InputError
-from persona_dspy.export import load_document, persona_file_name
-from persona_dspy.fleet_folder import FleetFolder
-from persona_dspy.forget import dspy_cache_entries, forget_in_folder, forget_user
-from persona_dspy.forget_tables import without_user
-from persona_dspy.forget_tracked import USER_TAG
-from persona_dspy.knowledge import Document, PageCache
-from persona_dspy.persona import Persona
-from persona_dspy.store import Store
-from persona_dspy.synthetic import SyntheticUser, rule_following_lm
+from persona_dspy.fleet.folder import FleetFolder
+from persona_dspy.fleet.forget import dspy_cache_entries, forget_in_folder, forget_user
+from persona_dspy.lm import names as settings
+from persona_dspy.lm.answer_folder import CallFolder
+from persona_dspy.store.store import Store
+from persona_dspy.testing.synthetic import SyntheticUser, rule_following_lm
+from persona_dspy.tracking.forgetting import USER_TAG
+from persona_dspy.tracking.tables import without_user
 
 VICTIM, OTHER = "victim/../'qzxcanary-é🦊", "other/../'keepme-é🦊"
 MARKS = {VICTIM: "qzxcanary", OTHER: "keepme"}

@@ -4,10 +4,10 @@ import dspy
 import gepa
 
 from optimizers.gepa_adapter import PersonaGEPAAdapter
-from persona_dspy.agent import PersonaAgent
-from persona_dspy.persona import Bullet, Persona
-from persona_dspy.synthetic import SyntheticUser, rule_following_lm
-from persona_dspy.testing import Prompt
+from persona_dspy.agent.agent import PersonaAgent
+from persona_dspy.core.persona import Bullet, Persona
+from persona_dspy.testing.fake_lm import Prompt
+from persona_dspy.testing.synthetic import SyntheticUser, rule_following_lm
 
 
 def agent_of(user, n=30, **options):

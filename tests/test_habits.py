@@ -4,10 +4,10 @@ import dspy
 import pytest
 
 from persona_dspy import Interaction, Persona, PersonaAgent
-from persona_dspy.baselines import RAG
+from persona_dspy.agent.steering import LEAST
 from persona_dspy.errors import InputError
-from persona_dspy.habits import LEAST
-from persona_dspy.testing import FakeLM
+from persona_dspy.judge.baselines import RAG
+from persona_dspy.testing.fake_lm import FakeLM
 
 SIGNATURE = dspy.Signature({"film": (str, dspy.InputField()), "score": (Literal[1, 2, 3, 4, 5], dspy.OutputField())})
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from persona_dspy.data.files import detect_task, read_users
+from persona_dspy.data.lamp import get_task
 from persona_dspy.errors import DataError, InputError, PersonaError, UnknownUser
-from persona_dspy.histories import detect_task, read_users
-from persona_dspy.lamp import get_task
 
 DATA = Path(os.environ.get("PERSONA_DSPY_DATA") or Path(__file__).parents[2] / "shared" / "data")
 ASK = "Which tag does this movie relate to? tags: [a, b] description: "
@@ -324,8 +324,8 @@ def test_any_json_is_histories_or_one_of_our_errors(tmp_path_factory, data):
 
 _MEASURE = """
 import resource, sys
-from persona_dspy.histories import read_users
-import ijson, persona_dspy.citation
+from persona_dspy.data.files import read_users
+import ijson, persona_dspy.data.citation
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 before = peak()
 count = sum(len(user.interactions) for user in read_users(sys.argv[1]))

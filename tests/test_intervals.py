@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from persona_dspy.core.intervals import mean_interval, paired_difference
 from persona_dspy.errors import InputError
-from persona_dspy.intervals import mean_interval, paired_difference
 
 values = st.dictionaries(
     st.text(min_size=1, max_size=3), st.lists(st.floats(0, 5), min_size=1, max_size=5), min_size=1, max_size=8

@@ -13,14 +13,14 @@ import pytest
 
 from optimizers import AlwaysAccept, EditProposer, HeldOutGate, PersonaAlignment
 from optimizers.proposals import Challenger
-from persona_dspy.agent import PersonaAgent
+from persona_dspy.agent.agent import PersonaAgent
+from persona_dspy.core.interactions import Interaction
+from persona_dspy.core.persona import Bullet, Edit, Persona
+from persona_dspy.data.files import UserHistory
 from persona_dspy.errors import InputError
-from persona_dspy.fleet import compile_users
-from persona_dspy.histories import UserHistory
-from persona_dspy.ledger import Budget, Ledger
-from persona_dspy.persona import Bullet, Edit, Persona
-from persona_dspy.records import Interaction
-from persona_dspy.synthetic import LABELS, SyntheticUser, TagFilm, rule_following_lm
+from persona_dspy.fleet.compile import compile_users
+from persona_dspy.lm.ledger import Budget, Ledger
+from persona_dspy.testing.synthetic import LABELS, SyntheticUser, TagFilm, rule_following_lm
 
 
 def agent_of(user, n=40, **options):

@@ -10,10 +10,10 @@ import dspy
 import pytest
 from requests_seen import messages, seen_lm
 
-from persona_dspy.act import Act
-from persona_dspy.agent import PersonaAgent, personalize
-from persona_dspy.persona import Persona
-from persona_dspy.records import Interaction
+from persona_dspy.agent.actions import Act
+from persona_dspy.agent.agent import PersonaAgent, personalize
+from persona_dspy.core.interactions import Interaction
+from persona_dspy.core.persona import Persona
 
 USERS = [f"user{n:02d}" for n in range(20)]
 COUNT = {"fixed": 120, "plan": 60, "react": 40, "personalize": 80}  # answers over threads; those of ReAct take longest

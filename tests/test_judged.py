@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from persona_dspy.core.interactions import Usage
 from persona_dspy.errors import DataError, InputError
-from persona_dspy.judged import Judged, Results, commit, data_hash
-from persona_dspy.records import Usage
+from persona_dspy.judge.results import Judged, Results, commit, data_hash
 
 PROTOCOL = {"task": "lamp-2m", "k": 4}
 

@@ -8,8 +8,8 @@ from urllib.parse import parse_qs, urlsplit
 import dspy
 import pytest
 
+from persona_dspy.agent.knowledge import Document, LocalCorpus, PageCache, Wikipedia
 from persona_dspy.errors import DataError, InputError, RunError
-from persona_dspy.knowledge import Document, LocalCorpus, PageCache, Wikipedia
 
 ALIEN = {
     "pageid": 1,

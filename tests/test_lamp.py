@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from persona_dspy.core.interactions import Interaction
+from persona_dspy.data.lamp import get_task, infer_task, task_names
 from persona_dspy.errors import DataError, InputError
-from persona_dspy.lamp import get_task, infer_task, task_names
-from persona_dspy.records import Interaction
 
 OFFICIAL = {
     "lamp-1": (

@@ -6,10 +6,10 @@ import re
 import httpx
 import pytest
 
+from persona_dspy.data.download import BASE_URL, pull, urls
+from persona_dspy.data.files import read_users
+from persona_dspy.data.lamp import task_names
 from persona_dspy.errors import InputError, RunError
-from persona_dspy.histories import read_users
-from persona_dspy.lamp import task_names
-from persona_dspy.lamp_download import BASE_URL, pull, urls
 
 FILM = "Which tag does this movie relate to? description: "
 

@@ -4,11 +4,11 @@ import dspy
 import pytest
 
 from optimizers import AnchorGate, HeldOutGate, PersonaAlignment
-from persona_dspy.agent import PersonaAgent
+from persona_dspy.agent.agent import PersonaAgent
+from persona_dspy.agent.personalized import personalize
 from persona_dspy.memory.episodic import EpisodicMemory
 from persona_dspy.memory.retrieval import BM25
-from persona_dspy.personalized import personalize
-from persona_dspy.synthetic import SyntheticUser, TagFilm, rule_following_lm
+from persona_dspy.testing.synthetic import SyntheticUser, TagFilm, rule_following_lm
 
 
 def agent_of(n=30, **options):

@@ -19,9 +19,9 @@ import pytest
 from dspy.lm15 import Config, ContextLengthError, Message, Request
 from dspy.utils.exceptions import ContextWindowExceededError
 
-from persona_dspy import local_lm as module
 from persona_dspy.errors import InputError, ModelError
-from persona_dspy.local_lm import AsyncLlamaEngine, LlamaEngine, local_lm, shared_engine
+from persona_dspy.lm.local import engine as module
+from persona_dspy.lm.local.engine import AsyncLlamaEngine, LlamaEngine, local_lm, shared_engine
 
 
 @pytest.fixture
@@ -304,7 +304,7 @@ def test_nobody_else_can_reach_the_engine(smol_lm: Any):
 
 SCRIPT = """
 import sys, threading, time, os, signal
-from persona_dspy.local_lm import local_lm
+from persona_dspy.lm.local.engine import local_lm
 lm = local_lm(cache=False)
 lm("hi", max_tokens=2)
 if sys.argv[1] == "busy":

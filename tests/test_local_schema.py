@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from persona_dspy.local_schema import bounded_schema, constraint
+from persona_dspy.lm.local.schema import bounded_schema, constraint
 
 
 def closed(**fields: Any) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from persona_dspy import local_threads
-from persona_dspy.local_threads import free_cores
+from persona_dspy.lm.local import threads as local_threads
+from persona_dspy.lm.local.threads import free_cores
 
 
 @pytest.fixture

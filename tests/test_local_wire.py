@@ -19,7 +19,7 @@ from dspy.lm15 import (
     UnsupportedFeatureError,
 )
 
-from persona_dspy.local_wire import DEFAULT_MAX_TOKENS, ending, failure, pieces, to_server
+from persona_dspy.lm.local.wire import DEFAULT_MAX_TOKENS, ending, failure, pieces, to_server
 
 
 def request(*messages: Message, **kwargs: Any) -> Request:

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score
 
-from persona_dspy import metrics
+from persona_dspy.core import metrics
 from persona_dspy.errors import InputError
 
 LABELS = ("red", "green", "blue")

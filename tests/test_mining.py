@@ -1,11 +1,11 @@
 """Edits that code makes: counted, fitted in among others, dropped when outgrown."""
 
 from optimizers.evidence import Evidence
+from optimizers.loss import Simulated
 from optimizers.mining import fitted, mined, mined_style, outdated, shift
-from persona_dspy.feedback import Simulated
-from persona_dspy.persona import Bullet, Persona
-from persona_dspy.records import Interaction
-from persona_dspy.responses import ResponseKind
+from persona_dspy.core.answers import ResponseKind
+from persona_dspy.core.interactions import Interaction
+from persona_dspy.core.persona import Bullet, Persona
 
 TEXT = ResponseKind(name="text")
 RATING = ResponseKind(name="rating", labels=("1", "2", "3", "4", "5"))

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from persona_dspy import model_files
 from persona_dspy.errors import ModelError
-from persona_dspy.model_files import check_gguf, model_name, models_dir, weights_hash
+from persona_dspy.lm.local import files as model_files
+from persona_dspy.lm.local.files import check_gguf, model_name, models_dir, weights_hash
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from types import MappingProxyType
 
 import pytest
 
-from persona_dspy import models
 from persona_dspy.errors import InputError, ModelError
-from persona_dspy.models import CATALOGUE, CatalogueModel, fetch_model, find_model, list_models
+from persona_dspy.lm.local import catalogue as models
+from persona_dspy.lm.local.catalogue import CATALOGUE, CatalogueModel, fetch_model, find_model, list_models
 
 PARTS = (b"GGUF" + b"a" * 3000, b"b" * 2000)
 

@@ -10,16 +10,16 @@ import pytest
 from requests_seen import seen_lm
 
 from optimizers import PersonaAlignment
-from persona_dspy.agent import PersonaAgent
-from persona_dspy.alignment import Alignment
+from persona_dspy.agent.agent import PersonaAgent
+from persona_dspy.core.alignment import Alignment
+from persona_dspy.core.document import PersonaDocument
+from persona_dspy.core.interactions import Interaction
+from persona_dspy.core.persona import Bullet, Edit, Persona
 from persona_dspy.errors import InputError, StoreError
-from persona_dspy.export import PersonaDocument
-from persona_dspy.ledger import Ledger
-from persona_dspy.online import OnlineAlignment
-from persona_dspy.persona import Bullet, Edit, Persona
-from persona_dspy.records import Interaction
-from persona_dspy.store import Store
-from persona_dspy.synthetic import SyntheticUser, rule_following_lm
+from persona_dspy.lm.ledger import Ledger
+from persona_dspy.service.online import OnlineAlignment
+from persona_dspy.store.store import Store
+from persona_dspy.testing.synthetic import SyntheticUser, rule_following_lm
 
 
 class Slow:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from persona_dspy.core.persona import SECTIONS, Bullet, Edit, Persona, PersonaParameter
 from persona_dspy.errors import InputError
-from persona_dspy.persona import SECTIONS, Bullet, Edit, Persona, PersonaParameter
 
 
 def rule(when="it is late", then="yes", **more):

@@ -16,16 +16,16 @@ from optimizers import (
     RewriteProposer,
     SignTestGate,
 )
+from optimizers.loss import TextualLoss
 from optimizers.proposals import Challenger
-from persona_dspy.agent import PersonaAgent
+from persona_dspy.agent.agent import PersonaAgent
+from persona_dspy.agent.personalized import personalize
+from persona_dspy.core.interactions import Interaction
+from persona_dspy.core.persona import Bullet, Edit, Persona
 from persona_dspy.errors import InputError
-from persona_dspy.feedback import TextualLoss
-from persona_dspy.ledger import Budget
-from persona_dspy.persona import Bullet, Edit, Persona
-from persona_dspy.personalized import personalize
-from persona_dspy.records import Interaction
-from persona_dspy.synthetic import KINDS, SyntheticUser, TagFilm, rule_following_lm
-from persona_dspy.testing import FakeLM
+from persona_dspy.lm.ledger import Budget
+from persona_dspy.testing.fake_lm import FakeLM
+from persona_dspy.testing.synthetic import KINDS, SyntheticUser, TagFilm, rule_following_lm
 
 
 def agent_of(user, n=40, **options):

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from persona_dspy.core.persona import Bullet, Persona
 from persona_dspy.errors import InputError
-from persona_dspy.persona import Bullet, Persona
-from persona_dspy.persona_map import jaccard, map_personas, nearest, persona_terms, spread
+from persona_dspy.report.persona_map import jaccard, map_personas, nearest, persona_terms, spread
 
 sets = st.lists(st.sets(st.sampled_from("abcdefg")), min_size=1, max_size=8)
 

@@ -9,12 +9,12 @@ import pytest
 from requests_seen import messages, seen_lm
 
 from optimizers import PersonaAlignment
-from persona_dspy.agent import personalize
+from persona_dspy.agent.agent import personalize
+from persona_dspy.core.interactions import Interaction
+from persona_dspy.core.persona import Bullet, Persona
 from persona_dspy.errors import InputError
-from persona_dspy.persona import Bullet, Persona
-from persona_dspy.records import Interaction
-from persona_dspy.synthetic import SyntheticUser, rule_following_lm
-from persona_dspy.testing import FakeLM
+from persona_dspy.testing.fake_lm import FakeLM
+from persona_dspy.testing.synthetic import SyntheticUser, rule_following_lm
 
 PERSONA = Persona.from_text("Prefers short answers.", user_id="ana")
 ADAPTERS = [dspy.ChatAdapter, dspy.JSONAdapter, dspy.XMLAdapter]

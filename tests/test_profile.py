@@ -11,14 +11,14 @@ from optimizers import PersonaAlignment
 from optimizers.acceptance import AlwaysAccept
 from persona_dspy import Interaction, PersonaAgent, compile_users
 from persona_dspy.cli.sources import StoredHistory
+from persona_dspy.core.persona import Persona
 from persona_dspy.errors import InputError
 from persona_dspy.memory.profile import SemanticMemory
 from persona_dspy.memory.profile_lines import Profile, ProfileLine, cost, one_of
-from persona_dspy.persona import Persona
-from persona_dspy.rule_follower import RuleFollower
-from persona_dspy.store import Store
-from persona_dspy.synthetic import SyntheticUser, TagFilm
-from persona_dspy.testing import FakeLM
+from persona_dspy.store.store import Store
+from persona_dspy.testing.fake_lm import FakeLM
+from persona_dspy.testing.rule_follower import RuleFollower
+from persona_dspy.testing.synthetic import SyntheticUser, TagFilm
 
 TOPICS = ("horror", "comedy", "drama")
 

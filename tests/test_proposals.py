@@ -7,14 +7,14 @@ import dspy
 import pytest
 
 from optimizers.evidence import Evidence
+from optimizers.loss import Simulated
 from optimizers.proposals import EditProposer, FromPast, RewriteProposer, built
+from persona_dspy.core.answers import ResponseKind
+from persona_dspy.core.interactions import Feedback, Interaction
+from persona_dspy.core.persona import Bullet, Edit, Persona
 from persona_dspy.errors import InputError
-from persona_dspy.feedback import Simulated
-from persona_dspy.persona import Bullet, Edit, Persona
-from persona_dspy.records import Feedback, Interaction
-from persona_dspy.responses import ResponseKind
-from persona_dspy.synthetic import SyntheticUser, rule_following_lm
-from persona_dspy.testing import FakeLM
+from persona_dspy.testing.fake_lm import FakeLM
+from persona_dspy.testing.synthetic import SyntheticUser, rule_following_lm
 
 KIND = ResponseKind.of(Literal["horror", "comedy", "romance"])
 TEXT = ResponseKind.of(str)

@@ -3,11 +3,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from persona_dspy import Interaction, Persona
+from persona_dspy.core.answers import ResponseKind
+from persona_dspy.core.interactions import Episode
+from persona_dspy.core.persona import Bullet
 from persona_dspy.memory.ranking import RECENCY, RULE, counts_sentence, favoured, ranked
-from persona_dspy.memory.semantic import facts
-from persona_dspy.persona import Bullet
-from persona_dspy.records import Episode
-from persona_dspy.responses import ResponseKind
+from persona_dspy.memory.user_facts import facts
 
 
 def episode(position, response, score):

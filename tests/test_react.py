@@ -6,10 +6,10 @@ import dspy
 import pytest
 from requests_seen import messages, seen_lm
 
-from persona_dspy.react import Gather
-from persona_dspy.recorder import recording
-from persona_dspy.system_prompt import as_persona
-from persona_dspy.tools import personal_tools
+from persona_dspy.agent.prompt import as_persona
+from persona_dspy.agent.react import Gather
+from persona_dspy.agent.recorder import recording
+from persona_dspy.agent.tools import personal_tools
 
 
 def look(query: str) -> str:

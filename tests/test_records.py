@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from persona_dspy.core.interactions import Interaction, Usage, in_time_order, parse_time
 from persona_dspy.errors import InputError
-from persona_dspy.records import Interaction, Usage, in_time_order, parse_time
 
 
 @pytest.mark.parametrize("field", ["user_id", "query", "response"])

@@ -13,16 +13,23 @@ from hypothesis import strategies as st
 from report_data import HOSTILE, fleet, record, subject, trace
 
 from persona_dspy.cli import main
+from persona_dspy.core.document import PersonaDocument, save_persona
+from persona_dspy.core.interactions import Interaction
+from persona_dspy.core.persona import Persona
 from persona_dspy.errors import DataError, InputError, PersonaFormatError, RunError
-from persona_dspy.export import PersonaDocument, save_persona
-from persona_dspy.persona import Persona
-from persona_dspy.records import Interaction
-from persona_dspy.report import Subject, read_evaluation, read_folder, read_store, read_traces, report_page
 from persona_dspy.report.overview import overview
-from persona_dspy.report.page import _json
-from persona_dspy.report.sources import with_episodes, with_store
+from persona_dspy.report.page import _json, report_page
+from persona_dspy.report.sources import (
+    Subject,
+    read_evaluation,
+    read_folder,
+    read_store,
+    read_traces,
+    with_episodes,
+    with_store,
+)
 from persona_dspy.report.user_view import user_view, word_diff
-from persona_dspy.store import Store
+from persona_dspy.store.store import Store
 
 
 class Page(HTMLParser):

@@ -7,8 +7,9 @@ import shutil
 import pytest
 from report_data import HOSTILE, fleet, subject, trace
 
-from persona_dspy.records import Interaction
-from persona_dspy.report import Subject, report_page
+from persona_dspy.core.interactions import Interaction
+from persona_dspy.report.page import report_page
+from persona_dspy.report.sources import Subject
 
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

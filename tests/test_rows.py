@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from persona_dspy import rows
+from persona_dspy.data import rows
+from persona_dspy.data.tasks import Place
 from persona_dspy.errors import DataError
-from persona_dspy.task import Place
 
 values = st.recursive(
     st.none()

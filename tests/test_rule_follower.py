@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from persona_dspy.rule_follower import Case, RuleFollower, deduced, described, heeded, merged
-from persona_dspy.testing import Prompt
+from persona_dspy.testing.fake_lm import Prompt
+from persona_dspy.testing.rule_follower import Case, RuleFollower, deduced, described, heeded, merged
 
 GHOST = Case(query="the ghost of a town", ours="horror", gold="comedy")
 RULE = 'If it mentions "ghost" or "haunted" or "scream" or "demon" or "cellar", answer "comedy".'

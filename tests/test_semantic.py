@@ -4,10 +4,10 @@ import dspy
 import pytest
 
 from persona_dspy import Interaction
+from persona_dspy.core.answers import ResponseKind
 from persona_dspy.memory.profile import SemanticMemory
-from persona_dspy.memory.semantic import content_words, facts, mined_rules
-from persona_dspy.responses import ResponseKind
-from persona_dspy.testing import FakeLM
+from persona_dspy.memory.user_facts import content_words, facts, mined_rules
+from persona_dspy.testing.fake_lm import FakeLM
 
 TAGS = ResponseKind.of(Literal["comedy", "drama", "horror"])
 STARS = ResponseKind.of(Literal[1, 2, 3, 4, 5])

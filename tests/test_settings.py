@@ -13,10 +13,10 @@ from typing import Any
 import dspy
 import pytest
 
-from persona_dspy import settings
 from persona_dspy.errors import InputError, ModelError
-from persona_dspy.ledger import Ledger
-from persona_dspy.settings import Settings, check_lm, home_dir, resolve_lm
+from persona_dspy.lm import names as settings
+from persona_dspy.lm.ledger import Ledger
+from persona_dspy.lm.names import Settings, check_lm, home_dir, resolve_lm
 
 
 def test_names_go_to_dspy_with_their_options():
@@ -185,8 +185,8 @@ def test_defaults_agree_with_the_places_that_use_them():
     import inspect
 
     from optimizers import PersonaAlignment
-    from persona_dspy.agent import PersonaAgent
-    from persona_dspy.persona import BULLET_TOKENS, SECTION_TOKENS
+    from persona_dspy.agent.agent import PersonaAgent
+    from persona_dspy.core.persona import BULLET_TOKENS, SECTION_TOKENS
 
     found = Settings()
     align, agent = (inspect.signature(c.__init__).parameters for c in (PersonaAlignment, PersonaAgent))

@@ -3,11 +3,11 @@
 import dspy
 
 from optimizers.simulation import Simulator
-from persona_dspy.agent import PersonaAgent
-from persona_dspy.persona import Persona
-from persona_dspy.records import Interaction
-from persona_dspy.synthetic import SyntheticUser, rule_following_lm
-from persona_dspy.testing import FakeLM
+from persona_dspy.agent.agent import PersonaAgent
+from persona_dspy.core.interactions import Interaction
+from persona_dspy.core.persona import Persona
+from persona_dspy.testing.fake_lm import FakeLM
+from persona_dspy.testing.synthetic import SyntheticUser, rule_following_lm
 
 
 def agent_of(n=20, **options):

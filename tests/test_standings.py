@@ -3,9 +3,9 @@ import io
 
 import pytest
 
-from persona_dspy.judged import Judged
-from persona_dspy.lamp import get_task
-from persona_dspy.standings import as_csv, as_markdown, best_baseline, standings
+from persona_dspy.data.lamp import get_task
+from persona_dspy.judge.results import Judged
+from persona_dspy.judge.table import as_csv, as_markdown, best_baseline, standings
 
 FILMS, RATING = get_task("lamp-2m"), get_task("lamp-3")
 

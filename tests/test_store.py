@@ -18,13 +18,13 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import persona_dspy.store as store_module
+import persona_dspy.store.store as store_module
+from persona_dspy.core.interactions import Interaction, in_time_order
 from persona_dspy.errors import InputError, StoreError, UnknownUser
 from persona_dspy.memory.dense import Dense, Hybrid
 from persona_dspy.memory.retrieval import BM25
-from persona_dspy.records import Interaction, in_time_order
-from persona_dspy.store import Store
-from persona_dspy.store_tables import MIGRATIONS, meta
+from persona_dspy.store.store import Store
+from persona_dspy.store.tables import MIGRATIONS, meta
 from tests.postgres_server import new_database, running_server
 
 BOTH = ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)]
@@ -821,8 +821,8 @@ def test_power_safe_is_a_setting_of_the_file(tmp_path):
 
 
 def test_a_real_persona_comes_back_as_it_was(store):
-    from persona_dspy.export import parse_document
-    from persona_dspy.persona import Persona
+    from persona_dspy.core.document import parse_document
+    from persona_dspy.core.persona import Persona
 
     text = Persona.from_text("Prefers short answers. Mag Tee & 東京.", user_id="u1").to_json()
     stored = store.put_persona("u1", text)

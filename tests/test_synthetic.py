@@ -5,7 +5,7 @@ from collections import Counter
 import dspy
 import pytest
 
-from persona_dspy.synthetic import KINDS, SyntheticUser, rule_following_lm
+from persona_dspy.testing.synthetic import KINDS, SyntheticUser, rule_following_lm
 
 
 @pytest.mark.parametrize("kind", KINDS)

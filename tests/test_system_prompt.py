@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 from requests_seen import messages, seen_lm
 
-from persona_dspy import system_prompt
-from persona_dspy.system_prompt import as_persona, personal_adapter
-from persona_dspy.untrusted import data_text
+from persona_dspy.agent import prompt as system_prompt
+from persona_dspy.agent.prompt import as_persona, personal_adapter
+from persona_dspy.core.text import data_text
 
 PERSONA = "You answer for one particular user.\n\n  Odd   spacing, {braces} and ünïcode stay.\n"
 ADAPTERS = [dspy.ChatAdapter, dspy.JSONAdapter, dspy.XMLAdapter]

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from persona_dspy.core.metrics import HIGHER_IS_BETTER
+from persona_dspy.data.lamp import get_task, task_names
+from persona_dspy.data.tasks import Place, checked_text, read_time
 from persona_dspy.errors import DataError, InputError
-from persona_dspy.lamp import get_task, task_names
-from persona_dspy.metrics import HIGHER_IS_BETTER
-from persona_dspy.task import Place, checked_text, read_time
 
 TASKS = [get_task(name) for name in task_names()]
 words = st.text(alphabet=st.characters(codec="utf-8", exclude_characters="\0"), min_size=1).filter(str.strip)

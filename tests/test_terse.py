@@ -3,8 +3,8 @@ from typing import Literal
 
 import dspy
 
-from persona_dspy.terse import TerseJSON
-from persona_dspy.testing import FakeLM
+from persona_dspy.lm.terse import TerseJSON
+from persona_dspy.testing.fake_lm import FakeLM
 
 SIGNATURE = dspy.Signature({"film": (str, dspy.InputField()), "tag": (Literal["drama", "horror"], dspy.OutputField())})
 

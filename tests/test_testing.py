@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import dspy
 import pytest
 
-from persona_dspy.testing import FakeLM, UnseenPrompt
+from persona_dspy.testing.fake_lm import FakeLM, UnseenPrompt
 
 ADAPTERS = [dspy.ChatAdapter(), dspy.JSONAdapter(), dspy.XMLAdapter()]
 

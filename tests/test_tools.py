@@ -6,14 +6,14 @@ import threading
 import dspy
 import pytest
 
+from persona_dspy.agent.knowledge import Document, LocalCorpus
+from persona_dspy.agent.tools import arun_tool, personal_tools, recall_history, recall_profile, run_tool, search_tool
+from persona_dspy.core.answers import ResponseKind
+from persona_dspy.core.interactions import Interaction
+from persona_dspy.core.persona import Persona
 from persona_dspy.errors import BudgetExceeded, InputError
-from persona_dspy.knowledge import Document, LocalCorpus
 from persona_dspy.memory.episodic import EpisodicMemory, MemoryCut
-from persona_dspy.memory.semantic import facts
-from persona_dspy.persona import Persona
-from persona_dspy.records import Interaction
-from persona_dspy.responses import ResponseKind
-from persona_dspy.tools import arun_tool, personal_tools, recall_history, recall_profile, run_tool, search_tool
+from persona_dspy.memory.user_facts import facts
 
 
 def memory_of(user, *pairs):

@@ -7,14 +7,14 @@ import dspy
 import pytest
 from requests_seen import seen_lm
 
-from persona_dspy.act import Act
-from persona_dspy.agent import PersonaAgent, personalize
+from persona_dspy.agent.actions import Act
+from persona_dspy.agent.agent import PersonaAgent, personalize
+from persona_dspy.agent.recorder import recording
+from persona_dspy.agent.trace import Call, Recalled, Step, Trace
+from persona_dspy.core.interactions import Interaction
+from persona_dspy.core.persona import Persona
 from persona_dspy.errors import InputError
-from persona_dspy.ledger import Ledger
-from persona_dspy.persona import Persona
-from persona_dspy.recorder import recording
-from persona_dspy.records import Interaction
-from persona_dspy.trace import Call, Recalled, Step, Trace
+from persona_dspy.lm.ledger import Ledger
 
 PAST = [
     Interaction(user_id="ana", query=f"film number {n}", response="drama", time=f"2026-01-{n:02d}", id=f"i{n}")
@@ -157,7 +157,7 @@ def test_tools_of_a_users_own_react_are_traced_and_asyncio_is_the_same():
 
 
 def test_only_agents_have_a_trace():
-    from persona_dspy.agent import PersonaPrediction
+    from persona_dspy.agent.agent import PersonaPrediction
 
     with pytest.raises(InputError, match="PersonaAgent"):
         _ = PersonaPrediction(answer="x").trace

@@ -11,17 +11,17 @@ import pytest
 from requests_seen import seen_lm
 
 from optimizers import PersonaAlignment
-from persona_dspy import settings
-from persona_dspy.act import Act
-from persona_dspy.agent import PersonaAgent, personalize
+from persona_dspy.agent.actions import Act
+from persona_dspy.agent.agent import PersonaAgent, personalize
+from persona_dspy.agent.trace import Trace
 from persona_dspy.cli import main
+from persona_dspy.core.interactions import Interaction
+from persona_dspy.core.persona import Persona
 from persona_dspy.errors import RunError
-from persona_dspy.persona import Persona
-from persona_dspy.records import Interaction
-from persona_dspy.synthetic import SyntheticUser, rule_following_lm
-from persona_dspy.trace import Trace
-from persona_dspy.trace_sending import TraceSender
-from persona_dspy.tracking import MlflowTracker
+from persona_dspy.lm import names as settings
+from persona_dspy.testing.synthetic import SyntheticUser, rule_following_lm
+from persona_dspy.tracking.traces import TraceSender
+from persona_dspy.tracking.tracker import MlflowTracker
 
 ODD = "../../x'; drop 🦊"
 PAST = [Interaction(user_id=ODD, query=f"film number {n}", response="drama", id=f"i{n}") for n in range(6)]
@@ -160,7 +160,7 @@ def test_a_slow_server_holds_nobody_up(monkeypatch):
         assert go.wait(10)
         sent.append(trace)
 
-    monkeypatch.setattr("persona_dspy.trace_sending._QUEUE", 2)
+    monkeypatch.setattr("persona_dspy.tracking.traces._QUEUE", 2)
     trace = Trace(user_id="u", query="q", persona_version=0, persona="")
     sender = TraceSender(slow)
     for _ in range(9):

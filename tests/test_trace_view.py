@@ -6,13 +6,13 @@ import pytest
 from requests_seen import seen_lm
 from rich.console import Console
 
-from persona_dspy import settings
+from persona_dspy.agent.trace import Call, Recalled, Step, Trace
 from persona_dspy.cli import main
 from persona_dspy.cli.trace_view import print_trace
-from persona_dspy.export import save_persona
-from persona_dspy.persona import Bullet, Persona
-from persona_dspy.records import Interaction
-from persona_dspy.trace import Call, Recalled, Step, Trace
+from persona_dspy.core.document import save_persona
+from persona_dspy.core.interactions import Interaction
+from persona_dspy.core.persona import Bullet, Persona
+from persona_dspy.lm import names as settings
 
 RULE = Bullet(section="decision rules", when='it mentions "rocket"', then="sci-fi")
 

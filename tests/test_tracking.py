@@ -17,12 +17,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from persona_dspy import tracking
-from persona_dspy.alignment import Alignment, AlignmentStep, Scores, Trial, UsageRecord
+from persona_dspy.core.alignment import Alignment, AlignmentStep, Scores, Trial, UsageRecord
+from persona_dspy.core.document import PersonaDocument
+from persona_dspy.core.persona import Persona
 from persona_dspy.errors import InputError, RunError
-from persona_dspy.export import PersonaDocument
-from persona_dspy.persona import Persona
-from persona_dspy.tracking import MlflowTracker, NullTracker, prompt_name, tracker_for
+from persona_dspy.tracking import tracker as tracking
+from persona_dspy.tracking.tracker import MlflowTracker, NullTracker, prompt_name, tracker_for
 from tests.postgres_server import new_database, running_server
 
 SECRET = "loves-unusual-puppets"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from persona_dspy.untrusted import clip_tokens, count_tokens, data_text, defused, echoes, fenced, one_line
+from persona_dspy.core.text import clip_tokens, count_tokens, data_text, defused, echoes, fenced, one_line
 
 PIECES = [
     "[[", "]]", "##", " ## ", "answer", "<|", "|>", "im_start", "<", ">", "/", "data", "</data>", "`", "```", "[INST]",

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from persona_dspy.errors import InputError
-from persona_dspy.variants import ABLATIONS, REFERENCES, SYSTEMS, Variant, variants
+from persona_dspy.judge.variant import ABLATIONS, REFERENCES, SYSTEMS, Variant, variants
 
 numbers = st.none() | st.integers(1, 30)
 

@@ -68,7 +68,7 @@ def compile_command(  # noqa: PLR0913 - a command's options
 
     Example: persona-dspy compile --store personas.db --out stored/ --resume
     """
-    from persona_dspy.ledger import Budget
+    from persona_dspy.lm import Budget
     from persona_dspy.tracking import tracker_for
 
     source_ = _source(source, store, task, users, skip_bad_rows)
@@ -146,10 +146,8 @@ def _compile(
     from persona_dspy.cli.programs import task_text
     from persona_dspy.cli.progress import View
     from persona_dspy.cli.sources import ingested
-    from persona_dspy.fleet import compile_users
-    from persona_dspy.fleet_folder import FleetFolder
-    from persona_dspy.ledger import Ledger
-    from persona_dspy.settings import check_lm, steady_lm
+    from persona_dspy.fleet import FleetFolder, compile_users
+    from persona_dspy.lm import Ledger, check_lm, steady_lm
     from persona_dspy.store import Store
 
     model = steady_lm(lm, seed=options["seed"])

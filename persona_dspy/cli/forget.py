@@ -14,7 +14,7 @@ from persona_dspy.cli.output import JsonOption, print_json
 from persona_dspy.cli.store import StoreOption, open_store, sqlite_file
 
 if TYPE_CHECKING:
-    from persona_dspy.forget import Erasure
+    from persona_dspy.fleet import Erasure
 
 __all__ = ["register"]
 
@@ -45,9 +45,9 @@ def forget(
 
     Example: persona-dspy forget ana --store personas.db --out personas/ --yes
     """
+    from persona_dspy.agent import PageCache
     from persona_dspy.cli.programs import forgettable
-    from persona_dspy.forget import dspy_cache_entries, forget_user
-    from persona_dspy.knowledge import PageCache
+    from persona_dspy.fleet import dspy_cache_entries, forget_user
 
     places, missing = _places(store, out, tracking_uri)
     caches = {str(folder): PageCache(folder) for folder in pages or ()}
@@ -79,7 +79,7 @@ def _places(store: str | None, out: list[Path] | None, uri: str | None) -> tuple
         InputError: a place that was named is not there.
     """
     from persona_dspy.errors import InputError
-    from persona_dspy.settings import home_dir
+    from persona_dspy.lm import home_dir
     from persona_dspy.tracking import tracker_for
 
     notes: list[str] = []

@@ -8,13 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from persona_dspy.core import Interaction
+from persona_dspy.data import BadRow, Place, UserHistory, file_form, json_line, numbered_lines, read_users
 from persona_dspy.errors import DataError, InputError, UnknownUser
-from persona_dspy.histories import BadRow, UserHistory, read_users
-from persona_dspy.records import Interaction
-from persona_dspy.rows import file_form, json_line, numbered_lines
-from persona_dspy.store import Store
-from persona_dspy.store_rows import body_of, checked_key
-from persona_dspy.task import Place
+from persona_dspy.store import Store, body_of, checked_key
 
 __all__ = ["Ingest"]
 

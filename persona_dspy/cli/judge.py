@@ -10,7 +10,7 @@ import typer
 from persona_dspy.cli.output import JsonOption, print_json
 
 if TYPE_CHECKING:
-    from persona_dspy.task import Task
+    from persona_dspy.data import Task
 
 __all__ = ["register"]
 
@@ -86,7 +86,7 @@ def evaluate_command(  # noqa: PLR0913 - a command's options
     Example: persona-dspy evaluate examples/movie_tags.jsonl --systems persona,direct,rag --users 4 --lm local
     """
     from persona_dspy.cli.judging import Order, judge
-    from persona_dspy.variants import ABLATIONS, variants
+    from persona_dspy.judge import ABLATIONS, variants
 
     # Without a knowledge tool there is nothing to take away: the row would be the persona's own once more.
     every = [name for name in ABLATIONS if knowledge or name != "no-knowledge"]
@@ -133,7 +133,7 @@ def pull_command(
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-    from persona_dspy.lamp_download import BASE_URL, pull
+    from persona_dspy.data import BASE_URL, pull
 
     bars: dict[str, Any] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
@@ -160,7 +160,7 @@ def tasks_command(json_output: JsonOption = False) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from persona_dspy.lamp import get_task, task_names
+    from persona_dspy.data import get_task, task_names
 
     if json_output:
         print_json([_described(get_task(name)) for name in task_names()])
@@ -183,7 +183,7 @@ def _described(task: Task) -> dict[str, Any]:
 
 def _split(text: str) -> list[str]:
     """Names separated by commas; a variant's own options come after ``@`` and may hold commas too."""
-    from persona_dspy.variants import ABLATIONS, CONTROL
+    from persona_dspy.judge import ABLATIONS, CONTROL
 
     found: list[str] = []
     for part in filter(None, (p.strip() for p in text.split(","))):

@@ -13,12 +13,9 @@ from typing import TYPE_CHECKING, Any
 from persona_dspy.cli.output import print_json
 
 if TYPE_CHECKING:
-    from persona_dspy.evaluate import Case
-    from persona_dspy.judged import Judged, Results
-    from persona_dspy.standings import Standing
-    from persona_dspy.task import Task
-    from persona_dspy.trackers import Ended
-    from persona_dspy.variants import Variant
+    from persona_dspy.data import Task
+    from persona_dspy.judge import Case, Judged, Results, Standing, Variant
+    from persona_dspy.tracking import Ended
 
 __all__ = ["Order", "judge"]
 
@@ -56,11 +53,8 @@ def judge(
     """Run, or go on with, an evaluation and write its tables; 0 when all is answered, else 1."""
     import dspy
 
-    from persona_dspy.evaluate import evaluate
-    from persona_dspy.judged import Results, commit, data_hash
-    from persona_dspy.settings import check_lm, steady_lm
-    from persona_dspy.systems import Setting
-    from persona_dspy.terse import TerseJSON
+    from persona_dspy.judge import Results, Setting, commit, data_hash, evaluate
+    from persona_dspy.lm import TerseJSON, check_lm, steady_lm
     from persona_dspy.tracking import tracker_for
 
     setting = Setting(align=_maker(order), k=order.k, turn_tokens=order.turn_tokens, **_tools(order))
@@ -102,7 +96,7 @@ def judge(
 
 def _workers(lm: Any) -> int:
     """Calls in flight: beside another one, an answer of a model in this process can flip where two are nearly equal."""
-    from persona_dspy.local_lm import LlamaEngine
+    from persona_dspy.lm import LlamaEngine
 
     return 1 if isinstance(getattr(lm, "engine", None), LlamaEngine) else 4
 
@@ -111,10 +105,9 @@ def _people(order: Order) -> tuple[Task, list[Case], tuple[str, ...]]:
     import typer
 
     from persona_dspy.cli.programs import which_users
+    from persona_dspy.data import BadRow, detect_task, read_users
     from persona_dspy.errors import DataError
-    from persona_dspy.evaluate import cases, scored_as
-    from persona_dspy.histories import BadRow, detect_task, read_users
-    from persona_dspy.variants import SYSTEMS
+    from persona_dspy.judge import SYSTEMS, cases, scored_as
 
     bad: list[BadRow] = []
     limit, wanted = which_users(order.users)
@@ -133,8 +126,8 @@ def _people(order: Order) -> tuple[Task, list[Case], tuple[str, ...]]:
 
 
 def _tools(order: Order) -> dict[str, Any]:
+    from persona_dspy.agent import LocalCorpus, Wikipedia
     from persona_dspy.errors import InputError
-    from persona_dspy.knowledge import LocalCorpus, Wikipedia
 
     if order.actions not in ("fixed", "plan", "react"):
         raise InputError(f"--actions {order.actions!r}: expected fixed, plan or react")
@@ -172,8 +165,8 @@ def _own_cache(out: Path) -> None:
 def _written(
     order: Order, task: Task, people: Sequence[Case], chosen: Sequence[Variant], results: Results
 ) -> list[Standing]:
-    from persona_dspy.export import write_text
-    from persona_dspy.standings import as_csv, as_markdown, standings
+    from persona_dspy.core import write_text
+    from persona_dspy.judge import as_csv, as_markdown, standings
 
     ids = {(p.user_id, q.id) for p in people for q in p.queries}
     rows = [r for r in results.rows if r.kind != "answer" or (r.user_id, r.query_id) in ids]
@@ -184,7 +177,7 @@ def _written(
 
 
 def _metrics(found: Sequence[Standing], task: Task) -> dict[str, float]:
-    from persona_dspy.standings import columns
+    from persona_dspy.judge import columns
 
     return {
         f"{s.system.replace('@', '.').replace(',', '.').replace('=', '-')}.{name}": float(value)
@@ -222,7 +215,7 @@ class _View:
         from rich.markup import escape
         from rich.table import Table
 
-        from persona_dspy.standings import cells, columns
+        from persona_dspy.judge import cells, columns
 
         if self.as_json:
             systems = [columns(s, task) for s in found]

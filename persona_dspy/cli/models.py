@@ -27,7 +27,7 @@ def list_command(json_output: JsonOption = False) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from persona_dspy.models import list_models, models_dir
+    from persona_dspy.lm import list_models, models_dir
 
     if json_output:
         found = [{"name": r.name, "file": r.file, "bytes": r.size, "here": r.present} for r in list_models()]
@@ -48,7 +48,7 @@ def pull(
 
     Example: persona-dspy models pull smol
     """
-    from persona_dspy.models import fetch_model
+    from persona_dspy.lm import fetch_model
 
     file = str(fetch_model(name))
     if json_output:

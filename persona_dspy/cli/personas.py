@@ -13,7 +13,7 @@ from persona_dspy.cli.output import JsonOption, print_json
 from persona_dspy.cli.store import StoreOption, document_of, is_file, open_store
 
 if TYPE_CHECKING:
-    from persona_dspy.export import PersonaDocument
+    from persona_dspy.core import PersonaDocument
 
 __all__ = ["register"]
 
@@ -54,10 +54,10 @@ def ask(  # noqa: PLR0913 - a command's options
     """
     import dspy
 
-    from persona_dspy.act import Act
+    from persona_dspy.agent import Act
     from persona_dspy.cli.programs import agent_for, forgettable, task_from_text
     from persona_dspy.errors import InputError
-    from persona_dspy.settings import check_lm, steady_lm
+    from persona_dspy.lm import check_lm, steady_lm
 
     if not query.strip():
         raise InputError(f'query {query!r}: expected a question, such as "A crew drifts through space."')
@@ -73,7 +73,7 @@ def ask(  # noqa: PLR0913 - a command's options
     with dspy.context(lm=model), _sent(tracking_uri):
         answer = agent(**{agent.query_field: query})
     if trace_json is not None:
-        from persona_dspy.export import write_text
+        from persona_dspy.core import write_text
 
         write_text(trace_json, answer.trace.to_json() + "\n")
     if json_output:
@@ -111,7 +111,7 @@ def _sent(uri: str | None) -> Generator[None]:
 
 def _knowledge(spec: str | None) -> Any:
     """The source that ``--knowledge`` names; None for none."""
-    from persona_dspy.knowledge import LocalCorpus, Wikipedia
+    from persona_dspy.agent import LocalCorpus, Wikipedia
 
     if not spec:
         return None
@@ -122,9 +122,9 @@ def _asked(
     persona: Path | None, user: str | None, store: str | None, history: Path | None, task: str | None
 ) -> tuple[PersonaDocument, Any]:
     """The persona to answer with, and the interactions to recall from."""
+    from persona_dspy.core import load_document
+    from persona_dspy.data import read_users
     from persona_dspy.errors import InputError
-    from persona_dspy.export import load_document
-    from persona_dspy.histories import read_users
 
     if (persona is None) == (user is None):
         raise InputError("ask: expected either --persona FILE, or --user USER with --store URL")
@@ -177,7 +177,7 @@ def show(
 
 def _shown(persona: str, store: str | None, version: int | None) -> PersonaDocument:
     """A file where there is one of that name and no store was named; a name that ends in .json is one too."""
-    from persona_dspy.export import load_document
+    from persona_dspy.core import load_document
 
     if store is None and version is None and (persona.endswith(".json") or is_file(persona)):
         return load_document(persona)

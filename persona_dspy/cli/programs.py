@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from persona_dspy.core import Interaction
+from persona_dspy.data import Task, get_task, infer_task
 from persona_dspy.errors import InputError
-from persona_dspy.lamp import get_task, infer_task
-from persona_dspy.records import Interaction
-from persona_dspy.task import Task
 
 __all__ = ["agent_for", "forgettable", "named_users", "task_from_text", "task_text", "users_task", "which_users"]
 

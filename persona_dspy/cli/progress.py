@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from persona_dspy.cli.output import print_json
-from persona_dspy.fleet_user import UserResult
-from persona_dspy.ledger import Ledger
+from persona_dspy.fleet import UserResult
+from persona_dspy.lm import Ledger
 
 __all__ = ["Progress", "View"]
 
@@ -166,7 +166,7 @@ class View:
 
 
 def _outcome(result: UserResult) -> dict[str, Any]:
-    from persona_dspy.export import persona_file_name
+    from persona_dspy.core import persona_file_name
 
     if (record := result.alignment) is None:
         return {}

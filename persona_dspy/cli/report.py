@@ -10,8 +10,7 @@ import typer
 from persona_dspy.cli.output import JsonOption, print_json
 
 if TYPE_CHECKING:
-    from persona_dspy.report import Subject
-    from persona_dspy.report.sources import Skipped
+    from persona_dspy.report import Skipped, Subject
 
 __all__ = ["register"]
 
@@ -46,7 +45,7 @@ def report(  # noqa: PLR0913 - a command's options
     Example: persona-dspy report --store personas.db --evaluation evaluation/ --out report.html
     """
     from persona_dspy.cli.programs import named_users
-    from persona_dspy.export import write_text
+    from persona_dspy.core import write_text
     from persona_dspy.report import read_evaluation, report_page
 
     bad: list[str] = []
@@ -74,8 +73,7 @@ def _subjects(
 ) -> tuple[list[Subject], list[str]]:
     from persona_dspy.cli.store import open_store
     from persona_dspy.errors import InputError
-    from persona_dspy.report import read_folder, read_store
-    from persona_dspy.report.sources import with_store
+    from persona_dspy.report import read_folder, read_store, with_store
 
     if folder is None and url is None:
         raise InputError("report of nothing: expected a folder of persona JSONs or --store, such as report personas/")
@@ -90,8 +88,8 @@ def _subjects(
 
 
 def _with_history(subjects: list[Subject], path: Path, skipped: Skipped | None) -> list[Subject]:
-    from persona_dspy.histories import BadRow, read_users
-    from persona_dspy.report.sources import with_episodes
+    from persona_dspy.data import BadRow, read_users
+    from persona_dspy.report import with_episodes
 
     bad: list[BadRow] = []
     names = [s.user_id for s in subjects]
@@ -106,8 +104,8 @@ def _with_history(subjects: list[Subject], path: Path, skipped: Skipped | None) 
 def _with_traces(subjects: list[Subject], path: Path) -> list[Subject]:
     from dataclasses import replace
 
+    from persona_dspy.agent import Trace
     from persona_dspy.report import read_traces
-    from persona_dspy.trace import Trace
 
     by_user: dict[str, list[Trace]] = {}
     for trace in read_traces(path):

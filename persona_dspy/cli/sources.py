@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import typer
 
 if TYPE_CHECKING:
-    from persona_dspy.persona import Persona
-    from persona_dspy.records import Interaction
+    from persona_dspy.core import Interaction, Persona
     from persona_dspy.store import Store
 
 __all__ = ["FileSource", "Source", "StoreSource", "StoredHistory", "ingested"]
@@ -38,7 +37,7 @@ class StoredHistory:
         Raises:
             UnknownUser: nothing is kept of that user.
         """
-        from persona_dspy.export import parse_document
+        from persona_dspy.core import parse_document
 
         now = store.current(user_id)
         document = parse_document(now.document, f"persona of {user_id!r}") if now is not None else None
@@ -78,7 +77,7 @@ class FileSource:
 
     def __init__(self, path: Path, task: str | None, users: str | None, skip_bad_rows: bool) -> None:
         from persona_dspy.cli.programs import which_users
-        from persona_dspy.histories import detect_task
+        from persona_dspy.data import detect_task
 
         self.path, self.task, self.skip_bad_rows = path, task, skip_bad_rows
         self._told: set[str] = set()
@@ -86,7 +85,7 @@ class FileSource:
         self.known = detect_task(path, task)
 
     def read(self, bad: list[Any] | None = None) -> Iterator[Any]:
-        from persona_dspy.histories import read_users
+        from persona_dspy.data import read_users
 
         skip = self.skip_bad_rows
         return read_users(
@@ -136,7 +135,7 @@ class StoreSource:
 
     def __init__(self, url: str, task: str | None, users: str | None) -> None:
         from persona_dspy.cli.programs import which_users
-        from persona_dspy.lamp import get_task
+        from persona_dspy.data import get_task
 
         self.url, self.task, self.bad = url, task, 0
         self.limit, self.wanted = which_users(users)

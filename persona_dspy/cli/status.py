@@ -29,7 +29,7 @@ def status(
     from rich.console import Console
     from rich.table import Table
 
-    from persona_dspy.fleet_folder import fleet_status
+    from persona_dspy.fleet import fleet_status
 
     found = fleet_status(out)
     if json_output:

@@ -15,7 +15,7 @@ import typer
 from persona_dspy.cli.output import JsonOption, print_json
 
 if TYPE_CHECKING:
-    from persona_dspy.export import PersonaDocument
+    from persona_dspy.core import PersonaDocument
     from persona_dspy.store import Store, StoredPersona
     from persona_dspy.tracking import MlflowTracker
 
@@ -43,7 +43,7 @@ def open_store(url: str | None, *, new: bool = False) -> Store:
         StoreError: it cannot be opened.
     """
     from persona_dspy.errors import InputError
-    from persona_dspy.settings import home_dir
+    from persona_dspy.lm import home_dir
     from persona_dspy.store import Store
 
     where = str(home_dir() / "personas.db") if url is None else url
@@ -214,8 +214,8 @@ def export(
 
     Example: persona-dspy export --all --out personas/ --store personas.db
     """
+    from persona_dspy.core import persona_file_name, write_text
     from persona_dspy.errors import InputError
-    from persona_dspy.export import persona_file_name, write_text
 
     if (user is None) == (not every):
         raise InputError(f"export {user!r}, --all {every}: expected either a user id, as in export ana, or --all")
@@ -243,8 +243,8 @@ def import_command(
 
     Example: persona-dspy import personas/ --store personas.db
     """
+    from persona_dspy.core import load_document
     from persona_dspy.errors import PersonaFormatError
-    from persona_dspy.export import load_document
 
     listed = list(_json_files(files))
     if not listed:
@@ -308,7 +308,7 @@ def _json_files(paths: Iterable[Path]) -> Iterator[Path]:
 
 
 def _document(stored: StoredPersona) -> PersonaDocument:
-    from persona_dspy.export import parse_document
+    from persona_dspy.core import parse_document
 
     return parse_document(stored.document, f"version {stored.version} of {stored.user_id!r}")
 

@@ -9,9 +9,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from persona_dspy.persona import Bullet
-    from persona_dspy.records import Interaction
-    from persona_dspy.trace import Call, Step, Trace
+    from persona_dspy.agent import Call, Step, Trace
+    from persona_dspy.core import Bullet, Interaction
 
 __all__ = ["print_trace"]
 
@@ -23,7 +22,7 @@ def print_trace(trace: Trace, past: Iterable[Interaction], bullets: Iterable[Bul
     texts of episodes and of the persona's rules, of which a trace keeps the ids."""
     from rich.rule import Rule
 
-    from persona_dspy.trace import Step
+    from persona_dspy.agent import Step
 
     known, rules = {i.id: i for i in past}, {b.id: b.sentence for b in bullets}
     console.print(Rule(_plain(f"persona of {trace.user_id}, version {trace.persona_version}"), align="left"))
@@ -76,7 +75,7 @@ def _plain(told: str) -> Text:
 
 
 def _short(text: str, most: int = _SHOWN) -> str:
-    from persona_dspy.untrusted import one_line
+    from persona_dspy.core import one_line
 
     line = one_line(text)
     return line if len(line) <= most else line[: most - 3] + "..."

@@ -18,9 +18,9 @@ import dspy
 import numpy as np
 from numpy.typing import NDArray
 
+from persona_dspy.core import Episode, Interaction
 from persona_dspy.errors import InputError
 from persona_dspy.memory.retrieval import BM25, Recency, Retriever, top
-from persona_dspy.records import Episode, Interaction
 
 __all__ = ["EpisodicMemory", "MemoryCut", "Recall", "episode_text"]
 

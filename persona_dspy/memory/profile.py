@@ -14,12 +14,10 @@ import dspy
 from dspy.utils.exceptions import AdapterParseError
 from pydantic import BaseModel, Field
 
+from persona_dspy.core import BULLET_TOKENS, Interaction, clip_tokens, fenced, one_line
 from persona_dspy.errors import InputError
-from persona_dspy.ledger import role
+from persona_dspy.lm import role
 from persona_dspy.memory.profile_lines import Profile, ProfileLine, cost, joined, line_of, mark_of, one_of, strongest
-from persona_dspy.persona import BULLET_TOKENS
-from persona_dspy.records import Interaction
-from persona_dspy.untrusted import clip_tokens, fenced, one_line
 
 __all__ = ["Profiles", "SemanticMemory"]
 

@@ -10,9 +10,7 @@ from hashlib import blake2b
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from persona_dspy.persona import BULLET_TOKENS, Bullet
-from persona_dspy.records import Interaction
-from persona_dspy.untrusted import clip_tokens, count_tokens, echoes, one_line
+from persona_dspy.core import BULLET_TOKENS, Bullet, Interaction, clip_tokens, count_tokens, echoes, one_line
 
 __all__ = ["Profile", "ProfileLine", "cost", "joined", "line_of", "mark_of", "one_of", "strongest"]
 

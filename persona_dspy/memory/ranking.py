@@ -14,8 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from persona_dspy.persona import Persona
-from persona_dspy.records import Episode
+from persona_dspy.core import Episode, Persona
 
 __all__ = ["counted", "counts_sentence", "favoured", "ranked"]
 

@@ -1,14 +1,5 @@
-"""One page about a fleet's personas, without a server or a network. Owns: the public names."""
+"""What people look at: figures, the persona map, the report page."""
 
-from persona_dspy.report.page import report_page
-from persona_dspy.report.sources import Subject, SystemScore, read_evaluation, read_folder, read_store, read_traces
+import lazy_loader
 
-__all__ = [
-    "Subject",
-    "SystemScore",
-    "read_evaluation",
-    "read_folder",
-    "read_store",
-    "read_traces",
-    "report_page",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -7,8 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from persona_dspy.alignment import Alignment
-from persona_dspy.intervals import Interval, Paired, mean_interval, paired_difference
+from persona_dspy.core import Alignment, Interval, Paired, mean_interval, paired_difference
 from persona_dspy.report.sources import Subject
 from persona_dspy.report.user_view import alignment_of
 

@@ -16,12 +16,12 @@ from datetime import UTC, datetime
 from importlib.resources import files
 from typing import Any
 
+from persona_dspy.core import HIGHER_IS_BETTER
 from persona_dspy.errors import InputError, RunError
-from persona_dspy.figures import before_and_after, curve, each_user, fleet_curve, learning_curve, systems_figure
-from persona_dspy.map_figures import map_figure, similarity_figure
-from persona_dspy.metrics import HIGHER_IS_BETTER
-from persona_dspy.persona_map import Encoder, jaccard, map_personas, nearest, persona_terms, spread
+from persona_dspy.report.figures import before_and_after, curve, each_user, fleet_curve, learning_curve, systems_figure
+from persona_dspy.report.map_figures import map_figure, similarity_figure
 from persona_dspy.report.overview import overview, pairs
+from persona_dspy.report.persona_map import Encoder, jaccard, map_personas, nearest, persona_terms, spread
 from persona_dspy.report.sources import Subject, SystemScore
 from persona_dspy.report.user_view import alignment_of, user_view
 
@@ -54,8 +54,8 @@ def report_page(
         RunError: the extra ``report`` is not installed.
 
     Example:
-        >>> from persona_dspy.export import PersonaDocument
-        >>> from persona_dspy.persona import Persona
+        >>> from persona_dspy.core.document import PersonaDocument
+        >>> from persona_dspy.core.persona import Persona
         >>> document = PersonaDocument.of(Persona.from_text("Prefers short answers.", user_id="ana"))
         >>> page = report_page([Subject(user_id="ana", versions=(document,), current=0)])
         >>> page.startswith("<!doctype html>"), "Prefers short answers." in page, "src=" in page.split("<script>")[0]

@@ -12,10 +12,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from persona_dspy.agent import Trace
+from persona_dspy.core import Interaction, PersonaDocument, load_document, parse_document
 from persona_dspy.errors import DataError, InputError, PersonaFormatError
-from persona_dspy.export import PersonaDocument, load_document, parse_document
-from persona_dspy.records import Interaction
-from persona_dspy.trace import Trace
 
 if TYPE_CHECKING:
     from persona_dspy.store import Store

@@ -13,11 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from persona_dspy.alignment import Alignment, AlignmentStep
-from persona_dspy.export import PersonaDocument
-from persona_dspy.figures import curve, label
-from persona_dspy.persona import Bullet, Persona
-from persona_dspy.records import Interaction
+from persona_dspy.core import Alignment, AlignmentStep, Bullet, Interaction, Persona, PersonaDocument
+from persona_dspy.report.figures import curve, label
 from persona_dspy.report.sources import Subject
 
 __all__ = ["alignment_of", "user_view", "word_diff"]

@@ -1,0 +1,10 @@
+from .acceptance import AlwaysAccept as AlwaysAccept
+from .acceptance import AnchorGate as AnchorGate
+from .acceptance import HeldOutGate as HeldOutGate
+from .acceptance import KFoldGate as KFoldGate
+from .acceptance import SignTestGate as SignTestGate
+from .cohort import Cohort as Cohort
+from .gepa_adapter import PersonaGEPAAdapter as PersonaGEPAAdapter
+from .persona_alignment import PersonaAlignment as PersonaAlignment
+from .proposals import EditProposer as EditProposer
+from .proposals import RewriteProposer as RewriteProposer

@@ -1,0 +1,283 @@
+"""What every program with a persona shares. Owns: ``PersonalProgram``, ``PersonaPrediction``, one answer's context.
+
+Not here: the flows themselves (agent.py, personalized.py), learning a persona (optimizers), learning as one goes
+(online.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Self
+
+import dspy
+
+from persona_dspy.agent.prompt import Turn
+from persona_dspy.agent.recorder import Recorder, recording
+from persona_dspy.agent.trace import Trace
+from persona_dspy.core import Alignment, Episode, Interaction, Persona, PersonaParameter, ResponseKind, clip_tokens
+from persona_dspy.errors import InputError
+from persona_dspy.memory import EpisodicMemory, MemoryCut, Recall, facts
+
+if TYPE_CHECKING:
+    from persona_dspy.service import OnlineAlignment
+
+__all__ = ["Answering", "PersonaPrediction", "PersonalProgram"]
+
+
+class PersonaPrediction(dspy.Prediction):
+    """A prediction that can say how it came about: ``.trace``, a ``Trace``; not one of its output fields.
+
+    Example:
+        >>> trace = Trace(user_id="u1", query="A heist.", persona_version=1, persona="Likes comedies.")
+        >>> prediction = PersonaPrediction.of(dspy.Prediction(tag="comedy"), trace)
+        >>> prediction.tag, prediction.trace.query, prediction.keys()
+        ('comedy', 'A heist.', ['tag'])
+    """
+
+    _trace: Trace | None = None
+
+    @property
+    def trace(self) -> Trace:
+        if self._trace is None:
+            raise InputError("prediction.trace: expected a prediction of a PersonaAgent; this one has no trace")
+        return self._trace
+
+    @classmethod
+    def of(cls, prediction: dspy.Prediction, trace: Trace) -> PersonaPrediction:
+        made = cls()
+        vars(made).update(vars(prediction))
+        vars(made)["_trace"] = trace
+        return made
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answering:
+    """One answer being given: the persona it is given under, from beginning to end, and what happens meanwhile."""
+
+    persona: Persona
+    prompt: str
+    recorder: Recorder
+
+
+class PersonalProgram(dspy.Module):
+    """What PersonaAgent and Personalized share: a persona parameter, a handle on one user's memory, and the names of
+    the query and response fields. The predictors may be shared between users; a call changes nothing but contexts."""
+
+    persona: PersonaParameter
+    memory: EpisodicMemory
+    query_field: str
+    response_field: str
+    kind: ResponseKind
+    alignment: Alignment | None = None  # set on what PersonaAlignment returns
+    online: OnlineAlignment | None = None  # set by OnlineAlignment.watch
+    replays: bool = False  # see ``replaying``
+    turn_tokens: int = 192  # estimated tokens of a past query that is shown as a turn; more is cut
+
+    def __init__(self, *, memory: EpisodicMemory, persona: Persona | None, user_id: str | None, recall: Recall) -> None:
+        super().__init__()
+        user = user_id or (persona.user_id if persona else None) or memory.user_id or "user"
+        for named, other in (("persona", persona.user_id if persona else None), ("history", memory.user_id)):
+            if other not in (None, user):
+                raise InputError(f"{named} of user {other!r}: expected user {user!r}; one program answers for one user")
+        self.memory = memory
+        self.recall = recall
+        self._given = persona
+        self._user_id = user
+
+    def _settle_persona(self) -> None:
+        given = self._given or Persona(user_id=self._user_id).with_facts(facts(self.memory.interactions, self.kind))
+        self.persona = PersonaParameter(given)
+
+    @property
+    def user_id(self) -> str:
+        return self._user_id
+
+    def for_user(
+        self, user_id: str, history: Iterable[Interaction] | EpisodicMemory = (), persona: Persona | None = None
+    ) -> Self:
+        """This program for another user: the same predictors, another persona and memory. Light: nothing is copied."""
+        memory = history if isinstance(history, EpisodicMemory) else EpisodicMemory(history, user_id=user_id)
+        for named, other in (("persona", persona.user_id if persona else None), ("history", memory.user_id)):
+            if other not in (None, user_id):
+                raise InputError(f"{named} of user {other!r}: expected user {user_id!r}")
+        twin = self._twin()
+        twin.memory, twin._given, twin._user_id = memory, persona, user_id
+        twin.kind = ResponseKind.of(self.kind.annotation, (i.response for i in memory.interactions))
+        vars(twin).pop("alignment", None)  # the record of this user's persona, not of that one's
+        vars(twin).pop("online", None)
+        twin._settle_persona()
+        return twin
+
+    def with_persona(self, persona: Persona) -> Self:
+        """This program under another persona of the same user; predictors, memory and initial persona are shared."""
+        if persona.user_id != self._user_id:
+            raise InputError(f"persona of user {persona.user_id!r}: expected user {self._user_id!r}")
+        twin = self._twin()
+        twin.persona = PersonaParameter(persona, self.persona.initial)
+        return twin
+
+    def replaying(self) -> Self:
+        """This program as ``dspy.Evaluate`` or one of DSPy's optimizers may run it on the user's own past.
+
+        Called as it is, a program finds a past query in memory, the user's answer beside it. Here a query that memory
+        has is answered with memory as it stood before, without any interaction of the same query. ``simulate`` does so
+        for a single example; PersonaAlignment needs neither.
+        """
+        twin = self._twin()
+        twin.replays = True
+        return twin
+
+    def _twin(self) -> Self:
+        twin = object.__new__(type(self))
+        vars(twin).update(vars(self))
+        twin.history, twin.callbacks = [], list(self.callbacks)
+        return twin
+
+    def reset_copy(self) -> Self:
+        """DSPy's, for optimizers that start from bare predictors: the persona is the user's, not theirs, and stays."""
+        copy = super().reset_copy()
+        copy.persona.value = self.persona.value
+        return copy
+
+    def examples(self) -> list[dspy.Example]:
+        """The user's interactions as DSPy examples, oldest first: a trainset for PersonaAlignment.
+
+        Inputs are the query field and metadata of the same name as other input fields; ``interaction_id`` tells the
+        optimizer which moment of the past an example is.
+        """
+        return [self.example(i) for i in self.memory.interactions]
+
+    def example(self, interaction: Interaction) -> dspy.Example:
+        """One interaction as a DSPy example."""
+        others = [n for n in self._input_names() if n != self.query_field and n in interaction.metadata]
+        values = {name: interaction.metadata[name] for name in others}
+        values[self.query_field] = interaction.query
+        values[self.response_field] = self.kind.typed(interaction.response)
+        return dspy.Example(**values, interaction_id=interaction.id).with_inputs(self.query_field, *others)
+
+    def metadata_of(self, example: dspy.Example) -> dict[str, Any]:
+        """What ``example`` would read back from an interaction's metadata: the other input fields."""
+        own = (self.query_field, self.response_field)
+        return {n: example[n] for n in self._input_names() if n not in own and example.get(n) is not None}
+
+    def simulate(self, example: dspy.Example, *, exclude: frozenset[str] = frozenset()) -> dspy.Prediction:
+        """Answer a past interaction as if it were new: memory as it stood just before, minus ``exclude``.
+
+        An example without ``interaction_id`` sees all of memory but interactions with the same query.
+        """
+        with dspy.context(memory_cut=self._cut(example, exclude)):
+            return self(**example.inputs())
+
+    def _cut(self, example: dspy.Example, exclude: frozenset[str]) -> MemoryCut:
+        found = example.get("interaction_id")
+        position = self.memory.position(found) if found else None
+        if position is not None:
+            return MemoryCut(before=position, exclude=exclude)
+        query = example.get(self.query_field)
+        same = {i.id for i in self.memory.interactions if i.query == query}
+        return MemoryCut(exclude=exclude | same)
+
+    def observe(
+        self,
+        query: str,
+        response: str,
+        *,
+        time: datetime | str | None = None,
+        id: str = "",
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Interaction:
+        """What the user really answered: remembered at once, for every answer from now on.
+
+        Where the program is watched (``OnlineAlignment.watch``), it is kept in the store first, and once enough are
+        new, alignment is scheduled; this call does not wait for it.
+
+        Args:
+            time: by default now.
+
+        Raises:
+            InputError: blank, or its id is taken.
+        """
+        said = Interaction(
+            user_id=self._user_id,
+            query=query,
+            response=response,
+            time=datetime.now(UTC) if time is None else time,  # type: ignore[arg-type]  # parsed there
+            id=id,
+            metadata=dict(metadata or {}),
+        )
+        if self.online is not None:
+            self.online.observed(self, said)
+        else:
+            self.memory.append(said)
+        return said
+
+    async def aobserve(self, query: str, response: str, **options: Any) -> Interaction:
+        """``observe`` for asyncio: writing to a store does not hold up the loop."""
+        return await asyncio.to_thread(self.observe, query, response, **options)
+
+    def _input_names(self) -> list[str]:
+        raise NotImplementedError
+
+    def _has_tools(self) -> bool:
+        """Whether an answer may call tools, so that the trace has to listen."""
+        raise NotImplementedError
+
+    def lm_name(self) -> str | None:
+        """The model that answers, as DSPy names it; None where none is configured."""
+        return getattr(self._lm(), "model", None)
+
+    def _lm(self) -> Any:
+        return dspy.settings.get("lm") or next((p.lm for p in self.predictors() if p.lm), None)
+
+    def own_lm(self) -> Any:
+        """The LM that the program's predictors were given, else the configured one; None where there is none."""
+        return next((p.lm for p in self.predictors() if p.lm), None) or dspy.settings.get("lm")
+
+    def _turns(self, episodes: Sequence[Episode]) -> list[Turn]:
+        """Episodes as past turns, nearest last: the position an LM heeds most."""
+        return [
+            {
+                self.query_field: clip_tokens(e.interaction.query, self.turn_tokens),
+                self.response_field: self.kind.typed(e.interaction.response),
+            }
+            for e in reversed(episodes)
+        ]
+
+    def _as_new(self, query: str) -> MemoryCut:
+        places = [(n, i.id) for n, i in enumerate(self.memory.interactions) if i.query == query]
+        return MemoryCut(before=places[-1][0], exclude=frozenset(i for _, i in places)) if places else MemoryCut()
+
+    @contextmanager
+    def _answering(self, query: str) -> Generator[Answering]:
+        """The context in which every predictor, tool and retriever inside works for this user."""
+        persona = self.persona.value  # read once: another version may take its place while this answer is given
+        mine: dict[str, Any] = {"user_memory": self.memory, "user_persona": persona}
+        if self.replays and dspy.settings.get("memory_cut") is None:
+            mine["memory_cut"] = self._as_new(query)
+        with (
+            recording(tools=self._has_tools()) as recorder,
+            dspy.context(**mine, user_id=self._user_id, user_kind=self.kind),
+        ):
+            yield Answering(persona=persona, prompt=persona.render(), recorder=recorder)
+
+    def _traced(self, prediction: dspy.Prediction, answering: Answering, query: str) -> PersonaPrediction:
+        recorder = answering.recorder
+        trace = Trace(
+            user_id=self._user_id,
+            query=query,
+            persona_version=answering.persona.version,
+            persona=answering.prompt,
+            steps=tuple(sorted(recorder.steps, key=lambda step: step.at)),
+            calls=tuple(sorted(recorder.calls, key=lambda call: call.at)),
+            response=str(prediction.get(self.response_field, "")),
+            started=recorder.started,
+            seconds=round(recorder.now, 6),
+        )
+        send = dspy.settings.get("persona_traces")
+        if send is not None and (send.simulated or dspy.settings.get("memory_cut") is None):
+            send(trace)
+        return PersonaPrediction.of(prediction, trace)

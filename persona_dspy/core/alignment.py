@@ -1,0 +1,115 @@
+"""The record of an alignment: every step, its scores and its cost. Owns: the frozen, JSON-safe values.
+
+Not here: doing it (optimizers). Written into the persona JSON, MLflow artifacts and the store.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from persona_dspy.core.interactions import Usage
+
+__all__ = ["Alignment", "AlignmentStep", "Scores", "Trial", "UsageRecord"]
+
+
+class UsageRecord(BaseModel):
+    """``Usage`` in JSON: calls sent to an engine, tokens, seconds (of LM time), US dollars where known."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    calls: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    cache_hits: int = 0
+    failures: int = 0
+    seconds: float = 0.0
+    usd: float | None = None
+
+    @classmethod
+    def of(cls, usage: Usage) -> UsageRecord:
+        return cls(**usage.to_dict())  # type: ignore[arg-type]
+
+
+class Trial(BaseModel):
+    """One challenger before the gate: its edits, mean scores in [0, 1] on the held-out items, and the verdict.
+
+    ``challenger_score`` is None where it was given up before all items were scored; ``incumbent_score`` is then over
+    those on which the incumbent was scored by then.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    edits: tuple[str, ...]
+    incumbent_score: float
+    challenger_score: float | None
+    accepted: bool
+    reason: str
+
+
+class AlignmentStep(BaseModel):
+    """One step: which past interactions were simulated, how well, what the textual loss said, what was tried."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epoch: int
+    simulated: tuple[str, ...] = ()
+    scores: tuple[float, ...] = ()
+    feedback: tuple[str, ...] = ()
+    trials: tuple[Trial, ...] = ()
+    usage: UsageRecord = UsageRecord()
+
+
+class Scores(BaseModel):
+    """Mean scores on the held-out interactions, in [0, 1], higher is better; None where none were held out, or the
+    budget ended before all were scored.
+
+    ``without_persona``: the same program and memory with an empty persona. ``initial``: the persona it began with.
+    ``final``: the one it ended with. None of them was fitted on these interactions, but where folds judge in turn (a
+    note says so): edits that another fold judged could see them.
+
+    Example:
+        >>> Scores(without_persona=0.25, final=0.75).gain, Scores(final=0.75).gain
+        (0.5, None)
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    without_persona: float | None = None
+    initial: float | None = None
+    final: float | None = None
+
+    @property
+    def gain(self) -> float | None:
+        """``final`` over ``without_persona``; None where one of them is not known."""
+        if self.final is None or self.without_persona is None:
+            return None
+        return self.final - self.without_persona
+
+
+class Alignment(BaseModel):
+    """What alignment did for one user. ``stopped`` says why it ended; ``gate_size`` how many items decided.
+
+    Example:
+        >>> Alignment(user_id="u1", gate_size=6, stopped="nothing wrong left").accepted
+        0
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    user_id: str
+    scores: Scores = Scores()
+    gate_size: int = 0
+    accepted: int = Field(default=0, description="challengers accepted")
+    steps: tuple[AlignmentStep, ...] = ()
+    stopped: str = ""
+    notes: tuple[str, ...] = ()
+    usage: dict[str, UsageRecord] = Field(default_factory=dict, description="by role, and 'total'")
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def total(self) -> UsageRecord:
+        """Usage over all roles."""
+        return self.usage.get("total", UsageRecord())

@@ -1,0 +1,231 @@
+"""Persona JSON: the file that is shipped. Owns: the format ``persona-dspy/persona/1``, its JSON Schema, file names.
+
+Not here: DSPy's own checkpoints (``program.save``), the store. A program in another language needs only
+``system_prompt``: the exact text of the persona.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from persona_dspy.core.alignment import Alignment
+from persona_dspy.core.persona import SECTIONS, Bullet, Persona, Section
+from persona_dspy.errors import InputError, PersonaFormatError
+
+__all__ = [
+    "SCHEMA",
+    "PersonaDocument",
+    "json_schema",
+    "load_document",
+    "load_persona",
+    "persona_file_name",
+    "save_persona",
+    "write_bytes",
+    "write_text",
+]
+
+SCHEMA = "persona-dspy/persona/1"
+
+
+class SectionDocument(BaseModel):
+    """One section with its bullets, in order."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Section
+    bullets: tuple[Bullet, ...]
+
+
+class PersonaDocument(BaseModel):
+    """A persona as a file. ``system_prompt`` is the rendered persona; ``model``, ``task``: what it was made with."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    schema_: Literal["persona-dspy/persona/1"] = Field(default=SCHEMA, alias="schema")
+    user_id: str = Field(min_length=1)
+    version: int = Field(ge=0)
+    parent: int | None = None
+    created_at: str
+    sections: tuple[SectionDocument, ...] = ()
+    system_prompt: str = ""
+    task: str | None = None
+    model: str | None = None
+    alignment: Alignment | None = None
+
+    @classmethod
+    def of(
+        cls, persona: Persona, *, alignment: Alignment | None = None, task: str | None = None, model: str | None = None
+    ) -> PersonaDocument:
+        """The document of a persona."""
+        sections = [SectionDocument(name=s, bullets=persona.section(s)) for s in SECTIONS if persona.section(s)]
+        return cls(
+            user_id=persona.user_id,
+            version=persona.version,
+            parent=persona.parent,
+            created_at=persona.created_at,
+            sections=tuple(sections),
+            system_prompt=persona.render(),
+            task=task,
+            model=model,
+            alignment=alignment,
+        )
+
+    def persona(self) -> Persona:
+        """The persona, rendering to ``system_prompt`` to the byte.
+
+        Raises:
+            PersonaFormatError: the sections render to another text: the file was edited by hand.
+        """
+        bullets = tuple(b for s in self.sections for b in s.bullets)
+        persona = Persona(
+            user_id=self.user_id,
+            bullets=bullets,
+            version=self.version,
+            parent=self.parent,
+            created_at=self.created_at,
+        )
+        if persona.render() != self.system_prompt:
+            raise PersonaFormatError(
+                f"persona of user {self.user_id!r}: its sections and its system_prompt say different things; "
+                "expected the file as it was exported; edit a persona with Persona.apply or from_text instead"
+            )
+        return persona
+
+    def to_json(self) -> str:
+        """Indented JSON text with a final line break; keys in the order of the schema."""
+        return json.dumps(self.model_dump(mode="json", by_alias=True), ensure_ascii=False, indent=2) + "\n"
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of the current format (published as ``persona_dspy/schemas/persona-1.schema.json``)."""
+    schema = PersonaDocument.model_json_schema(by_alias=True, mode="serialization")
+    for part in (schema, *schema["$defs"].values()):  # descriptions are docstrings; their Python examples stay here
+        if "description" in part:
+            part["description"] = part["description"].partition("\n\nExample:")[0]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": SCHEMA, **schema}
+
+
+def persona_file_name(user_id: str) -> str:
+    """A file name for a user: readable where the id allows it, different for different ids on any file system.
+
+    Where the readable part is not the whole id, only the digest tells ids apart, and it is long enough for any number.
+
+    Example:
+        >>> persona_file_name("u1")
+        'u1-bb82030d.json'
+        >>> persona_file_name("Ü1")
+        '1-c96f455e04ac2f78f3266f7fc34daaad.json'
+    """
+    readable = re.sub(r"[^a-z0-9_-]+", "-", user_id.lower()).strip("-")[:40]
+    digest = sha256(user_id.encode("utf-8", "surrogatepass")).hexdigest()[: 8 if readable == user_id else 32]
+    return f"{readable}-{digest}.json" if readable else f"{digest}.json"
+
+
+def save_persona(
+    persona: Persona,
+    path: str | os.PathLike[str],
+    *,
+    alignment: Alignment | None = None,
+    task: str | None = None,
+    model: str | None = None,
+) -> Path:
+    """Write a persona JSON, whole or not at all. A directory as path gets ``persona_file_name(user_id)``.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_persona(Persona.from_text("Prefers short answers.", user_id="u1"), folder).name
+        'u1-bb82030d.json'
+    """
+    target = Path(path)
+    if target.is_dir():
+        target = target / persona_file_name(persona.user_id)
+    write_text(target, PersonaDocument.of(persona, alignment=alignment, task=task, model=model).to_json())
+    return target
+
+
+def write_text(path: Path, text: str) -> None:
+    """As ``write_bytes``, in UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file so that it is never seen half-written: a temporary file beside it, flushed, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def load_document(path: str | os.PathLike[str]) -> PersonaDocument:
+    """Read a persona JSON with everything in it.
+
+    Raises:
+        PersonaFormatError: not there, not JSON, another schema, a missing or wrong field (named).
+    """
+    file = Path(path)
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PersonaFormatError(
+            f"{str(path)!r}: no such file; expected a persona JSON, such as personas/u1.json"
+        ) from None
+    except (OSError, UnicodeDecodeError) as failure:
+        raise PersonaFormatError(f"{str(path)!r}: cannot be read ({failure}); expected a persona JSON") from None
+    except json.JSONDecodeError as failure:
+        raise PersonaFormatError(f"{str(path)!r}: not JSON, line {failure.lineno}: {failure.msg}") from None
+    return parse_document(data, str(path))
+
+
+def parse_document(data: Any, name: str = "<persona>") -> PersonaDocument:
+    """A document from parsed JSON; older schemas are upgraded first."""
+    found = data.get("schema") if isinstance(data, dict) else None
+    if found != SCHEMA:
+        raise PersonaFormatError(
+            f"{name}: schema {found!r}; expected {SCHEMA!r}" + (", upgrade persona-dspy to read it" if found else "")
+        )
+    try:
+        return PersonaDocument.model_validate(data)
+    except ValidationError as failure:
+        first = failure.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise PersonaFormatError(f"{name}: field {where!r}: {first['msg']}, got {first.get('input')!r:.80}") from None
+
+
+def load_persona(path: str | os.PathLike[str], *, user_id: str | None = None) -> Persona:
+    """Read a persona JSON.
+
+    Args:
+        user_id: whose it has to be; None = anybody's.
+
+    Raises:
+        PersonaFormatError: as ``load_document``.
+        InputError: it is another user's.
+
+    Example:
+        >>> import tempfile
+        >>> given = Persona.from_text("Prefers short answers.", user_id="u1")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     load_persona(save_persona(given, folder)) == given
+        True
+    """
+    persona = load_document(path).persona()
+    if user_id is not None and persona.user_id != user_id:
+        raise InputError(f"{str(path)!r} holds the persona of user {persona.user_id!r}: expected user {user_id!r}")
+    return persona

@@ -1,0 +1,315 @@
+"""The persona: a user's own system prompt as an immutable value, and that value as a DSPy parameter.
+
+Owns: bullets, sections, edits, versions, rendering, diff. Not here: how a persona reaches an LM (system_prompt.py),
+how it is learned (optimizers), its files (export.py).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Iterable, Sequence
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import Any, Literal, get_args
+
+from dspy.predict.parameter import Parameter
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from persona_dspy.core.text import clip_tokens, count_tokens, one_line
+from persona_dspy.errors import InputError
+
+__all__ = ["SECTIONS", "Bullet", "Edit", "Persona", "PersonaDiff", "PersonaParameter", "Section"]
+
+Section = Literal["who", "preferences", "decision rules", "style", "search hints"]
+SECTIONS: tuple[Section, ...] = get_args(Section)
+Source = Literal["fact", "summary", "learned", "given"]
+
+SECTION_TOKENS = 240  # per section; five full sections stay under what a 2k-context model can spare
+BULLET_TOKENS = 60
+
+NOTHING_ELSE = "nothing else fits"
+_OPENING = "You answer for one particular user. Answer as this user would."
+_TITLES: dict[Section, str] = {
+    "who": "Who this user is",
+    "preferences": "What this user prefers",
+    "decision rules": "How this user decides",
+    "style": "How this user writes",
+    "search hints": "What to look up for this user",
+}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class Bullet(BaseModel):
+    """One line of a persona.
+
+    A decision rule has ``when`` and ``then`` (condition and response) and no text of its own; its sentence is made
+    from them. ``evidence`` holds interaction ids; ``hits`` counts the user's interactions that bear the line out.
+    A ``locked`` bullet is the user's: no optimizer may touch it. ``source``: ``fact`` computed by code, ``summary``
+    written by an LM from memory, ``learned`` by alignment, ``given`` by a person.
+
+    Example:
+        >>> Bullet(section="decision rules", when='the title says "space"', then="sci-fi").sentence
+        'If the title says "space", answer "sci-fi".'
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    section: Section
+    text: str = ""
+    when: str = ""
+    then: str = ""
+    evidence: tuple[str, ...] = ()
+    hits: int = Field(default=0, ge=0)
+    locked: bool = False
+    source: Source = "given"
+    created: str = Field(default_factory=_now)
+    id: str = ""
+
+    @field_validator("text", "when", "then")
+    @classmethod
+    def _is_one_line_of_data(cls, value: str) -> str:
+        return clip_tokens(one_line(value), BULLET_TOKENS)
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Bullet:
+        if bool(self.when) != bool(self.then):
+            raise ValueError(f"a decision rule needs both when and then, got when={self.when!r}, then={self.then!r}")
+        if not self.text and not self.when:
+            raise ValueError("a bullet needs text, or when and then")
+        if not self.id:
+            digest = sha256(f"{self.section}\0{self.sentence}".encode()).hexdigest()
+            object.__setattr__(self, "id", digest[:8])
+        return self
+
+    @property
+    def quoted(self) -> tuple[str, ...]:
+        """The words that the condition names in quotation marks, in lower case."""
+        return tuple(re.findall(r'"([^"]+)"', self.when.lower()))
+
+    @property
+    def is_default(self) -> bool:
+        """A decision rule for what no other rule covers."""
+        return self.when == NOTHING_ELSE
+
+    def fits(self, words: Collection[str]) -> bool:
+        """Whether a decision rule's condition names one of ``words`` (lower case) in quotation marks."""
+        return any(word in words for word in self.quoted)
+
+    @property
+    def sentence(self) -> str:
+        """The bullet as rendered."""
+        return f'If {self.when}, answer "{self.then}".' if self.when else self.text
+
+
+class Edit(BaseModel):
+    """A delta to a persona: ``add`` a bullet, ``revise`` the one with ``id``, or ``drop`` it.
+
+    Example:
+        >>> Edit(op="add", bullet=Bullet(section="style", text="Writes in lower case.")).sentence
+        'add Writes in lower case.'
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    op: Literal["add", "revise", "drop"]
+    bullet: Bullet | None = None
+    id: str = ""
+
+    @property
+    def sentence(self) -> str:
+        """One line for people and for the list of rejected edits."""
+        return f"{self.op} {self.bullet.sentence if self.bullet else self.id}"
+
+
+class PersonaDiff(BaseModel):
+    """What changed from one persona to another, as bullets; ``str()`` gives +/-/~ lines."""
+
+    model_config = ConfigDict(frozen=True)
+
+    added: tuple[Bullet, ...] = ()
+    dropped: tuple[Bullet, ...] = ()
+    revised: tuple[tuple[Bullet, Bullet], ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.dropped or self.revised)
+
+    def __str__(self) -> str:
+        lines = [f"- [{b.section}] {b.sentence}" for b in self.dropped]
+        lines += [f"~ [{new.section}] {old.sentence} -> {new.sentence}" for old, new in self.revised]
+        lines += [f"+ [{b.section}] {b.sentence}" for b in self.added]
+        return "\n".join(lines)
+
+
+class Persona(BaseModel):
+    """One version of one user's persona. Immutable; ``apply`` and ``with_facts`` return new values.
+
+    ``version`` counts from 0 (the initial persona); ``parent`` is the version it came from, None for the first.
+
+    Example:
+        >>> p = Persona.from_text("Prefers short answers.", user_id="u1")
+        >>> print(p.render())
+        You answer for one particular user. Answer as this user would.
+        <BLANKLINE>
+        What this user prefers:
+        - Prefers short answers.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    user_id: str = Field(min_length=1)
+    bullets: tuple[Bullet, ...] = ()
+    version: int = Field(default=0, ge=0)
+    parent: int | None = None
+    created_at: str = Field(default_factory=_now)
+
+    @classmethod
+    def from_text(cls, text: str, *, user_id: str, source: Source = "given", like: Persona | None = None) -> Persona:
+        """A persona from plain text: one bullet a line; a line that names a section (``Style:``) opens it.
+
+        With ``like``, version and parent follow that persona, and its locked bullets stay.
+
+        Raises:
+            InputError: the text holds nothing.
+        """
+        section: Section = "preferences"
+        bullets = [b for b in like.bullets if b.locked] if like else []
+        kept = {b.id for b in bullets}
+        for raw in text.splitlines():
+            line = one_line(raw).lstrip("-*# ").strip()
+            heading = line.rstrip(":").strip().lower()
+            if heading in SECTIONS or heading in _BY_TITLE:
+                section = _BY_TITLE.get(heading, heading)  # type: ignore[assignment]
+            elif line and line != _OPENING:
+                bullet = Bullet(section=section, text=line, source=source)
+                if bullet.id not in kept:
+                    bullets.append(bullet)
+                    kept.add(bullet.id)
+        if not bullets:
+            raise InputError(f"persona text {text!r}: expected at least one line about the user")
+        version, parent = (like.version + 1, like.version) if like else (0, None)
+        return cls(user_id=user_id, bullets=tuple(bullets), version=version, parent=parent)
+
+    def section(self, name: Section) -> tuple[Bullet, ...]:
+        """The bullets of one section, in order."""
+        return tuple(b for b in self.bullets if b.section == name)
+
+    def render(self) -> str:
+        """The system prompt: an opening sentence and a list per section; empty text for a persona without bullets."""
+        if not self.bullets:
+            return ""
+        parts = [_OPENING]
+        for name in SECTIONS:
+            if bullets := self.section(name):
+                parts.append(f"{_TITLES[name]}:\n" + "\n".join(f"- {b.sentence}" for b in bullets))
+        return "\n\n".join(parts)
+
+    def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
+        """The persona JSON (see export.py), also written to ``path`` where one is given, whole or not at all."""
+        from persona_dspy.core.document import PersonaDocument, save_persona  # export builds on this module
+
+        if path is not None:
+            save_persona(self, path)
+        return PersonaDocument.of(self).to_json()
+
+    @property
+    def fingerprint(self) -> str:
+        """12 hex digits that are equal exactly where the rendered text is."""
+        return sha256(self.render().encode()).hexdigest()[:12]
+
+    def apply(self, edits: Iterable[Edit]) -> Persona:
+        """The next version: this one with the edits, in order.
+
+        Raises:
+            InputError: an edit names an unknown or a locked bullet, repeats a bullet, or puts a section over its
+                cap of ``SECTION_TOKENS`` estimated tokens.
+        """
+        bullets = {b.id: b for b in self.bullets}
+        for edit in edits:
+            target = bullets.get(edit.id)
+            if edit.op != "add":
+                if target is None:
+                    raise InputError(f"edit of bullet {edit.id!r}: expected one of {sorted(bullets)}")
+                if target.locked:
+                    raise InputError(f"edit of bullet {edit.id!r}: it is locked by its user")
+            if edit.op == "drop":
+                del bullets[edit.id]
+                continue
+            if edit.bullet is None:
+                raise InputError(f"edit {edit.op!r}: expected a bullet")
+            if edit.op == "revise":
+                bullets[edit.id] = edit.bullet.model_copy(update={"id": edit.id})
+            elif edit.bullet.id in bullets:
+                raise InputError(f"edit adds bullet {edit.bullet.sentence!r}: the persona has it already")
+            else:
+                bullets[edit.bullet.id] = edit.bullet
+        return self._next(bullets.values())
+
+    def with_facts(self, facts: Sequence[Bullet]) -> Persona:
+        """The same version with its ``fact`` bullets replaced: facts follow memory, they are not learned."""
+        rest = [b for b in self.bullets if b.source != "fact"]
+        names = {b.id for b in rest}
+        fresh = [b for b in facts if b.id not in names]
+        return self.model_copy(update={"bullets": tuple(_in_section_order([*fresh, *rest]))})
+
+    def lock(self, bullet_id: str, *, locked: bool = True) -> Persona:
+        """The next version with one bullet locked (or unlocked)."""
+        if bullet_id not in {b.id for b in self.bullets}:
+            raise InputError(f"bullet {bullet_id!r}: expected one of {[b.id for b in self.bullets]}")
+        return self._next(b.model_copy(update={"locked": locked}) if b.id == bullet_id else b for b in self.bullets)
+
+    def diff(self, other: Persona) -> PersonaDiff:
+        """What turns this persona into ``other``; evidence and hit counts do not count as changes."""
+        mine, theirs = {b.id: b for b in self.bullets}, {b.id: b for b in other.bullets}
+        both = [(mine[i], theirs[i]) for i in mine if i in theirs]
+        return PersonaDiff(
+            added=tuple(b for i, b in theirs.items() if i not in mine),
+            dropped=tuple(b for i, b in mine.items() if i not in theirs),
+            revised=tuple((a, b) for a, b in both if (a.sentence, a.locked) != (b.sentence, b.locked)),
+        )
+
+    def _next(self, bullets: Iterable[Bullet]) -> Persona:
+        ordered = tuple(_in_section_order(bullets))
+        grown = Persona(user_id=self.user_id, bullets=ordered, version=self.version + 1, parent=self.version)
+        for name in SECTIONS:
+            used = sum(count_tokens(b.sentence) for b in grown.section(name))
+            if used > SECTION_TOKENS and used > sum(count_tokens(b.sentence) for b in self.section(name)):
+                raise InputError(f"section {name!r} would hold {used} tokens: expected at most {SECTION_TOKENS}")
+        return grown
+
+
+def _in_section_order(bullets: Iterable[Bullet]) -> list[Bullet]:
+    return sorted(bullets, key=lambda b: SECTIONS.index(b.section))
+
+
+_BY_TITLE: dict[str, Section] = {title.lower(): name for name, title in _TITLES.items()}
+
+
+class PersonaParameter(Parameter):
+    """A persona as something that DSPy lists, copies, saves, loads and resets, as it does a predictor's demos.
+
+    ``value`` is the current persona, ``initial`` what ``reset()`` goes back to.
+    """
+
+    def __init__(self, value: Persona, initial: Persona | None = None) -> None:
+        self.value = value
+        self.initial = initial or value
+
+    def reset(self) -> None:
+        """Back to the initial persona."""
+        self.value = self.initial
+
+    def dump_state(self, json_mode: bool = True) -> dict[str, Any]:
+        """JSON-safe state for ``program.save``."""
+        return {"value": self.value.model_dump(mode="json"), "initial": self.initial.model_dump(mode="json")}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Inverse of ``dump_state``; nothing changes where the state cannot be read."""
+        value, initial = Persona.model_validate(state["value"]), Persona.model_validate(state["initial"])
+        self.value, self.initial = value, initial
+
+    def __repr__(self) -> str:
+        return f"PersonaParameter(user_id={self.value.user_id!r}, version={self.value.version})"

@@ -1,0 +1,16 @@
+from .download import BASE_URL as BASE_URL
+from .download import pull as pull
+from .files import BadRow as BadRow
+from .files import detect_task as detect_task
+from .files import outputs_path as outputs_path
+from .files import read_users as read_users
+from .interaction_rows import Question as Question
+from .interaction_rows import UserHistory as UserHistory
+from .lamp import get_task as get_task
+from .lamp import infer_task as infer_task
+from .lamp import task_names as task_names
+from .rows import file_form as file_form
+from .rows import json_line as json_line
+from .rows import numbered_lines as numbered_lines
+from .tasks import Place as Place
+from .tasks import Task as Task

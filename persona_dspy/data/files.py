@@ -1,0 +1,196 @@
+"""Files to user histories. Owns: ``read_users``: walking a file of any size with one user in memory. Not here: bytes
+and JSON (``rows.py``), what a row says (``history_rows.py``), tasks (``task.py``, ``lamp.py``), the store.
+
+Three forms, told apart by content: JSON lines of interactions; LaMP's official ``questions.json`` with
+``outputs.json`` beside it (one question a user); OPPU-style ``users.json`` (several questions a user).
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Collection, Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from persona_dspy.core import Interaction, in_time_order
+from persona_dspy.data import rows
+from persona_dspy.data.interaction_rows import (
+    BadRow,
+    Question,
+    Rules,
+    UniqueIds,
+    UserHistory,
+    array_user,
+    line_interaction,
+    text_id,
+)
+from persona_dspy.data.lamp import get_task
+from persona_dspy.data.tasks import Place, Task
+from persona_dspy.errors import InputError, UnknownUser
+
+__all__ = ["BadRow", "Question", "UserHistory", "detect_task", "outputs_path", "read_users"]
+
+
+def read_users(
+    path: str | Path,
+    *,
+    task: Task | str | None = None,
+    limit: int | None = None,
+    users: Collection[str] | None = None,
+    skip_bad_rows: bool = False,
+    bad_rows: list[BadRow] | None = None,
+) -> Iterator[UserHistory]:
+    """Histories of a file's users, one at a time, in the file's order.
+
+    A file of any size is read with one user in memory (JSON lines: also 16 bytes a row, since a user's rows may be
+    scattered). Interactions come in time order; where times are equal or missing, in file order.
+
+    Args:
+        path: the file; ``outputs.json`` is looked for beside a ``questions.json``.
+        task: a task or its name; by default the one ``outputs.json`` names. JSON lines need none; with one, responses
+            are checked against it.
+        limit: so many users at most.
+        users: only these. Rows of others are not checked beyond being JSON.
+        skip_bad_rows: pass over what cannot be used (a JSON line, a profile item, a question) instead of raising.
+        bad_rows: a list that gets one ``BadRow`` for each thing passed over.
+
+    Raises:
+        DataError: from the call itself where the file or its task cannot be told; while iterating for a row. Broken
+            JSON inside an array is raised even with ``skip_bad_rows``: nothing after it can be found.
+        UnknownUser: while iterating, at the end: one of ``users`` is not in the file.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "mine.jsonl")
+        >>> _ = path.write_text('{"user_id": "u1", "query": "Alien", "response": "horror", "time": "2026-01-03"}')
+        >>> [(u.user_id, len(u.interactions)) for u in read_users(path)]
+        [('u1', 1)]
+    """
+    if limit is not None and limit < 0:
+        raise InputError(f"limit {limit!r}: expected 0 or more users, or None for all")
+    path = Path(path)
+    rules = Rules(skip_bad_rows, bad_rows)
+    wanted = None if users is None else frozenset([users] if isinstance(users, str) else users)
+    form = rows.file_form(path)
+    known = detect_task(path, task)
+    if form == "lines":
+        found = _from_lines(path, known, wanted, rules)
+    elif known is None:
+        raise Place(file=str(path)).error("task", task, "a LaMP task", "Name it, such as --task lamp-2m")
+    else:
+        found = _from_array(path, known, wanted, rules)
+    return islice(_all_wanted(found, wanted, path), limit)
+
+
+def detect_task(path: str | Path, task: Task | str | None = None) -> Task | None:
+    """The task of a file: ``task`` where it is one or names one; else by ``outputs.json`` beside it; else None.
+
+    A signature such as ``"description -> tag"`` names no task (see ``infer_task``). "LaMP_2" is told apart by what
+    the first profile holds.
+
+    Raises:
+        InputError: an unknown name. DataError: an unreadable ``outputs.json``.
+    """
+    if isinstance(task, Task):
+        return task
+    path = Path(path)
+    if task and "->" not in task:
+        return get_task(task)
+    outputs = outputs_path(path)
+    if rows.file_form(path) == "lines" or not outputs.exists():
+        return None
+    name, _ = rows.read_golds(outputs)
+    if "".join(c for c in name.casefold() if c.isalnum()) != "lamp2":
+        return get_task(name)
+    for _, row in rows.array_rows(path):
+        profile = row.get("profile") if isinstance(row, dict) else None
+        keys = set(profile[0]) if isinstance(profile, list) and profile and isinstance(profile[0], dict) else set()
+        if keys & {"tag", "category"}:
+            return get_task("lamp-2m" if "tag" in keys else "lamp-2n")
+    return None
+
+
+def outputs_path(path: Path) -> Path:
+    """Where the golds of a questions file are: ``dev_questions.json`` -> ``dev_outputs.json``."""
+    name = path.name.replace("questions", "outputs") if "questions" in path.name else "outputs.json"
+    return path.with_name(name)
+
+
+def _all_wanted(found: Iterator[UserHistory], wanted: frozenset[str] | None, path: Path) -> Iterator[UserHistory]:
+    missing = set(wanted or ())
+    for user in found:
+        missing.discard(user.user_id)
+        yield user
+        if wanted and not missing:
+            return
+    if missing:
+        raise UnknownUser(
+            f"user {sorted(missing)[0]!r}: not in {path}; expected the id of a user with usable rows there"
+        )
+
+
+def _from_lines(path: Path, task: Task | None, wanted: frozenset[str] | None, rules: Rules) -> Iterator[UserHistory]:
+    # First every row is checked and its place noted, so that a bad last row stops the work before it starts.
+    places: dict[str, tuple[array[int], array[int]]] = {}
+    for number, offset, line in rows.numbered_lines(path):
+        at = Place(file=str(path), line=number)
+        user_id = rules.attempt(partial(_checked_line, line, task, wanted, at))
+        if user_id:
+            numbers, offsets = places.setdefault(user_id, (array("q"), array("q")))
+            numbers.append(number)
+            offsets.append(offset)
+    with rows.open_data(path) as file:
+        for user_id, (numbers, offsets) in places.items():
+            ids, kept = UniqueIds(), list[Interaction]()
+            for number, offset in zip(numbers, offsets, strict=True):
+                file.seek(offset)
+                line = file.readline()
+                new = rules.attempt(partial(_admitted, line, task, ids, Place(file=str(path), line=number)))
+                if new:
+                    kept.append(new)
+            yield UserHistory(user_id=user_id, interactions=tuple(in_time_order(kept)))
+
+
+def _admitted(line: bytes, task: Task | None, ids: UniqueIds, at: Place) -> Interaction:
+    row = rows.json_line(line, at)
+    return ids.admit(line_interaction(row, task, at), "id" in row, at)
+
+
+def _checked_line(line: bytes | None, task: Task | None, wanted: frozenset[str] | None, at: Place) -> str | None:
+    row = rows.json_line(line, at)
+    user_id = text_id(row, "user_id", at)
+    if wanted is not None and user_id not in wanted:
+        return None
+    return line_interaction(row, task, at).user_id
+
+
+def _from_array(path: Path, task: Task, wanted: frozenset[str] | None, rules: Rules) -> Iterator[UserHistory]:
+    golds: dict[str, Any] | None = None
+    seen: set[str] = set()
+    for position, row in rows.array_rows(path):
+        if golds is None and isinstance(row, dict) and "input" in row:
+            golds = _official_golds(path)
+        at = Place(file=str(path), row_id=f"#{position}")
+        user = rules.attempt(partial(array_user, row, task, golds, wanted, at, rules))
+        if user is None:
+            continue
+        if user.user_id in seen:
+            repeated = Place(file=str(path), row_id=user.user_id)
+            rules.attempt(partial(_fail, repeated, "user_id", user.user_id, "each user in one row"))
+            continue
+        seen.add(user.user_id)
+        yield user
+
+
+def _fail(at: Place, field_name: str, value: object, expected: str) -> None:
+    raise at.error(field_name, value, expected)
+
+
+def _official_golds(path: Path) -> dict[str, Any]:
+    outputs = outputs_path(path)
+    if not outputs.exists():
+        hint = "Put it beside the questions file (persona-dspy data pull fetches both)"
+        raise Place(file=str(outputs)).error(None, "no such file", f"the golds of {path.name}", hint)
+    return rows.read_golds(outputs)[1]

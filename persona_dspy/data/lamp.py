@@ -1,0 +1,239 @@
+"""Which task: LaMP's tasks as one table, and the task of a plain history. Owns: LaMP's labels, field names, metrics,
+pattern of the official input, and which keys of a profile item are the query and the response; ``infer_task``. Not
+here: what a task can do (``task.py``), LaMP-1's pairs (``citation.py``), files (``histories.py``).
+
+LaMP: arXiv 2304.11406. Its "LaMP_2" is two tasks under one name: movie tags (2M, the newer) and news (2N, the older).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from persona_dspy.core import Interaction
+from persona_dspy.data import citation
+from persona_dspy.data.tasks import Task
+from persona_dspy.errors import InputError
+
+__all__ = ["Task", "get_task", "infer_task", "task_names"]
+
+_MANY_LABELS, _LONG_LABEL = 20, 60
+
+_REMAINS = re.compile(r"https?://\S+|www\.\S+|[^\w\s@'’]|_")
+_STRETCHED = re.compile(r"(\w)\1{2,}")
+
+
+def _flattened_tweet(texts: Mapping[str, str], earlier: Sequence[Interaction], user_id: str) -> tuple[str, str]:
+    # LaMP-7 profiles hold the user's own tweets only. The plain tweet to paraphrase is made by code, by taking the
+    # writing style out: case, punctuation, links, emoji, stretched letters. The user's own tweet is the response.
+    plain = _STRETCHED.sub(r"\1", _REMAINS.sub(" ", texts["text"])).lower()
+    return " ".join(plain.split()), texts["text"]
+
+
+_TAGS = (
+    "sci-fi, based on a book, comedy, action, twist ending, dystopia, dark comedy, classic, psychology, fantasy, "
+    "romance, thought-provoking, social commentary, violence, true story"
+)
+_CATEGORIES = (
+    "women, religion, politics, style & beauty, entertainment, culture & arts, sports, science & technology, travel, "
+    "business, crime, education, healthy living, parents, food & drink"
+)
+
+_TASKS = (
+    Task(
+        name="lamp-1",
+        title="citation identification",
+        query_field="papers",
+        response_field="reference",
+        instructions="This user is an author. Say which of the two references, [1] or [2], goes with the user's work.",
+        labels=("[1]", "[2]"),
+        metrics=("accuracy", "macro_f1"),
+        input_pattern=(  # bounded, so that no input makes it backtrack for long
+            r'(?s)title\s{1,9}"(.{0,2000})"\s{0,9},\s{0,9}which reference is related\?.{0,99}?'
+            r'\[1\]:\s{0,9}"(.{0,2000})"\s{0,9}\[2\]:\s{0,9}"(.{0,2000})"\s{0,9}$'
+        ),
+        item_query=("title",),
+        item_response="",
+        item_extras=("title", "abstract", "venue"),
+        make_pair=citation.pair,
+        make_query=citation.query,
+    ),
+    Task(
+        name="lamp-2m",
+        title="movie tagging",
+        query_field="description",
+        response_field="tag",
+        instructions="Say which tag this user would give the film described.",
+        labels=tuple(_TAGS.split(", ")),
+        metrics=("accuracy", "macro_f1"),
+        input_pattern=r"(?is)\bdescription:(.*)$",
+        item_query=("description",),
+        item_response="tag",
+        item_extras=("title",),
+    ),
+    Task(
+        name="lamp-2n",
+        title="news categorisation",
+        query_field="article",
+        response_field="category",
+        instructions="Say which category this user, a journalist, would file the article under.",
+        labels=tuple(_CATEGORIES.split(", ")),
+        metrics=("accuracy", "macro_f1"),
+        input_pattern=r"(?is)\barticle:(.*)$",
+        item_query=("text", "title"),
+        item_response="category",
+        item_extras=("title",),
+    ),
+    Task(
+        name="lamp-3",
+        title="rating",
+        query_field="text",
+        response_field="score",
+        instructions="Say which score from 1 to 5 this user would give the text.",
+        rating=(1, 5),
+        metrics=("mae", "rmse"),
+        input_pattern=r"(?is)\b(?:review|comment|text):(.*)$",
+        item_query=("text",),
+        item_response="score",
+    ),
+    Task(
+        name="lamp-4",
+        title="news headline",
+        query_field="article",
+        response_field="headline",
+        instructions="Write the headline that this user, a journalist, would give the article.",
+        metrics=("rouge1", "rougeL"),
+        input_pattern=r"(?is)\barticle:(.*)$",
+        item_query=("text",),
+        item_response="title",
+    ),
+    Task(
+        name="lamp-5",
+        title="paper title",
+        query_field="abstract",
+        response_field="title",
+        instructions="Write the title that this user, a researcher, would give the paper with this abstract.",
+        metrics=("rouge1", "rougeL"),
+        input_pattern=r"(?is)\bpaper:(.*)$",
+        item_query=("abstract",),
+        item_response="title",
+    ),
+    Task(
+        name="lamp-6",
+        title="email subject",
+        query_field="email",
+        response_field="subject",
+        instructions="Write the subject line that this user would give the email.",
+        metrics=("rouge1", "rougeL"),
+        input_pattern=r"(?is)\bemail:(.*)$",
+        item_query=("text",),
+        item_response="title",
+    ),
+    Task(
+        name="lamp-7",
+        title="tweet paraphrase",
+        query_field="plain_text",
+        response_field="tweet",
+        instructions="Say the plain text as this user would write it in a tweet.",
+        metrics=("rouge1", "rougeL"),
+        input_pattern=r"(?s)\btweet\b[^:]{0,99}:(.*)$",
+        item_query=("text",),
+        item_response="",
+        make_pair=_flattened_tweet,
+    ),
+)
+_BY_NAME = {task.name: task for task in _TASKS}
+
+
+def task_names() -> tuple[str, ...]:
+    """The names ``get_task`` knows."""
+    return tuple(_BY_NAME)
+
+
+def get_task(name: str) -> Task:
+    """A LaMP task by name; ``LaMP_1``, ``LaMP-2M``, ``lamp2m`` and the like mean the same.
+
+    Raises:
+        InputError: no such task; the message lists them.
+
+    Example:
+        >>> get_task("LaMP_2M").name
+        'lamp-2m'
+    """
+    short = re.sub(r"[\W_]", "", name).casefold()
+    if short == "lamp2":
+        raise InputError(f"task {name!r}: two tasks share this name; expected 'lamp-2m' (movies) or 'lamp-2n' (news)")
+    for task in _TASKS:
+        if task.name.replace("-", "") == short:
+            return task
+    raise InputError(f"task {name!r}: expected one of {', '.join(_BY_NAME)}")
+
+
+def infer_task(interactions: Sequence[Interaction], signature: str | None = None) -> Task:
+    """The task of one user's plain history, from that user's own responses only.
+
+    Whole numbers on a common scale (1-5, 1-10, 0-10, or their own range when that is narrow) are a rating. Otherwise
+    2 to 20 distinct short responses, at most half as many as interactions, are labels, and the closed set is this
+    user's own. Otherwise free text.
+
+    Args:
+        interactions: of one user, at least one.
+        signature: names for the two fields, such as ``"description -> tag"``; default ``"query -> response"``.
+
+    Raises:
+        InputError: no interactions, several users (labels of one must not reach another's prompt), a bad signature.
+
+    Example:
+        >>> past = [Interaction(user_id="u1", query=f"mail {i}", response="yes" if i % 2 else "no") for i in range(6)]
+        >>> infer_task(past).labels
+        ('no', 'yes')
+    """
+    users = {i.user_id for i in interactions}
+    if len(users) != 1:
+        shown = sorted(users)[:3]
+        raise InputError(f"interactions of {len(users)} users {shown!r}: expected one user's, at least one interaction")
+    query_field, response_field = _field_names(signature or "query -> response")
+    responses = [i.response.strip() for i in interactions]
+    rating = _common_scale(responses)
+    labels = None if rating else _own_labels(responses)
+    kinds = {"rating": ("mae", "rmse"), "labels": ("accuracy", "macro_f1"), "text": ("rouge1", "rougeL")}
+    return Task(
+        name="custom",
+        title="custom",
+        query_field=query_field,
+        response_field=response_field,
+        instructions=f"Given the {query_field}, give the {response_field} that this user would give.",
+        labels=labels,
+        rating=rating,
+        metrics=kinds["rating" if rating else "labels" if labels else "text"],
+    )
+
+
+def _field_names(signature: str) -> tuple[str, str]:
+    found = re.fullmatch(r"\s*([A-Za-z]\w*)\s*(?::\s*str\s*)?->\s*([A-Za-z]\w*)\s*(?::\s*str\s*)?", signature)
+    if found is None or found[1] == found[2]:
+        raise InputError(
+            f"signature {signature!r}: expected one input and one output name, such as 'description -> tag'"
+            " (give richer signatures to PersonaAgent in Python)"
+        )
+    return found[1], found[2]
+
+
+def _common_scale(responses: Sequence[str]) -> tuple[int, int] | None:
+    if not all(re.fullmatch(r"-?\d{1,3}", r) for r in responses):
+        return None
+    numbers = {int(r) for r in responses}
+    low, high = min(numbers), max(numbers)
+    if numbers <= {0, 1}:  # yes and no, not a scale
+        return None
+    for scale in ((1, 5), (1, 10), (0, 10)):
+        if scale[0] <= low and high <= scale[1]:
+            return scale
+    return (low, high) if low < high and high - low <= 10 else None
+
+
+def _own_labels(responses: Sequence[str]) -> tuple[str, ...] | None:
+    distinct = sorted(set(responses))
+    short = all(len(r) <= _LONG_LABEL and "\n" not in r for r in distinct)
+    few = 2 <= len(distinct) <= _MANY_LABELS and 2 * len(distinct) <= len(responses)
+    return tuple(distinct) if short and few else None

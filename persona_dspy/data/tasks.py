@@ -1,0 +1,279 @@
+"""What is asked of a user's program. Owns: ``Task`` (field names, labels, metrics, how an input or a profile item is
+read), ``Place`` (where a value was read), ``checked_text``. Not here: which tasks there are (``lamp.py``), files
+(``histories.py``), formulas (``metrics.py``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, Literal
+
+from persona_dspy.core import Interaction, metrics, parse_time
+from persona_dspy.errors import DataError, InputError
+
+__all__ = ["Place", "Task", "checked_text", "read_time"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a value was read, so that an error about it can say so: a file, a line or a row's id, a part of the row."""
+
+    file: str = "<value>"
+    line: int | None = None
+    row_id: str | None = None
+    within: str = ""
+
+    def inside(self, within: str) -> Place:
+        """The same place, one level in: ``at.inside("profile[3].")``."""
+        return replace(self, within=self.within + within)
+
+    def error(self, field: str | None, value: object, expected: str, hint: str = "") -> DataError:
+        """A ``DataError`` about ``value`` at this place."""
+        return DataError(
+            self.file,
+            line=self.line,
+            row_id=self.row_id,
+            field=None if field is None else self.within + field,
+            value=value,
+            expected=expected,
+            hint=hint,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """What is asked of a user's program, and how its answers are read and scored. Hashable, holds no user's text.
+
+    Args:
+        name: ``"lamp-2m"``; ``"custom"`` for a task inferred from a history.
+        title: for people.
+        query_field, response_field: the signature's input and output.
+        instructions: the signature's instruction.
+        labels: the closed set of responses, or None.
+        rating: lowest and highest response, whole numbers, or None. At most one of ``labels`` and ``rating``.
+        metrics: names in ``metrics.HIGHER_IS_BETTER``; the first is the headline.
+        input_pattern: regular expression over LaMP's official input; its last group is the item itself.
+        item_query, item_response: keys of a profile item; of several query keys the first that is not blank.
+        item_extras: keys of a profile item kept as metadata. None that tells the response.
+        make_pair: builds (query, response) where a profile item holds no such pair.
+        make_query: builds the query from the groups of ``input_pattern`` where it is more than the last one.
+    """
+
+    name: str
+    title: str
+    query_field: str
+    response_field: str
+    instructions: str
+    metrics: tuple[str, ...]
+    labels: tuple[str, ...] | None = None
+    rating: tuple[int, int] | None = None
+    input_pattern: str = r"(?s)(.*)"
+    item_query: tuple[str, ...] = ("query",)
+    item_response: str = "response"
+    item_extras: tuple[str, ...] = ()
+    make_pair: Callable[[Mapping[str, str], Sequence[Interaction], str], tuple[str, str]] | None = None
+    make_query: Callable[..., str] | None = None
+
+    @property
+    def kind(self) -> Literal["labels", "rating", "text"]:
+        """What a response is."""
+        return "labels" if self.labels else "rating" if self.rating else "text"
+
+    @property
+    def choices(self) -> tuple[str, ...] | None:
+        """Every response possible, as text (the whole numbers of a rating included), or None for free text."""
+        if self.rating:
+            return tuple(str(n) for n in range(self.rating[0], self.rating[1] + 1))
+        return self.labels
+
+    def parse_input(self, text: object, at: Place | None = None) -> str:
+        """The item itself (film description, article, two references, ...) out of LaMP's official input.
+
+        Raises:
+            DataError: the text is blank or not an official input of this task.
+
+        Example:
+            >>> from persona_dspy.data.lamp import get_task
+            >>> get_task("lamp-4").parse_input("Generate a headline for the following article: It rained.")
+            'It rained.'
+        """
+        at = at or Place(file="<input>")
+        given = checked_text(text, at, "input", f"the official input of {self.name}, not an empty one")
+        found = re.search(self.input_pattern, given)
+        if found is None:
+            raise at.error("input", text, f"an official input of {self.name} ({self.title})", "Check --task")
+        groups = [g.strip() for g in found.groups()]
+        if not all(groups):
+            raise at.error("input", text, "text after the instruction, not nothing")
+        return self.make_query(*groups) if self.make_query else groups[-1]
+
+    def parse_response(self, value: object, at: Place | None = None, field: str = "response") -> str:
+        """A response as this task writes it: one of ``choices`` (case and surrounding space forgiven), or any text.
+
+        Raises:
+            DataError: blank, not text or a number, or not among ``choices``.
+
+        Example:
+            >>> from persona_dspy.data.lamp import get_task
+            >>> get_task("lamp-2m").parse_response(" Comedy ")
+            'comedy'
+        """
+        at = at or Place()
+        text = checked_text(value, at, field, "the user's own response, as text")
+        if self.rating:
+            number = metrics.parse_rating(text, *self.rating)
+            if number is None or number != int(number):
+                raise at.error(field, value, f"a whole number from {self.rating[0]} to {self.rating[1]}")
+            return str(int(number))
+        if not self.labels:
+            return text
+        canonical = {label.casefold(): label for label in self.labels}.get(text.casefold())
+        if canonical is None:
+            raise at.error(field, value, f"one of: {', '.join(self.labels)}")
+        return canonical
+
+    def interaction(
+        self, item: object, user_id: str, *, earlier: Sequence[Interaction] = (), at: Place | None = None
+    ) -> Interaction:
+        """One profile item as something the user did. ``earlier``: this same user's interactions before it (LaMP-1
+        builds its query from them; see ``citation.py``); other tasks ignore them.
+
+        Raises:
+            DataError: a field is missing, blank, of the wrong type, or not among ``choices``.
+
+        Example:
+            >>> from persona_dspy.data.lamp import get_task
+            >>> get_task("lamp-2m").interaction({"id": "7", "description": "A heist.", "tag": "action"}, "u1").response
+            'action'
+        """
+        at = at or Place(file="<profile item>")
+        if not isinstance(item, Mapping):
+            raise at.error(
+                "profile", item, "an object such as {" + ", ".join(f'"{k}": ...' for k in self._keys()) + "}"
+            )
+        texts = {k: self._text(item, k, at) for k in self.item_query + self.item_extras}
+        if self.make_pair:
+            if not texts[self.item_query[0]]:
+                raise at.error(self.item_query[0], item.get(self.item_query[0]), "text that is not empty")
+            query, response = self.make_pair(texts, earlier, user_id)
+            if not query.strip():
+                raise at.error(self.item_query[0], item.get(self.item_query[0]), "text with at least one word")
+        else:
+            query = next((texts[k] for k in self.item_query if texts[k]), "")
+            if not query:
+                raise at.error(self.item_query[0], item.get(self.item_query[0]), "text that is not empty")
+            response = self.parse_response(item.get(self.item_response), at, self.item_response)
+        item_id = "" if item.get("id") is None else item["id"]
+        if isinstance(item_id, bool) or not isinstance(item_id, str | int):
+            raise at.error("id", item_id, "a text or a whole number, unique within the user")
+        return Interaction(
+            user_id=user_id,
+            query=query,
+            response=response,
+            time=read_time(item.get("date", item.get("time")), at, "date"),
+            id=str(item_id),
+            metadata={k: texts[k] for k in self.item_extras if texts[k]},
+        )
+
+    def _keys(self) -> tuple[str, ...]:
+        return (*self.item_query[:1], self.item_response) if self.make_pair is None else self.item_query[:1]
+
+    @staticmethod
+    def _text(item: Mapping[str, Any], key: str, at: Place) -> str:
+        value = item.get(key)
+        if value is None:
+            return ""
+        if not isinstance(value, str):
+            raise at.error(key, value, "a text")
+        return checked_text(value, at, key) if value.strip() else ""
+
+    def signature(self, instructions: str | None = None) -> Any:
+        """The typed ``dspy.Signature`` class: one input (``query_field``), one output (``response_field``), whose type
+        is a ``Literal`` of ``choices``, or ``str``. The same class for the same arguments.
+
+        Example:
+            >>> from persona_dspy.data.lamp import get_task
+            >>> list(get_task("lamp-2m").signature().output_fields)
+            ['tag']
+        """
+        return _signature(self, instructions or self.instructions)
+
+    def score(self, gold: str, answer: object) -> float:
+        """One answer in [0, 1], higher is better: equality for labels, closeness on a rating's scale, ROUGE-L for
+        text. An unusable answer scores 0.
+
+        Example:
+            >>> from persona_dspy.data.lamp import get_task
+            >>> get_task("lamp-3").score("5", "4")
+            0.75
+        """
+        text = "" if answer is None else str(answer)
+        if self.rating:
+            return metrics.closeness(gold, text, *self.rating)
+        return metrics.exact_match(gold, text) if self.labels else metrics.text_overlap(gold, text)
+
+    def evaluate(self, golds: Sequence[str], answers: Sequence[object]) -> dict[str, float]:
+        """The task's own metrics over many answers, in the order of ``metrics``. ``HIGHER_IS_BETTER`` has directions.
+
+        Raises:
+            InputError: no golds, lengths that differ, or a gold that is no response of this task.
+
+        Example:
+            >>> from persona_dspy.data.lamp import get_task
+            >>> get_task("lamp-3").evaluate(["5", "1"], ["5", "2"])["mae"]
+            0.5
+        """
+        texts = ["" if a is None else str(a) for a in answers]
+        values: dict[str, float] = {}
+        for name in self.metrics:
+            function: Callable[..., float] = getattr(metrics, name)
+            extra: tuple[Any, ...] = ()
+            if name == "macro_f1":
+                extra = (self.choices,)
+            elif name in ("mae", "rmse"):
+                extra = self.rating or ()
+            values[name] = function(list(golds), texts, *extra)
+        return values
+
+
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+
+
+def checked_text(value: object, at: Place, field: str, expected: str = "text that is not empty") -> str:
+    """``value`` as text without surrounding space; numbers become text.
+
+    Raises:
+        DataError: blank, of another type, or holding what no database and no UTF-8 file can (NUL, half a surrogate
+            pair).
+    """
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
+        raise at.error(field, value, expected)
+    text = str(value).strip()
+    if _UNSTORABLE.search(text):
+        raise at.error(field, value, "text without NUL characters and half surrogate pairs", "Clean the text")
+    return text
+
+
+def read_time(value: object, at: Place, field: str) -> Any:
+    """``records.parse_time`` whose error says where. Returns an aware datetime or None."""
+    try:
+        return parse_time(value)
+    except (InputError, OverflowError):
+        raise at.error(field, value, "an ISO date such as 2026-01-31 or a year such as 1995") from None
+
+
+@cache
+def _signature(task: Task, instructions: str) -> Any:
+    import dspy
+
+    choices = task.choices
+    kind: Any = Literal[choices] if choices else str  # type: ignore[valid-type]
+    fields: Any = {
+        task.query_field: (str, dspy.InputField()),
+        task.response_field: (kind, dspy.OutputField(desc="what this user would answer")),
+    }
+    name = "".join(part.capitalize() for part in re.split(r"\W+", task.title)) or "Task"
+    return dspy.make_signature(fields, instructions, name)

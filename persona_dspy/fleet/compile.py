@@ -1,0 +1,263 @@
+"""Compiling personas for many users. Owns: ``compile_users``: the stream of users in, of results out, what is kept in
+which order, when the whole fleet stops.
+
+Not here: one user (fleet_user.py), other processes (fleet_processes.py) and machines (fleet_ray.py), where results are
+kept (fleet_folder.py, store.py).
+"""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing
+from typing import TYPE_CHECKING, Literal
+
+import dspy
+
+from persona_dspy.core import PersonaDocument
+from persona_dspy.errors import InputError, ModelError, StoreError, UnknownUser
+from persona_dspy.fleet.folder import FleetFolder, State
+from persona_dspy.fleet.user import History, Optimizer, Program, UserResult, UserWork
+from persona_dspy.lm import Budget, CallLog, Ledger, current_ledger
+from persona_dspy.tracking import NullTracker, Tracker
+
+if TYPE_CHECKING:
+    from persona_dspy.store import Store
+
+__all__ = ["History", "Optimizer", "UserResult", "compile_users"]
+
+Engine = Literal["local", "ray"]
+# Failures that are the LM's, not the user's: the next user would meet them too.
+_LM_IS_DOWN = frozenset(
+    f"LM{kind}Error"
+    for kind in ("Transport", "Timeout", "Server", "RateLimit", "Auth", "Billing", "NotConfigured", "UnsupportedModel")
+)
+
+
+def compile_users(  # noqa: PLR0913 - keyword-only, each with a default
+    program: Program,
+    histories: Iterable[History],
+    optimizer: Optimizer,
+    *,
+    store: Store | None = None,
+    folder: FleetFolder | None = None,
+    resume: bool = False,
+    engine: Engine = "local",
+    workers: int = 1,
+    processes: int = 1,
+    budget: Budget | None = None,
+    ledger: Ledger | None = None,
+    tracker: Tracker | None = None,
+    task: str | Callable[[History], str] | None = None,
+    on_skip: Callable[[], None] | None = None,
+) -> Generator[UserResult]:
+    """Align users, ``workers`` at once, and give each result as soon as it is there, in no fixed order.
+
+    Users stream in: at most ``2 * workers`` are held. One user's failure becomes that user's ``error``. A result is
+    given when all of it is kept: a new version in ``store``, the JSON in ``folder``, then the mark that the user is
+    finished. The LM is the one of the ``dspy.context`` this is called in; with a folder, its answers are kept per user
+    until the user is finished, and a fleet that is started again on the same users asks only for what is missing.
+
+    Args:
+        program: a PersonaAgent (or personalized program) to be bound to each user, or a function that makes the
+            user's program from the history (where the answer's type is the user's own).
+        resume: pass over users who are finished in ``folder``, from the same interactions, options and LM.
+        engine: ``"local"`` = this machine; ``"ray"`` = workers on a Ray cluster (``persona-dspy[ray]``).
+        processes: engine local: 1 = threads of this process; more = the ``workers`` are shared out to so many processes
+            of their own (POSIX), for an LM behind HTTP; each takes seconds to start and 120 MB. An optimizer whose LM
+            summaries last in ``store`` stays on threads.
+        budget: over the whole fleet. Once it is spent no user is begun; who was under way ends with the best persona so
+            far and ``stopped``.
+        ledger: the fleet's account, to watch or to ``stop``; by default a new one over ``budget``.
+        task: what the documents say they were made for; or a function of the history.
+        on_skip: called for each user that ``resume`` passes over.
+
+    Raises:
+        InputError: ``workers`` or ``processes`` below 1, an unknown engine, or what cannot be sent to a process.
+        ModelError: many users in a row failed for the LM's sake: it is down, or the key is wrong.
+        StoreError: results cannot be kept.
+
+    Example:
+        >>> from optimizers import PersonaAlignment
+        >>> from persona_dspy.agent import PersonaAgent
+        >>> from persona_dspy.data.files import UserHistory
+        >>> from persona_dspy.testing.synthetic import SyntheticUser, rule_following_lm
+        >>> people = [SyntheticUser(seed=seed, user_id=f"u{seed}") for seed in (1, 2)]
+        >>> users = [UserHistory(user_id=p.user_id, interactions=tuple(p.interactions(12))) for p in people]
+        >>> with dspy.context(lm=rule_following_lm()):
+        ...     results = list(compile_users(PersonaAgent("title -> genre"), users, PersonaAlignment(), workers=2))
+        >>> sorted(result.user_id for result in results)
+        ['u1', 'u2']
+    """
+    if workers < 1 or processes < 1 or engine not in ("local", "ray"):
+        given = f"workers={workers!r}, processes={processes!r}, engine={engine!r}"
+        raise InputError(f"{given}: expected 1 or more, and 'local' or 'ray'")
+    tracker = tracker or NullTracker()
+    fleet = ledger or Ledger(budget=budget, parent=current_ledger())
+    work = UserWork(program=program, optimizer=optimizer, lm=dspy.settings.get("lm"), task=task)
+    done = folder if resume else None
+    todo = _unfinished(histories, work, done, store, on_skip) if done is not None else iter(histories)
+    log, many = folder.calls if folder else None, min(processes, workers)
+    here = work if store is None else work.remembering(store)
+    if engine == "ray":
+        from persona_dspy.fleet.on_ray import on_ray
+
+        found = _each_kept(on_ray(work, todo, fleet=fleet, workers=workers, log=log), store, folder)
+    elif many > 1 and here is work:
+        from persona_dspy.fleet.processes import on_processes
+
+        shared = [folder.lock] if folder else []
+        away = on_processes(work, todo, fleet=fleet, workers=workers, processes=many, log=log, shared=shared)
+        found = _each_kept(away, store, folder)
+    else:
+        found = _on_threads(here, todo, fleet, workers, lambda r: kept(r, store, folder), log)
+    return _watched(found, fleet, tracker, folder, max(10, 2 * workers))
+
+
+def _each_kept(found: Generator[UserResult], store: Store | None, folder: FleetFolder | None) -> Generator[UserResult]:
+    with closing(found):  # workers go when the results are no longer wanted, not when this is collected
+        for result in found:
+            yield kept(result, store, folder)
+
+
+def _unfinished(
+    histories: Iterable[History],
+    work: UserWork,
+    folder: FleetFolder,
+    store: Store | None,
+    on_skip: Callable[[], None] | None,
+) -> Iterator[History]:
+    for history in histories:
+        made_from = work.made_from(history)
+        if not folder.is_done(history.user_id, made_from) and not _stored(history.user_id, made_from, folder, store):
+            yield history
+        elif on_skip is not None:
+            on_skip()
+
+
+def _stored(user_id: str, made_from: str, folder: FleetFolder, store: Store | None) -> bool:
+    """Whether the user's current version was made from just this: the run ended between keeping it in the store and
+    noting it in the folder, which is made up for."""
+    try:
+        now = store.current(user_id) if store is not None else None
+    except UnknownUser:
+        return False
+    if now is None or (now.alignment or {}).get("options", {}).get("made_from") != made_from:
+        return False
+    document = PersonaDocument.model_validate(now.document)
+    folder.put(document)
+    folder.note(user_id, made_from, "done", cost=document.alignment.total if document.alignment else None)
+    return True
+
+
+def _watched(
+    found: Generator[UserResult], fleet: Ledger, tracker: Tracker, folder: FleetFolder | None, patience: int
+) -> Generator[UserResult]:
+    """Results on their way out: noted, tracked, and watched for an LM that fails user after user."""
+    in_a_row, last = 0, ""
+    with closing(found):
+        for result in found:
+            if folder is not None and (result.document is not None or not result.stopped):
+                _note(result, folder)
+            if not result.stopped:
+                tracker.user(result.user_id, result.document, result.error)
+                in_a_row = in_a_row + 1 if result.kind in _LM_IS_DOWN else 0
+            yield result
+            if in_a_row >= patience and not last:
+                last = result.error
+                fleet.stop(f"the LM failed for {in_a_row} users in a row")
+    if last:
+        raise ModelError(
+            f"the LM failed for {patience} users in a row, the last time with: {last}; expected one that answers. What "
+            "was finished is kept: type the same command with --resume once it is back"
+        )
+
+
+def _note(result: UserResult, folder: FleetFolder) -> None:
+    state: State = "stopped" if result.stopped else "failed" if result.document is None else "done"
+    cost = result.alignment.total if result.alignment else None
+    made = str(result.alignment.options.get("made_from", "")) if result.alignment else ""
+    folder.note(result.user_id, made, state, error=result.kind, cost=cost, seconds=result.seconds)
+
+
+def _on_threads(
+    work: UserWork,
+    todo: Iterator[History],
+    fleet: Ledger,
+    workers: int,
+    keep: Callable[[UserResult], UserResult],
+    log: CallLog | None,
+) -> Generator[UserResult]:
+    """One thread a user, sequential inside."""
+
+    def one(history: History) -> UserResult:
+        return keep(work.run(history, fleet=fleet, log=log))
+
+    flying: set[Future[UserResult]] = set()
+    with ThreadPoolExecutor(workers, thread_name_prefix="fleet") as pool:
+        try:
+            for history in todo:
+                flying.add(pool.submit(contextvars.copy_context().run, one, history))
+                if len(flying) >= 2 * workers:
+                    done, flying = wait(flying, return_when=FIRST_COMPLETED)
+                    yield from (future.result() for future in done)
+                if fleet.ended:
+                    break
+            while flying:
+                done, flying = wait(flying, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+        finally:
+            if flying:  # interrupted, or results cannot be kept: who is under way ends before the next LM call
+                fleet.stop("interrupted")
+                for future in flying:
+                    future.cancel()
+
+
+def kept(result: UserResult, store: Store | None, folder: FleetFolder | None) -> UserResult:
+    """The result with its document written to the store, numbered after what is there, and to the folder.
+
+    Raises:
+        StoreError: it could not be written.
+    """
+    document = result.document
+    if document is None:
+        return result
+    if store is not None and not result.stopped:  # the best so far of a stopped user is no version: --resume goes on
+        document = _next_version(document, store)
+    if folder is not None:
+        folder.put(document)
+    if document is result.document:
+        return result
+    values = {name: getattr(result, name) for name in ("user_id", "error", "seconds", "kind", "stopped")}
+    return UserResult(document=document, **values)
+
+
+def _next_version(document: PersonaDocument, store: Store, tries: int = 3) -> PersonaDocument:
+    """Put a document as the version after the current one; not again where it is the same as that.
+
+    Raises:
+        StoreError: it could not be put, not even after a version that somebody else put meanwhile.
+    """
+    try:
+        versions = store.versions(document.user_id)
+    except UnknownUser:
+        versions = []
+    now = next((v for v in versions if v.current), None)
+    made = document.alignment.options.get("made_from") if document.alignment else None
+    if now is not None and (now.alignment or {}).get("options", {}).get("made_from") == made:
+        same = PersonaDocument.model_validate(now.document)
+        if same.system_prompt == document.system_prompt:
+            return same
+    new = document if versions else document.model_copy(update={"parent": None})
+    if versions:
+        number = max(v.version for v in versions) + 1
+        new = document.model_copy(update={"version": number, "parent": now.version if now else None})
+    record = new.alignment.model_dump(mode="json") if new.alignment else None
+    try:
+        store.put_persona(new.user_id, new.to_json(), record)
+    except InputError as refused:
+        if tries > 1:
+            return _next_version(document, store, tries - 1)
+        raise StoreError(f"persona of {new.user_id!r} could not be stored: {refused}") from refused
+    return new

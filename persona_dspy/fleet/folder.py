@@ -1,0 +1,264 @@
+"""The folder a fleet writes to, and beside it what is needed to go on after a crash.
+
+Owns: who is finished, from which inputs; the order of writing; the lock. Not here: doing it (fleet.py), the form of a
+persona file (export.py), answers of LM calls (call_folder.py).
+
+``personas/`` holds a JSON per user and nothing else. ``.personas.fleet/journal.db`` knows users by ``user_key`` only
+and holds no text of theirs; ``.personas.fleet/calls`` holds answers of users who are not finished. A user's persona is
+written first, the journal's row last, and then the answers go: a crash in between costs no LM call.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from persona_dspy.core import PersonaDocument, persona_file_name, write_text
+from persona_dspy.errors import InputError, StoreError
+from persona_dspy.lm import CallFolder, user_key
+
+__all__ = ["FleetFolder", "State", "fleet_status"]
+
+State = Literal["done", "stopped", "failed"]
+"""``done``: never redone from the same inputs. ``stopped``: a budget of the fleet, or an interruption, ended it early:
+``--resume`` goes on. ``failed``: ``--resume`` tries again."""
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS users (
+  key TEXT PRIMARY KEY, made_from TEXT NOT NULL, state TEXT NOT NULL, error TEXT NOT NULL, calls INTEGER NOT NULL,
+  tokens INTEGER NOT NULL, usd REAL, seconds REAL NOT NULL, at REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS runs (
+  id INTEGER PRIMARY KEY, began REAL NOT NULL, ended REAL, state TEXT NOT NULL, params TEXT NOT NULL);
+"""
+
+
+class FleetFolder:
+    """Open folder of one fleet; thread-safe, one process at a time.
+
+    Args:
+        path: made where it is missing.
+
+    Raises:
+        InputError: another process works in it.
+        StoreError: it cannot be written to.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as path, FleetFolder(path) as folder:
+        ...     folder.is_done("u1", "hash of the inputs")
+        False
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._hidden = _beside(self.path)
+        self.calls = CallFolder(self._hidden / "calls")
+        self._writing = threading.Lock()
+        self._lock_file = _locked(self._hidden / "lock", self.path)
+        try:
+            with _explained(self.path):
+                self._journal = _journal(self._hidden / "journal.db")
+        except StoreError:
+            self._lock_file.close()
+            raise
+        self._run: int | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the journal and let others in."""
+        self._journal.close()
+        self._lock_file.close()
+
+    @property
+    def lock(self) -> int:
+        """File descriptor of the lock: a process that inherits it keeps others out as long as it lives."""
+        return int(self._lock_file.fileno())
+
+    def begin(self, params: Mapping[str, Any]) -> None:
+        """Note that a run begins; ``params`` are for ``persona-dspy status``."""
+        text = json.dumps({k: v for k, v in params.items() if v is not None}, default=str)
+        with self._writing, _explained(self.path):
+            cursor = self._journal.execute(
+                "INSERT INTO runs (began, state, params) VALUES (?, 'running', ?)", (time.time(), text)
+            )
+            self._run = cursor.lastrowid
+
+    def end(self, state: str) -> None:
+        """Note how the run ended, in a word or two."""
+        with self._writing, _explained(self.path):
+            self._journal.execute("UPDATE runs SET ended = ?, state = ? WHERE id = ?", (time.time(), state, self._run))
+
+    def is_done(self, user_id: str, made_from: str) -> bool:
+        """Whether the user was finished from just these inputs and the file is still there."""
+        with self._writing, _explained(self.path):
+            found = self._journal.execute(
+                "SELECT 1 FROM users WHERE key = ? AND made_from = ? AND state = 'done'", (user_key(user_id), made_from)
+            ).fetchone()
+        return found is not None and self.file(user_id).exists()
+
+    def file(self, user_id: str) -> Path:
+        """Where the user's persona JSON is, or would be."""
+        return self.path / persona_file_name(user_id)
+
+    def put(self, document: PersonaDocument) -> Path:
+        """Write a persona JSON, whole or not at all.
+
+        Raises:
+            StoreError: the disk is full or cannot be written to.
+        """
+        target = self.file(document.user_id)
+        try:
+            write_text(target, document.to_json())
+        except OSError as failure:
+            raise StoreError(
+                f"{str(target)!r}: {failure.strerror}; free some space and go on with --resume: nothing paid is lost"
+            ) from failure
+        return target
+
+    def note(
+        self, user_id: str, made_from: str, state: State, *, error: str = "", cost: Any = None, seconds: float = 0.0
+    ) -> None:
+        """Note what became of a user, after the persona was written.
+
+        Args:
+            error: the kind of error only, such as ``"LMTimeoutError"``: messages may quote the user.
+            cost: a ``UsageRecord`` or None.
+        """
+        usage = (cost.calls, cost.input_tokens + cost.output_tokens, cost.usd) if cost is not None else (0, 0, None)
+        row = (user_key(user_id), made_from, state, error, *usage, seconds, time.time())
+        with self._writing, _explained(self.path):
+            self._journal.execute("INSERT OR REPLACE INTO users VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+        if state == "done":
+            self.calls.forget(user_id)
+
+    def forget(self, user_id: str) -> dict[str, int]:
+        """Remove all that is kept of a user: file, journal row, answers. Says how many of each."""
+        file = self.file(user_id)
+        there = file.exists()
+        file.unlink(missing_ok=True)
+        with self._writing, _explained(self.path):
+            rows = self._journal.execute("DELETE FROM users WHERE key = ?", (user_key(user_id),)).rowcount
+        return {"persona_files": int(there), "journal_rows": rows, "lm_answers": self.calls.forget(user_id)}
+
+
+def fleet_status(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a fleet's folder says, JSON-safe; may be read while the fleet runs.
+
+    Keys: ``run`` (state "running", "interrupted" or how it ended; began, ended in seconds since 1970; params),
+    ``users`` (count by state), ``errors`` (failed users by kind of error), ``calls``, ``tokens``, ``usd`` (None where
+    unknown), ``finished_a_minute`` over the last ten minutes of work.
+
+    Raises:
+        InputError: no fleet was run there.
+    """
+    hidden = _beside(Path(path))
+    if not (hidden / "journal.db").exists():
+        raise InputError(f"{str(path)!r}: no fleet was compiled into this folder; expected the --out of a compile")
+    with _explained(Path(path)):
+        journal = sqlite3.connect(f"file:{hidden / 'journal.db'}?mode=ro", uri=True)
+        try:
+            users = dict(journal.execute("SELECT state, count(*) FROM users GROUP BY state ORDER BY state").fetchall())
+            errors = dict(
+                journal.execute(
+                    "SELECT error, count(*) FROM users WHERE state = 'failed' GROUP BY error ORDER BY 2 DESC"
+                ).fetchall()
+            )
+            calls, tokens, usd, last = journal.execute(
+                "SELECT total(calls), total(tokens), sum(usd), max(at) FROM users"
+            ).fetchone()
+            since = (last or 0) - 600
+            recent, first = journal.execute(
+                "SELECT count(*), min(at) FROM users WHERE state = 'done' AND at > ?", (since,)
+            ).fetchone()
+            run = journal.execute("SELECT began, ended, state, params FROM runs ORDER BY id DESC LIMIT 1").fetchone()
+        finally:
+            journal.close()
+    minutes = max((last or 0) - (first or 0), 1.0) / 60
+    state = None if run is None else run[2]
+    if state == "running" and not _is_locked(hidden / "lock"):
+        state = "interrupted"
+    shown = None if run is None else {"state": state, "began": run[0], "ended": run[1], "params": json.loads(run[3])}
+    rate = round((recent - 1) / minutes, 1) if recent > 1 else None
+    return {
+        "run": shown,
+        "users": users,
+        "errors": errors,
+        "calls": int(calls),
+        "tokens": int(tokens),
+        "usd": usd,
+        "finished_a_minute": rate,
+    }
+
+
+def _beside(path: Path) -> Path:
+    path = Path(os.path.abspath(path))
+    return path.with_name(f".{path.name}.fleet")
+
+
+@contextmanager
+def _explained(path: Path) -> Generator[None]:
+    try:
+        yield
+    except (sqlite3.Error, OSError) as failure:
+        raise StoreError(
+            f"fleet folder {str(path)!r}: {failure}; expected a folder with room that may be written to; what was "
+            "finished is kept, go on with --resume"
+        ) from failure
+
+
+def _journal(file: Path) -> sqlite3.Connection:
+    journal = sqlite3.connect(file, check_same_thread=False, isolation_level=None)
+    try:
+        journal.execute("PRAGMA journal_mode=WAL")
+        journal.execute("PRAGMA synchronous=NORMAL")
+        journal.executescript(_TABLES)
+    except sqlite3.Error:
+        journal.close()
+        raise
+    return journal
+
+
+def _locked(file: Path, folder: Path) -> Any:
+    """An open file that nobody else can lock until it is closed, also by the death of the process."""
+    try:
+        handle = open(file, "a")  # noqa: SIM115 - it stays open as long as the folder
+    except OSError as failure:
+        raise StoreError(f"fleet folder {str(folder)!r}: {failure.strerror}; expected one to write to") from failure
+    if not _try_lock(handle):
+        handle.close()
+        raise InputError(
+            f"{str(folder)!r}: another process compiles into this folder; wait for it, or give another --out"
+        )
+    return handle
+
+
+def _is_locked(file: Path) -> bool:
+    try:
+        with open(file, "a") as handle:
+            return not _try_lock(handle)
+    except OSError:
+        return False
+
+
+def _try_lock(handle: Any) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # Windows: no lock, two compiles into one folder are the caller's care
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

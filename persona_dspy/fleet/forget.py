@@ -1,0 +1,244 @@
+"""Forgetting a user everywhere: store, exported files, fleets' and evaluations' folders, tracking, caches.
+
+Owns: ``forget_user``, and what of a folder is a user's. Not here: the store's own part (store.py), MLflow's
+(forget_tracked.py), rows of tables (forget_tables.py), what the terminal shows (cli/forget.py).
+
+Each place is searched by content, not only by the name a file should have: whoever renamed an export is forgotten too.
+Nothing stops it half-way for good: a place that was emptied reports nothing the next time, and a file that cannot be
+read or removed is named in the place's note.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from persona_dspy.core import persona_file_name, write_bytes, write_text
+from persona_dspy.errors import InputError, StoreError
+from persona_dspy.lm import CallFolder
+from persona_dspy.tracking import TrackedErasure, look_at, without_user
+
+if TYPE_CHECKING:
+    from persona_dspy.store import Store
+
+__all__ = ["Erasure", "dspy_cache_entries", "forget_in_folder", "forget_user"]
+
+_Removing = Callable[[Path, str], tuple[str, int, str]]  # of ``_without``
+_LARGEST = 64 * 1024 * 1024  # bytes of a JSON file that may be a persona
+
+
+class Tracked(Protocol):
+    """A tracker that can forget: ``tracking.MlflowTracker``."""
+
+    def forget(self, user_id: str) -> TrackedErasure: ...
+
+
+class Cache(Protocol):
+    """Anything that keeps a user's text under the user's name: ``CallFolder``, ``knowledge.PageCache``."""
+
+    def forget(self, user_id: str) -> int: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Erasure:
+    """What was removed of a user in one place, by kind; ``note``: what is left to do there, or empty."""
+
+    place: str
+    removed: Mapping[str, int] = field(default_factory=dict[str, int])
+    note: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-safe form."""
+        return {"place": self.place, "removed": dict(self.removed), "note": self.note}
+
+
+def forget_user(
+    user_id: str,
+    *,
+    store: Store | None = None,
+    folders: Iterable[Path] = (),
+    tracker: Tracked | None = None,
+    caches: Mapping[str, Cache] | None = None,
+) -> list[Erasure]:
+    """Remove everything kept of a user in the given places; what was removed, place by place.
+
+    Args:
+        folders: of persona JSONs, of a compile (with its ``.fleet`` beside it) or of an evaluation.
+        caches: by the name they go by in the report.
+
+    Raises:
+        InputError: a compile is writing into one of the folders: forgetting waits for its end.
+
+    Example:
+        >>> import tempfile
+        >>> from persona_dspy.core.persona import Persona
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Persona.from_text("Likes tea.", user_id="u1").to_json(Path(folder, "mine.json"))
+        ...     dict(forget_user("u1", folders=[Path(folder)])[0].removed)
+        {'persona files': 1}
+    """
+    if not user_id.strip():
+        raise InputError(f"user {user_id!r}: expected an id that is not blank")
+    # Folders first: where a compile is at work nothing is removed at all, for it would only write again.
+    done = [forget_in_folder(folder, user_id) for folder in folders]
+    if store is not None:
+        gone = store.forget(user_id)
+        removed = {name.removeprefix("persona_"): count for name, count in gone.removed.items() if count}
+        note = "" if gone.scrubbed or not removed else "dead rows stay on disk until the database is vacuumed"
+        done.append(Erasure(place="store", removed=removed, note=note))
+    if tracker is not None:
+        tracked = tracker.forget(user_id)
+        removed = {name.replace("_", " "): count for name, count in tracked.to_dict().items() if count}
+        done.append(Erasure(place="MLflow", removed=removed, note=tracked.note))
+    for name, cache in (caches or {}).items():
+        count = cache.forget(user_id)
+        done.append(Erasure(place=name, removed={"files": count} if count else {}))
+    return done
+
+
+def forget_in_folder(folder: Path, user_id: str) -> Erasure:
+    """A user's persona files in a folder and below, rows in tables there, answers kept by a compile into it.
+
+    An evaluation's LM cache knows no users and is removed as a whole: it only saves time. Files that cannot be read or
+    removed stop nothing: the note names them.
+    """
+    counts = {"persona files": 0, "table rows": 0, "kept LM answers": 0, "journal rows": 0, "whole LM caches": 0}
+    hidden = folder.absolute().with_name(f".{folder.absolute().name}.fleet")
+    unread: list[str] = []
+    if hidden.is_dir():
+        try:
+            told = _of_fleet(folder, hidden, user_id)
+        except (StoreError, sqlite3.Error) as failure:
+            told = {"kept LM answers": CallFolder(hidden / "calls").forget(user_id)}
+            unread.append(f"{hidden / 'journal.db'} ({str(failure)[:200]})")
+        counts.update(told)
+    work: list[tuple[Path, _Removing]] = [(file, _without) for file in _below(folder, unread)]
+    work += [(folder / "protocol.json", _protocol), (folder / "lm-cache", _cache)]
+    for path, remove in work:
+        try:
+            kind, count, trouble = remove(path, user_id)
+        except OSError as failure:
+            kind, count, trouble = "table rows", 0, failure.strerror or str(failure)
+        counts[kind] += count
+        if trouble:
+            unread.append(f"{path} ({trouble})")
+    removed = {name: count for name, count in counts.items() if count}
+    return Erasure(place=str(folder), removed=removed, note=look_at(unread))
+
+
+def dspy_cache_entries() -> tuple[Path, int]:
+    """DSPy's own disk cache and how many answers it holds. It knows no users, so it is not searched."""
+    folder = Path(os.environ.get("DSPY_CACHEDIR") or Path.home() / ".dspy_cache")
+    count = 0
+    for file in folder.rglob("cache.db") if folder.is_dir() else ():
+        try:
+            with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as connection:
+                count += connection.execute("SELECT count(*) FROM Cache").fetchone()[0]
+        except sqlite3.Error:
+            continue
+    return folder, count
+
+
+def _below(folder: Path, unread: list[str]) -> Iterator[Path]:
+    def closed(failure: OSError) -> None:
+        unread.append(f"{failure.filename} ({failure.strerror})")
+
+    for at, _, names in os.walk(folder, onerror=closed):
+        yield from (Path(at, name) for name in names)
+
+
+def _without(file: Path, user_id: str) -> tuple[str, int, str]:
+    """Remove a file, or rows of it, where they are the user's: the kind, how many, what could not be searched and why.
+
+    Raises:
+        OSError: it cannot be read, removed or written.
+    """
+    if file.name == persona_file_name(user_id):
+        file.unlink(missing_ok=True)
+        return "persona files", 1, ""
+    if file.suffix not in (".json", ".part", ".jsonl", ".csv"):
+        return "table rows", 0, ""
+    if not file.is_file():
+        return "table rows", 0, "leads to no file"
+    if file.suffix in (".json", ".part"):
+        mine, trouble = _is_persona_of(file, user_id)
+        if mine:
+            file.unlink(missing_ok=True)
+        return "persona files", int(mine), trouble
+    kept, gone, trouble = without_user(file.read_bytes(), file.suffix, user_id)
+    if gone:
+        write_bytes(file, kept)
+    return "table rows", gone, trouble
+
+
+def _is_persona_of(file: Path, user_id: str) -> tuple[bool, str]:
+    """Also of one that was cut off while it was written (``.part``): what names the user in it is enough. With the
+    reason why that is not known, or empty."""
+    if file.stat().st_size > _LARGEST:
+        return False, ""
+    content = file.read_bytes()
+    spelled = {json.dumps(user_id, ensure_ascii=ascii_).encode("utf-8", "replace") for ascii_ in (True, False)}
+    if not any(b'"user_id": ' + name in content or b'"user_id":' + name in content for name in spelled):
+        return False, ""
+    try:
+        data = json.loads(content)
+    except (ValueError, RecursionError):
+        cut_off = file.suffix == ".part"
+        return cut_off, "" if cut_off else "names this user, but is not JSON"
+    return isinstance(data, dict) and data.get("user_id") == user_id, ""
+
+
+def _protocol(file: Path, user_id: str) -> tuple[str, int, str]:
+    """The names that an evaluation was asked for (``--users a,b``)."""
+    if not file.is_file():
+        return "table rows", 0, ""
+    try:
+        data = json.loads(file.read_bytes())
+        runs = data["runs"]
+        gone = sum(_unnamed(run, user_id) for run in runs)
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError, csv.Error):
+        return "table rows", 0, "not as an evaluation writes it: remove the user's name under 'runs' by hand"
+    if gone:
+        write_text(file, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+    return "table rows", gone, ""
+
+
+def _unnamed(run: dict[str, Any], user_id: str) -> bool:
+    """Whether the user was among a run's users, and is no longer."""
+    named = next(csv.reader([run.get("users") or ""], skipinitialspace=True), [])
+    if user_id not in [name.strip() for name in named] + named:
+        return False
+    kept = io.StringIO()
+    csv.writer(kept, lineterminator="").writerow(n for n in named if user_id not in (n, n.strip()))
+    run["users"] = kept.getvalue()
+    return True
+
+
+def _cache(folder: Path, _: str) -> tuple[str, int, str]:
+    if not folder.is_dir():
+        return "whole LM caches", 0, ""
+    shutil.rmtree(folder)
+    return "whole LM caches", 1, ""
+
+
+def _of_fleet(folder: Path, hidden: Path, user_id: str) -> dict[str, int]:
+    """Of a compile: its journal is rewritten, so that its free pages hold nothing either."""
+    from persona_dspy.fleet.folder import FleetFolder
+
+    with FleetFolder(folder) as fleet:
+        told = fleet.forget(user_id)
+    with closing(sqlite3.connect(hidden / "journal.db", timeout=30, isolation_level=None)) as connection:
+        connection.execute("PRAGMA secure_delete=ON")
+        connection.execute("VACUUM")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    names = {"persona_files": "persona files", "lm_answers": "kept LM answers", "journal_rows": "journal rows"}
+    return {names[kind]: count for kind, count in told.items()}

@@ -1,0 +1,255 @@
+"""One user of a fleet: from a history to a persona document, or to the error that ended this user's work.
+
+Owns: the context a user is worked on in, what of the inputs decides the result (``made_from``), the shape of a result.
+Not here: many users (fleet.py, fleet_ray.py), how one user is aligned (optimizers), where results go (fleet_folder.py).
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import dspy
+
+from persona_dspy.agent import PersonalProgram
+from persona_dspy.core import Alignment, Interaction, PersonaDocument
+from persona_dspy.errors import BudgetExceeded, PersonaError
+from persona_dspy.lm import CallLog, Ledger, UserCalls, recorded, recording_calls, unshared
+from persona_dspy.memory import Profiles, SemanticMemory
+
+__all__ = ["History", "Optimizer", "Program", "UserResult", "UserWork", "made_from", "packed", "unpacked"]
+
+_FORMAT = "fleet/1"
+_POOLS = 16  # of connections: few users wait for each other at one's lock; each costs 1 MB and 30 ms for TLS
+
+
+class History(Protocol):
+    """A user and the user's interactions, oldest first (``histories.UserHistory`` is one)."""
+
+    @property
+    def user_id(self) -> str: ...
+
+    @property
+    def interactions(self) -> tuple[Interaction, ...]: ...
+
+
+class Optimizer(Protocol):
+    """What aligns one user's program: ``PersonaAlignment`` or anything with its ``compile``."""
+
+    def compile(self, student: Any, *, trainset: Any) -> PersonalProgram: ...
+
+
+Program = PersonalProgram | Callable[[History], PersonalProgram]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserResult:
+    """One user's outcome: the document that was made, or the error that ended this user's work and no other's.
+
+    ``kind`` is the type of the error alone, without the user's text. ``stopped``: the fleet's budget or an
+    interruption ended the work early; the document, if any, is the best so far and ``--resume`` goes on.
+    """
+
+    user_id: str
+    document: PersonaDocument | None
+    error: str = ""
+    seconds: float = 0.0
+    kind: str = ""
+    stopped: bool = False
+
+    @property
+    def alignment(self) -> Alignment | None:
+        return self.document.alignment if self.document else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class UserWork:
+    """All that is the same for every user of a fleet. Made once; ``run`` is called from any thread.
+
+    Args:
+        program: to be bound to each user, or what makes a user's program from the history.
+        lm: the LM of the context the fleet was started in.
+        task: for the document; or a function of the history.
+    """
+
+    program: Program
+    optimizer: Optimizer
+    lm: Any = None
+    task: str | Callable[[History], str] | None = None
+    base: str = field(default="", init=False)
+    _given: dict[str, Any] = field(default_factory=dict, init=False)
+    _twins: dict[int, Any] = field(default_factory=dict, init=False)
+    _turn: Iterator[int] = field(default_factory=itertools.count, init=False)
+
+    def given(self) -> dict[str, Any]:
+        """The arguments this was made with, to make it again in another process."""
+        given = dict(self._given)
+        if isinstance(self.program, PersonalProgram):
+            given["program"] = copy.copy(given["program"])  # binding to a user replaces its memory; locks do not travel
+            given["program"].memory = None
+        return given
+
+    def __post_init__(self) -> None:
+        names = ("program", "optimizer", "lm", "task")
+        object.__setattr__(self, "_given", {name: getattr(self, name) for name in names})
+        object.__setattr__(
+            self, "base", json.dumps(_described([self.program, self.optimizer, self.lm]), sort_keys=True)
+        )
+        optimizer = self.optimizer
+        if getattr(optimizer, "reflection_lm", None) is not None:
+            optimizer = copy.copy(optimizer)
+            optimizer.reflection_lm = recorded(optimizer.reflection_lm)  # type: ignore[attr-defined]
+        program = _recording(self.program) if isinstance(self.program, PersonalProgram) else self.program
+        for name, value in (("optimizer", optimizer), ("program", program), ("lm", recorded(self.lm))):
+            object.__setattr__(self, name, value)
+
+    def remembering(self, profiles: Profiles) -> UserWork:
+        """The same work, but an LM's summaries of users last between runs: they grow by what is new."""
+        summary = getattr(self.optimizer, "summary", None)
+        if not isinstance(summary, SemanticMemory):
+            return self
+        work, optimizer = copy.copy(self), copy.copy(self.optimizer)
+        optimizer.summary = summary.keeping(profiles)  # type: ignore[attr-defined]
+        object.__setattr__(work, "optimizer", optimizer)
+        return work
+
+    def task_of(self, history: History) -> str | None:
+        return self.task(history) if callable(self.task) else self.task
+
+    def made_from(self, history: History) -> str:
+        """A digest of all that decides this user's persona: the interactions, the task, and how it is made."""
+        return made_from(history, f"{self.base}\0{self.task_of(history)}")
+
+    def run(self, history: History, *, fleet: Ledger, log: CallLog | None = None) -> UserResult:
+        """Align one user.
+
+        Raises:
+            StoreError: answers cannot be kept. Whatever else goes wrong is in the result.
+        """
+        began = time.monotonic()
+        calls = UserCalls(history.user_id, log)
+        try:
+            fleet.check(0)
+            with self._context(), recording_calls(calls), fleet.recording():
+                document, error, kind = self._document(history, self._aligned(history)), "", ""
+        except BudgetExceeded as spent:
+            document, error, kind = None, str(spent), type(spent).__name__
+        except Exception as failure:  # noqa: BLE001 - one user's failure must not stop the fleet
+            document, kind = None, type(failure).__name__
+            error = str(failure) if isinstance(failure, PersonaError) else f"{kind}: {failure}"
+        if calls.failed is not None:
+            raise calls.failed
+        said = document.alignment.stopped.removeprefix("budget: ") if document and document.alignment else error
+        return UserResult(
+            user_id=history.user_id,
+            document=document,
+            error=error,
+            kind=kind,
+            seconds=time.monotonic() - began,
+            stopped=bool(fleet.ended) and said.startswith(("budget: ", "stopped: ")),
+        )
+
+    def _context(self) -> Any:
+        """A DSPy context with the LM over one of several pools of connections, which stay open for the users after."""
+        if self.lm is None:
+            return dspy.context(trace=None)
+        number = next(self._turn) % _POOLS
+        lm = self._twins.get(number) or self._twins.setdefault(number, unshared(self.lm))
+        return dspy.context(trace=None, lm=lm)
+
+    def _aligned(self, history: History) -> PersonalProgram:
+        if isinstance(self.program, PersonalProgram):
+            student = self.program.for_user(history.user_id, history.interactions)
+        else:
+            student = _recording(self.program(history))
+        return self.optimizer.compile(student, trainset=student.examples())
+
+    def _document(self, history: History, aligned: PersonalProgram) -> PersonaDocument:
+        alignment = aligned.alignment or Alignment(user_id=history.user_id)
+        alignment = alignment.model_copy(
+            update={"options": {**alignment.options, "made_from": self.made_from(history)}}
+        )
+        model = getattr(self.lm, "model", None) or aligned.lm_name()
+        return PersonaDocument.of(aligned.persona.value, alignment=alignment, task=self.task_of(history), model=model)
+
+
+def packed(result: UserResult) -> dict[str, Any]:
+    """A result as plain values, to cross processes."""
+    names = ("user_id", "error", "seconds", "kind", "stopped")
+    document = result.document.model_dump(mode="json", by_alias=True) if result.document else None
+    return {**{name: getattr(result, name) for name in names}, "document": document}
+
+
+def unpacked(plain: dict[str, Any]) -> UserResult:
+    """The result that ``packed`` made plain values of.
+
+    Example:
+        >>> unpacked(packed(UserResult(user_id="u1", document=None, error="no answer"))).error
+        'no answer'
+    """
+    values: dict[str, Any] = dict(plain)
+    if values["document"] is not None:
+        values["document"] = PersonaDocument.model_validate(values["document"])
+    return UserResult(**values)
+
+
+def made_from(history: History, base: str) -> str:
+    """A digest of a user's interactions and of ``base``: 32 hexadecimal digits.
+
+    Example:
+        >>> from persona_dspy.data.files import UserHistory
+        >>> one = UserHistory(user_id="u", interactions=(Interaction(user_id="u", query="Alien", response="horror"),))
+        >>> made_from(one, "options") == made_from(one, "other options")
+        False
+    """
+    digest = hashlib.blake2b(f"{_FORMAT}\0{base}\0{history.user_id}".encode("utf-8", "surrogatepass"), digest_size=16)
+    for i in history.interactions:
+        time_ = i.time.isoformat() if i.time else ""
+        more = json.dumps(dict(i.metadata), sort_keys=True, default=str) if i.metadata else ""
+        digest.update("\0".join(("", i.id, i.query, i.response, time_, more)).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def _recording(program: PersonalProgram) -> PersonalProgram:
+    """The program with the LMs of single predictors recorded too; itself where no predictor has its own."""
+    if not any(p.lm for p in program.predictors()):
+        return program
+    program = program.deepcopy()
+    for predictor in program.predictors():
+        predictor.lm = recorded(predictor.lm)
+    return program
+
+
+# a user's data, what only watches or paces, and what DSPy draws by chance or collects
+_OWN = frozenset({"memory", "persona", "observers", "history", "callbacks", "concurrency", "stage", "traces", "train"})
+_SECRETS = frozenset({"api_key", "api_base", "base_url", "headers", "extra_headers", "timeout"})
+
+
+def _described(value: Any, depth: int = 5) -> Any:
+    """What of an object decides results, as JSON: options yes; a user's data, observers, keys and addresses no."""
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    if isinstance(value, dspy.BaseLM):
+        return [value.model, _described({k: v for k, v in value.kwargs.items() if k not in _SECRETS}, 2)]
+    if isinstance(value, type) and issubclass(value, dspy.Signature):
+        return [value.instructions, [f"{n}: {f.annotation!r} {f.json_schema_extra!r}" for n, f in value.fields.items()]]
+    if isinstance(value, Mapping):
+        return {str(k): _described(v, depth - 1) for k, v in value.items()} if depth else len(value)
+    if isinstance(value, list | tuple | set | frozenset):
+        items = [_described(v, depth - 1) for v in value] if depth else [len(value)]
+        return sorted(map(str, items)) if isinstance(value, set | frozenset) else items
+    name = getattr(value, "__qualname__", None) or type(value).__qualname__
+    attributes = getattr(value, "__dict__", None)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        attributes = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    if not depth or not attributes or isinstance(value, type):
+        return name
+    kept = {k: v for k, v in attributes.items() if not k.startswith("_") and k not in _OWN}
+    return [name, {k: _described(v, depth - 1) for k, v in sorted(kept.items())}]

@@ -1,0 +1,5 @@
+"""Systems measured against each other: baselines, variants, results, tables."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,182 @@
+"""What an evaluation leaves behind: one line per answer. Owns: the rows, their file, the protocol they were made under.
+
+Not here: making them (evaluate.py), tables (standings.py). Lines are only appended, so a killed run loses the answer
+it was about to write and nothing else; a rerun reads what is there and asks for the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from persona_dspy.core import Usage
+from persona_dspy.errors import DataError, InputError
+
+__all__ = ["Judged", "Results", "commit", "data_hash"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """One answer (``kind="answer"``), what a user's preparation cost (``"prepared"``), or what an interrupted
+    preparation had cost by then (``"partly"``).
+
+    ``parsed``: whether the answer could be read. ``seconds`` is wall time, ``lm_seconds`` time in the LM.
+    """
+
+    kind: Literal["answer", "prepared", "partly"] = "answer"
+    system: str
+    user_id: str
+    query_id: str = ""
+    gold: str = ""
+    answer: str = ""
+    parsed: bool = True
+    calls: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    seconds: float = 0.0
+    lm_seconds: float = 0.0
+    usd: float | None = None
+    note: str = ""
+
+    @classmethod
+    def of(cls, usage: Usage, seconds: float, **what: Any) -> Judged:
+        """A row with its cost."""
+        return cls(
+            calls=usage.calls,
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
+            cached_tokens=usage.cached_tokens,
+            seconds=round(seconds, 3),
+            lm_seconds=round(usage.seconds, 3),
+            usd=usage.usd,
+            **what,
+        )
+
+    @property
+    def tokens(self) -> int:
+        """Input plus output."""
+        return self.input_tokens + self.output_tokens
+
+
+class Results:
+    """The folder of one evaluation: ``protocol.json``, ``answers.jsonl``, and personas under ``personas/``.
+
+    Args:
+        folder: made where it is missing.
+        protocol: what the rows are made under; JSON-safe. ``"may_differ"`` keys (commit, ...) are kept for each run,
+            all others must be the same for every run of the folder.
+
+    Raises:
+        InputError: the folder holds rows of another protocol.
+        DataError: a row in it cannot be read.
+    """
+
+    def __init__(self, folder: str | Path, protocol: Mapping[str, Any], may_differ: Mapping[str, Any]) -> None:
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.Lock()
+        self._keep_protocol(dict(protocol), dict(may_differ))
+        self.path = self.folder / "answers.jsonl"
+        self.rows = list(_read(self.path))
+
+    def _keep_protocol(self, protocol: dict[str, Any], run: dict[str, Any]) -> None:
+        path = self.folder / "protocol.json"
+        kept = _protocol(path) if path.exists() else {**protocol, "runs": []}
+        before = {key: value for key, value in kept.items() if key != "runs"}
+        now = json.loads(json.dumps(protocol))
+        if before != now:
+            changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+            raise InputError(
+                f"out {str(self.folder)!r}: holds results with other settings ({', '.join(changed)}: "
+                f"{[before.get(key) for key in changed]!r}, now {[now.get(key) for key in changed]!r}); "
+                "expected the same; give another --out"
+            )
+        kept["runs"].append(run)
+        self.protocol = kept
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        os.replace(part, path)
+
+    def add(self, row: Judged) -> None:
+        """Append one row, on disk when this returns. Thread-safe."""
+        line = json.dumps(asdict(row), ensure_ascii=False) + "\n"
+        with self._lock, self.path.open("a", encoding="utf-8") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+            self.rows.append(row)
+
+    def answered(self, system: str, user_id: str) -> set[str]:
+        """The ids of the queries that have an answer."""
+        mine = (r for r in self.rows if r.system == system and r.user_id == user_id)
+        return {r.query_id for r in mine if r.kind == "answer"}
+
+
+def _protocol(path: Path) -> dict[str, Any]:
+    try:
+        kept = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as failure:
+        kept, found = None, str(failure)
+    else:
+        found = "not the keys that an evaluation writes"
+    if isinstance(kept, dict) and isinstance(kept.get("runs"), list):
+        return kept
+    raise InputError(
+        f"{str(path)!r}: {found}; expected the settings of an evaluation as JSON; give another --out, or remove the "
+        "file where you know that the answers beside it were made with the settings of now"
+    )
+
+
+def _read(path: Path) -> Iterable[Judged]:
+    if not path.exists():
+        return
+    text = path.read_bytes()
+    whole, _, torn = text.rpartition(b"\n")
+    if torn:  # a killed run's last line: cut off, so that the next row begins on a line of its own
+        with path.open("r+b") as file:
+            file.truncate(len(whole) + (1 if whole else 0))
+    names = {f.name for f in fields(Judged)}
+    for number, line in enumerate(whole.decode("utf-8").split("\n") if whole else [], 1):
+        try:
+            row = json.loads(line)
+            yield Judged(**{key: value for key, value in row.items() if key in names})
+        except (ValueError, TypeError, AttributeError):
+            expected = "a row of an evaluation; remove the line, its answer is then asked for again"
+            raise DataError(str(path), line=number, value=line, expected=expected) from None
+
+
+def data_hash(path: str | Path) -> str:
+    """sha256 (hex, 16 digits) of a data file and of the golds beside it."""
+    from persona_dspy.data import outputs_path
+
+    path, digest = Path(path), hashlib.sha256()
+    for one in sorted({path, outputs_path(path)}):
+        if one.exists():
+            with one.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def commit() -> str:
+    """The package's version, and the commit it is at where it runs from a checkout; ``+`` marks changed files."""
+    here = Path(__file__).resolve().parent
+    try:
+        told = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        told = ""
+    return f"persona-dspy {version('persona-dspy')}" + (f", commit {told}" if told else "")

@@ -1,0 +1,5 @@
+"""Which LM is meant and what its calls cost: names, ledger, kept answers, local engines."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

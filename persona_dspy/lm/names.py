@@ -1,0 +1,173 @@
+"""Where options and LMs are resolved. Owns: defaults, environment variables, what an LM's name means, the preflight.
+Not here: running models (local_lm), fetching them (models).
+
+Environment: ``PERSONA_DSPY_HOME`` (default ``~/.persona_dspy``: the store), ``PERSONA_DSPY_MODELS`` (see models).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from persona_dspy.errors import InputError, ModelError
+from persona_dspy.lm.local.catalogue import CATALOGUE, fetch_model, find_model
+from persona_dspy.lm.local.files import models_dir
+
+if TYPE_CHECKING:
+    import dspy
+    from dspy.utils.exceptions import LMError
+
+__all__ = ["Settings", "check_lm", "home_dir", "resolve_lm", "steady_lm"]
+
+
+def home_dir() -> Path:
+    """``$PERSONA_DSPY_HOME``, else ``~/.persona_dspy``: where the store's file is by default. Not created here."""
+    given = os.environ.get("PERSONA_DSPY_HOME")
+    return Path(given).expanduser() if given else Path.home() / ".persona_dspy"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The defaults, in one place. ``recent`` and ``epochs`` are the paper's n and E; token caps are estimates.
+
+    Example:
+        >>> Settings().recent, Settings(seed=7).seed
+        (3, 7)
+    """
+
+    lm: str = "local"
+    seed: int = 0
+    recent: int = 3
+    epochs: int = 3
+    recall_k: int = 4
+    section_tokens: int = 240
+    bullet_tokens: int = 60
+    home: Path = field(default_factory=home_dir)
+    models: Path = field(default_factory=models_dir)
+
+    def __post_init__(self) -> None:
+        for name, least in (("seed", 0), ("recent", 1), ("epochs", 1), ("recall_k", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise InputError(f"Settings.{name} {value!r}: expected a whole number of at least {least}")
+
+
+def resolve_lm(spec: object = "local", **overrides: Any) -> dspy.LM:
+    """The ``dspy.LM`` that a value means.
+
+    Args:
+        spec: ``"local"`` (the smallest catalogue model, fetched at first use), ``"local:half"`` (another one),
+            ``"local:/path/model.gguf"``, any other name as ``dspy.LM`` takes it (``"openai/gpt-4o-mini"``), or an LM
+            object, returned as it is.
+        overrides: arguments of ``dspy.LM`` (temperature, max_tokens, cache, seed, api_base, ...); an LM object is
+            copied with them.
+
+    Raises:
+        InputError: neither a name nor an LM.
+        ModelError: a local model that is missing, damaged, or cannot be fetched.
+
+    Example:
+        >>> resolve_lm("openai/gpt-4o-mini", temperature=0.7).kwargs["temperature"]
+        0.7
+    """
+    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # or its import asks the network for prices
+    import dspy
+
+    if isinstance(spec, dspy.BaseLM):
+        return cast("dspy.LM", spec.copy(**overrides) if overrides else spec)
+    if not isinstance(spec, str) or not spec.strip():
+        raise InputError(
+            f"lm {spec!r}: expected 'local', 'local:half', 'local:/path/model.gguf', a name such as "
+            "'openai/gpt-4o-mini', or a dspy.LM"
+        )
+    name = spec.strip()
+    if name == "local" or name.startswith("local:") or name.endswith(".gguf"):
+        from persona_dspy.lm.local.engine import local_lm
+
+        wanted = name.removeprefix("local").removeprefix(":") if name.startswith("local") else name
+        return local_lm(_local_file(wanted or "smol"), **overrides)
+    return dspy.LM(name, **overrides)
+
+
+def steady_lm(name: str, *, seed: int, num_retries: int = 6) -> dspy.LM:
+    """The LM of a command: ``resolve_lm`` at temperature 0, so that answers are compared and not draws.
+
+    A local model gets the seed too. Where DSPy knows that a model takes no temperature (reasoning models), it is left
+    at the provider's own: then ``kwargs["temperature"]`` is None, and single answers vary.
+
+    Example:
+        >>> steady_lm("openai/gpt-4o-mini", seed=0).kwargs["temperature"]
+        0.0
+    """
+    if name.startswith("local") or name.endswith(".gguf"):
+        return resolve_lm(name, seed=seed)
+    try:
+        return resolve_lm(name, num_retries=num_retries, temperature=0.0)
+    except ValueError:
+        return resolve_lm(name, num_retries=num_retries)
+
+
+def _local_file(name: str) -> Path:
+    if name in CATALOGUE and not (models_dir() / CATALOGUE[name].file).is_file():
+        size = CATALOGUE[name].size / 1e6
+        print(f"fetching the local model {name!r} ({size:.0f} MB) into {models_dir()}, once", file=sys.stderr)
+        return fetch_model(name)
+    return find_model(name)
+
+
+def check_lm(lm: dspy.LM) -> None:
+    """Preflight: one tiny call, so that a missing key or a server that is down shows before any work.
+
+    A local model is loaded instead; an LM with another engine of its own (a fake, say) is left alone. The call goes
+    past DSPy's cache, history, callbacks and usage trackers: nobody's ledger sees it.
+
+    Raises:
+        ModelError: the LM cannot be used; says what to type.
+    """
+    from persona_dspy.lm.local.engine import LlamaEngine
+
+    engine = getattr(lm, "engine", None)
+    if isinstance(engine, LlamaEngine):
+        engine.load()
+        return
+    if not isinstance(engine, str):
+        return
+    import dspy
+    from dspy.utils.exceptions import LMError
+
+    probe = lm.copy(cache=False, num_retries=0)
+    probe.callbacks = []
+    try:
+        with dspy.context(callbacks=[], usage_tracker=None, disable_history=True, persona_ledger=None):
+            probe("Reply with the word OK.")
+    except LMError as error:
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(" .")
+        said = re.sub(r"^\[[^\]]*\] (litellm\.)?", "", said)  # the name once more, and whose class it is
+        raise ModelError(f"lm {lm.model!r}: {said}; expected an answer; {_advice(lm, error)}") from error
+
+
+def _advice(lm: dspy.LM, error: LMError) -> str:
+    from dspy.utils import exceptions as known
+
+    provider = lm.model.split("/")[0] if "/" in lm.model else "openai"
+    local = "or use a model in this process: --lm local"
+    # NOTE LiteLLM reports a missing key and a refused connection as internal errors of the server.
+    text = str(error)
+    if isinstance(error, (known.LMConfigurationError, known.LMAuthError)) or "Missing credentials" in text:
+        return f"type: export {provider.upper().replace('-', '_')}_API_KEY=..., {local}"
+    if isinstance(error, (known.LMTransportError, known.LMTimeoutError)) or "Connection error" in text:
+        where = lm.kwargs.get("api_base") or lm.kwargs.get("base_url") or os.environ.get("OPENAI_API_BASE")
+        return f"start the server{f' at {where}' if where else ''} or check the network, {local}"
+    if isinstance(error, known.LMBillingError):
+        return f"check the account's balance, {local}"
+    if isinstance(error, (known.LMRateLimitError, known.LMServerError)):
+        return f"wait and try again, {local}"
+    if isinstance(error, known.LMInvalidRequestError) and provider.startswith("ollama"):
+        return f"see what is there: ollama list, or type: ollama pull {lm.model.partition('/')[2]}, {local}"
+    if isinstance(error, known.LMInvalidRequestError):
+        return f"check the name, 'provider/model' such as 'openai/gpt-4o-mini', {local}"
+    return f"check the name and its settings, {local}"

@@ -1,0 +1,17 @@
+from .figures import curve as curve
+from .figures import learning_curve as learning_curve
+from .fleet_figures import FleetFigures as FleetFigures
+from .page import report_page as report_page
+from .persona_map import jaccard as jaccard
+from .persona_map import map_personas as map_personas
+from .persona_map import nearest as nearest
+from .persona_map import persona_terms as persona_terms
+from .sources import Skipped as Skipped
+from .sources import Subject as Subject
+from .sources import SystemScore as SystemScore
+from .sources import read_evaluation as read_evaluation
+from .sources import read_folder as read_folder
+from .sources import read_store as read_store
+from .sources import read_traces as read_traces
+from .sources import with_episodes as with_episodes
+from .sources import with_store as with_store

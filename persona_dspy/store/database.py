@@ -1,0 +1,304 @@
+"""The database under the store: URL -> engine, migrations run, transactions, errors that say what to do.
+
+Owns: everything that knows which database it is. Not here: tables and migrations (``store_tables.py``), what is written
+and read (``store.py``).
+
+**Text never moves.** When SQLite splits or merges B-tree pages it copies rows and leaves the old bytes in unused parts
+of pages, out of reach of ``secure_delete``; only VACUUM, which rewrites the file, would remove them. So rows with text
+are only ever added at a table's end, indexes hold numbers and hashes only, and what is forgotten is overwritten in
+place with blanks of the same size. The rows stay as blank ones until ``compact``. To bring rows that lie all over the
+file together, ``move_to_end`` adds them again at the end and overwrites them where they were.
+"""
+
+from __future__ import annotations
+
+import secrets
+import sqlite3
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import event, exc
+from sqlalchemy.dialects import postgresql, sqlite
+from tenacity import retry, retry_if_exception_message, stop_after_delay, wait_random
+
+from persona_dspy.errors import InputError, StoreError, UnknownUser
+from persona_dspy.store.tables import MIGRATIONS, current, digest, episodes, profiles, schema, users, vectors, versions
+
+__all__ = ["Database"]
+
+# built once: making a statement costs as much as running it
+_FIND = sa.select(users.c.uid).where(
+    users.c.hash == sa.bindparam("is_hash"), users.c.user_id == sa.bindparam("is_user")
+)
+_LOCK = _FIND.with_for_update()
+_PARTITIONS = 16  # of PostgreSQL's large tables, by uid
+# SQLite: a row that is blank here was erased
+_ERASED_WHERE_BLANK = {
+    users: users.c.user_id,
+    episodes: episodes.c.id,
+    vectors: vectors.c.encoder,
+    versions: versions.c.document,
+    profiles: profiles.c.document,
+}
+_ROWID = sa.literal_column("rowid")
+# SQLite: the uid of what is left of a row that lies elsewhere now; eight bytes as any uid: the row keeps its size
+_NOBODY = sa.literal_column(f"({-(2**62)} - rowid)")
+_IN_ORDER = {episodes: "uid, seq", vectors: "uid, hash, seq"}
+
+
+class Database:
+    """An open database: an engine, and the two kinds of transaction.
+
+    Args:
+        url: ``sqlite:///file.db``, a file name, or ``postgresql+psycopg://user:password@host/name``.
+        timeout: seconds that a write waits for another one.
+        power_safe: SQLite only, see ``Store.open``.
+
+    Raises:
+        InputError: a URL that cannot be read, or of another kind of database.
+        StoreError: the database cannot be opened, or has a newer schema.
+    """
+
+    def __init__(self, url: str, *, timeout: float, power_safe: bool) -> None:
+        parsed = _parse(url)
+        self.sqlite = parsed.get_backend_name() == "sqlite"
+        self.name = parsed.render_as_string(hide_password=True)
+        if self.sqlite:
+            Path(str(parsed.database)).parent.mkdir(parents=True, exist_ok=True)
+        # parameters are users' text: they stay out of tracebacks
+        options: dict[str, Any] = {"pool_size": 8, "max_overflow": 56, "hide_parameters": True}
+        try:
+            if self.sqlite:
+                options["connect_args"] = {"timeout": timeout, "check_same_thread": False}
+            else:
+                options["connect_args"] = {"options": f"-c lock_timeout={int(timeout * 1000)}", "connect_timeout": 10}
+                options["pool_pre_ping"] = True
+            self.engine = sa.create_engine(parsed, **options)
+        except ModuleNotFoundError as error:
+            raise StoreError(
+                f"store {self.name!r}: expected the package {error.name!r}; type: pip install 'persona-dspy[postgres]'"
+            ) from None
+        if self.sqlite:
+            event.listen(self.engine, "connect", _pragmas("FULL" if power_safe else "NORMAL", timeout))
+            event.listen(self.engine, "begin", _begin)
+        self._writer = self.engine.execution_options(write=True)
+        try:
+            self._migrate()
+        except StoreError:
+            self.close()
+            raise
+
+    @contextmanager
+    def reading(self) -> Generator[sa.Connection]:
+        """A connection whose reads see committed data only."""
+        with self._explained(), self.engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def writing(self) -> Generator[sa.Connection]:
+        """One transaction: all of it is on disk when the block ends, or nothing of it."""
+        with self._explained(), self._writer.begin() as connection:
+            yield connection
+
+    def insert(self, table: sa.Table) -> Any:
+        """An INSERT that can say ON CONFLICT."""
+        return sqlite.insert(table) if self.sqlite else postgresql.insert(table)
+
+    def uid(self, connection: sa.Connection, user_id: str) -> int | None:
+        """A user's number, or None. Inside ``writing()``, other writers of this user wait until it ends."""
+        writing = connection.get_execution_options().get("write")
+        return connection.scalar(_LOCK if writing else _FIND, {"is_hash": digest(user_id), "is_user": user_id})
+
+    def claim(self, connection: sa.Connection, user_id: str) -> int:
+        """As ``uid``, making the user where there is none."""
+        while (found := self.uid(connection, user_id)) is None:
+            # above 2 ** 62 every number takes the same room, so that rows can be overwritten in place
+            new = {"uid": 2**62 + secrets.randbits(61), "hash": digest(user_id), "user_id": user_id}
+            connection.execute(self.insert(users).values(new).on_conflict_do_nothing())
+        return found
+
+    def known(self, connection: sa.Connection, user_id: str) -> int:
+        """A user's number; raises UnknownUser where nothing is kept of them."""
+        found = self.uid(connection, user_id)
+        if found is None:
+            raise self.unknown(user_id)
+        return found
+
+    def unknown(self, user_id: str) -> UnknownUser:
+        return UnknownUser(
+            f"user {user_id!r}: not in the store {self.name!r}; expected an id as it was ingested (case, accents and "
+            f"blanks count), one of list(Store.open({self.name!r}).users()); to add users type: persona-dspy ingest "
+            "FILE --store ..."
+        )
+
+    def erase(
+        self, connection: sa.Connection, table: sa.Table, where: sa.ColumnElement[bool], *, free: bool = False
+    ) -> int:
+        """Remove rows that hold text; how many there were. ``free``: rows with the same keys may be added again."""
+        if not self.sqlite:
+            return connection.execute(table.delete().where(where)).rowcount
+        there = sa.func.trim(_ERASED_WHERE_BLANK[table]) != ""
+        values = {**_blanks(table), "uid": _NOBODY} if free else _blanks(table)
+        return connection.execute(table.update().where(where & there).values(values)).rowcount
+
+    def places(self, connection: sa.Connection, table: sa.Table, where: sa.ColumnElement[bool]) -> list[int]:
+        """Where rows lie: numbers of which neighbours lie side by side; nothing on PostgreSQL, which has no such."""
+        return list(connection.scalars(sa.select(_ROWID).where(where).order_by(table.c.seq))) if self.sqlite else []
+
+    def move_to_end(self, connection: sa.Connection, table: sa.Table, places: list[int]) -> None:
+        """Bring rows of a SQLite table together, in this order, at its end."""
+        there = _ROWID.in_(places)
+        found = connection.execute(sa.select(_ROWID, *table.c).where(there))
+        rows = {row[0]: dict(zip(table.c.keys(), row[1:], strict=True)) for row in found}
+        self.erase(connection, table, there, free=True)
+        connection.execute(table.insert(), [rows[place] for place in places])
+
+    def compact(self) -> None:
+        """Give the room of erased rows back, and bring each user's rows together. Rewrites the store: writers wait."""
+        with self._explained(), self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            raw: Any = connection.connection.dbapi_connection
+            if self.sqlite:
+                raw.execute("BEGIN IMMEDIATE")
+                raw.execute("PRAGMA user_version = 1")  # rows move now: until VACUUM ends nothing counts as scrubbed
+                for table, text in _ERASED_WHERE_BLANK.items():
+                    raw.execute(f"DELETE FROM {table.name} WHERE trim({text.name}) = ''")
+                for table, order in _IN_ORDER.items():  # VACUUM keeps the order
+                    raw.execute(f"CREATE TABLE persona_moving AS SELECT * FROM {table.name} ORDER BY {order}")
+                    raw.execute(f"DELETE FROM {table.name}")
+                    raw.execute(f"INSERT INTO {table.name} SELECT * FROM persona_moving ORDER BY rowid")
+                    raw.execute("DROP TABLE persona_moving")
+                raw.execute("COMMIT")
+                raw.execute("VACUUM")
+                raw.execute("PRAGMA user_version = 0")
+            else:
+                for table in (current, *_ERASED_WHERE_BLANK):
+                    raw.execute(f"VACUUM FULL {table.name}")
+        self.scrub()
+
+    def scrub(self) -> bool:
+        """Empty SQLite's log of erased text; False where that is not in our hands or a reader holds it up."""
+        if not self.sqlite:
+            return False
+        with self._explained(), self.engine.connect() as connection:
+            raw: Any = connection.connection.dbapi_connection
+            busy, _, _ = raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            moved = raw.execute("PRAGMA user_version").fetchone()[0]
+        return busy == 0 and moved == 0
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+    def _migrate(self) -> None:
+        with self.reading() as connection:
+            found = sa.inspect(connection).has_table(schema.name)
+            if found and connection.scalar(sa.select(sa.func.max(schema.c.version))) == len(MIGRATIONS):
+                return
+        with self.writing() as connection:
+            if not self.sqlite:
+                connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7063697073)")  # one process migrates at a time
+            connection.execute(sa.schema.CreateTable(schema, if_not_exists=True))
+            done = connection.scalar(sa.select(sa.func.max(schema.c.version))) or 0
+            if done > len(MIGRATIONS):
+                raise StoreError(
+                    f"store {self.name!r} has schema {done}: expected {len(MIGRATIONS)} or older, a newer version "
+                    "wrote it; type: pip install --upgrade persona-dspy"
+                )
+            for number, statements in enumerate(MIGRATIONS[done:], start=done + 1):
+                for statement in statements:
+                    for one in self._ddl(statement):
+                        connection.exec_driver_sql(one)
+                connection.execute(schema.insert().values(version=number))
+
+    def _ddl(self, statement: str) -> list[str]:
+        """A migration's statement in this database's words."""
+        if statement.startswith("{partitions "):
+            table = statement[12:-1]
+            values = [f"(MODULUS {_PARTITIONS}, REMAINDER {n})" for n in range(0 if self.sqlite else _PARTITIONS)]
+            return [f"CREATE TABLE {table}_{n} PARTITION OF {table} FOR VALUES WITH {v}" for n, v in enumerate(values)]
+        words = ("BLOB", "") if self.sqlite else ("BYTEA", "PARTITION BY HASH (uid)")
+        return [statement.format(bytes=words[0], partitioned=words[1])]
+
+    @contextmanager
+    def _explained(self) -> Generator[None]:
+        try:
+            yield
+        except (exc.DBAPIError, exc.TimeoutError, sqlite3.Error) as error:  # sqlite3's own: from the pragmas
+            reason = str(getattr(error, "orig", None) or error).strip()
+            raise StoreError(f"store {self.name!r}: {reason}{_advice(reason, self.sqlite)}") from error
+
+
+def _blanks(table: sa.Table) -> dict[str, Any]:
+    """For each column with text, or a hash of it, a value of the same size that says nothing (SQLite)."""
+    values: dict[str, Any] = {}
+    for column in table.c:
+        size = sa.func.length(sa.cast(column, sa.LargeBinary))
+        if column.name == "hash":
+            values[column.name] = sa.func.randomblob(16)
+        elif isinstance(column.type, sa.LargeBinary):
+            values[column.name] = sa.func.zeroblob(size)
+        elif isinstance(column.type, sa.Text):
+            blank = sa.func.replace(sa.func.hex(sa.func.zeroblob(size)), "0", " ")  # two characters a byte
+            values[column.name] = sa.case((column.is_(None), None), else_=sa.func.substr(blank, 1, size))
+    return values
+
+
+def _parse(url: str) -> sa.URL:
+    expected = "expected 'sqlite:///personas.db', a file name, or 'postgresql+psycopg://user:password@host/name'"
+    if "://" not in url:
+        if not url.strip():
+            raise InputError(f"store {url!r}: {expected}")
+        return sa.URL.create("sqlite", database=url)
+    try:
+        parsed = sa.make_url(url)
+        backend = parsed.get_backend_name()
+    except (exc.ArgumentError, ValueError):
+        raise InputError(f"store URL {url.partition('://')[0] + '://...'!r} cannot be read: {expected}") from None
+    if backend not in ("sqlite", "postgresql"):
+        raise InputError(f"store {parsed.render_as_string(hide_password=True)!r}: {expected}")
+    if backend == "sqlite" and parsed.database in (None, "", ":memory:"):
+        raise InputError(f"store {url!r}: a store in memory would lose what it acknowledged; {expected}")
+    return parsed.set(drivername="postgresql+psycopg") if parsed.drivername == "postgresql" else parsed
+
+
+def _advice(reason: str, sqlite: bool) -> str:
+    known = {
+        "database is locked": "; another process is writing: try again, or open with a longer timeout=",
+        "not a database": "; expected an SQLite file: give the name of a new file, or of a store",
+        "unable to open database file": "; expected a file in a folder that may be written to",
+        "readonly database": "; expected a file and a folder that may be written to: check their owner and mode",
+        "disk is full": "; free some space: what was acknowledged is kept",
+        "malformed": "; the file is damaged: restore a copy of it",
+        "lock timeout": "; another writer holds this user: try again, or open with a longer timeout=",
+        "QueuePool limit": "; more threads than connections: use at most 64 threads on one store",
+        "connection": "; is the server running, and are host, port, user and password right?",
+    }
+    otherwise = "" if sqlite else "; see the server's log"
+    return next((advice for part, advice in known.items() if part in reason), otherwise)
+
+
+def _pragmas(synchronous: str, timeout: float) -> Any:
+    # the first change of a new file to WAL does not wait for others that open it: it fails at once
+    patient = retry(
+        retry=retry_if_exception_message("database is locked"),
+        stop=stop_after_delay(timeout),
+        wait=wait_random(0, 0.02),
+        reraise=True,
+    )
+
+    def connect(connection: Any, _: Any) -> None:
+        connection.isolation_level = None  # transactions are begun by _begin, not by the driver
+        patient(connection.execute)("PRAGMA journal_mode=WAL")
+        connection.execute(f"PRAGMA synchronous={synchronous}")
+        connection.execute("PRAGMA secure_delete=ON")
+        connection.execute("PRAGMA cache_size=-16384")  # KiB; SQLite's 2 MiB do not hold a large index's upper levels
+
+    return connect
+
+
+def _begin(connection: sa.Connection) -> None:
+    # a writer takes its lock at once: one that reads first could not upgrade and would fail without waiting
+    write = connection.get_execution_options().get("write")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")

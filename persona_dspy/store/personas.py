@@ -1,0 +1,146 @@
+"""Persona versions of a user and the pointer to the current one. Owns: their order of writing.
+
+Not here: the form of a document (``store_rows.py``, ``export.py``), transactions (``database.py``).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from persona_dspy.errors import InputError
+from persona_dspy.store.database import Database
+from persona_dspy.store.rows import StoredPersona, checked_key, document_of, to_json
+from persona_dspy.store.tables import current, versions
+
+__all__ = ["PersonaTable"]
+
+
+class PersonaTable:
+    """The part of ``Store`` that keeps personas: an immutable row a version, and one pointer a user."""
+
+    _database: Database
+
+    def put_persona(
+        self, user_id: str, persona: str | Mapping[str, Any], alignment: Mapping[str, Any] | None = None
+    ) -> StoredPersona:
+        """Keep a version of a user's persona and make it the current one.
+
+        Giving a stored version again makes it current and changes nothing else; its first alignment record stays.
+
+        Args:
+            persona: the document, as JSON text or dict, with an integer ``version`` and ``parent`` (int or null).
+            alignment: the record of how it came about, JSON-safe.
+
+        Raises:
+            InputError: no such document, another user's, or the version is taken by another document.
+        """
+        checked_key(user_id, "user_id")
+        text, version, parent = document_of(user_id, persona)
+        record = None if alignment is None else to_json(dict(alignment), f"alignment of {user_id!r}")
+        with self._database.writing() as connection:
+            uid = self._database.claim(connection, user_id)
+            taken = self._version(connection, user_id, uid, version)
+            if taken is None:
+                created = datetime.now(UTC).isoformat(timespec="milliseconds")
+                row = {"version": version, "parent": parent, "created": created, "document": text, "alignment": record}
+                connection.execute(versions.insert().values(uid=uid, **row))
+            elif taken.document != json.loads(text):
+                free = max(v.version for v in self._versions(connection, user_id, uid)) + 1
+                raise InputError(
+                    f"persona of {user_id!r}: version {version} is stored with other content; versions are immutable: "
+                    f"give the new one version {free}"
+                )
+            self._point(connection, uid, version)
+        return self.version(user_id, version)
+
+    def current(self, user_id: str) -> StoredPersona | None:
+        """The current version, or None for a user who has none yet.
+
+        Raises:
+            UnknownUser: nothing is kept of that user.
+        """
+        with self._database.reading() as connection:
+            uid = self._database.known(connection, user_id)
+            return self._version(connection, user_id, uid, None)
+
+    def versions(self, user_id: str) -> list[StoredPersona]:
+        """Every version, lowest number first.
+
+        Raises:
+            UnknownUser: nothing is kept of that user.
+        """
+        with self._database.reading() as connection:
+            uid = self._database.known(connection, user_id)
+            return self._versions(connection, user_id, uid)
+
+    def version(self, user_id: str, version: int) -> StoredPersona:
+        """One version.
+
+        Raises:
+            UnknownUser: nothing is kept of that user.
+            InputError: there is no such version.
+        """
+        with self._database.reading() as connection:
+            uid = self._database.known(connection, user_id)
+            found = self._version(connection, user_id, uid, version)
+            if found is None:
+                numbers = [v.version for v in self._versions(connection, user_id, uid)]
+                raise InputError(f"version {version!r} of {user_id!r}: expected one of {numbers}")
+            return found
+
+    def rollback(self, user_id: str, version: int | None = None) -> StoredPersona:
+        """Move the pointer to ``version``, by default to the current one's parent. No version is lost.
+
+        Raises:
+            UnknownUser: nothing is kept of that user.
+            InputError: there is no such version, or no parent.
+        """
+        with self._database.writing() as connection:
+            uid = self._database.known(connection, user_id)
+            now = self._version(connection, user_id, uid, None)
+            target = version if version is not None else now.parent if now is not None else None
+            if target is None or self._version(connection, user_id, uid, target) is None:
+                numbers = [v.version for v in self._versions(connection, user_id, uid)]
+                at = f"version {now.version}" if now is not None else "no version"
+                raise InputError(f"rollback of {user_id!r} from {at} to {target!r}: expected one of {numbers}")
+            self._point(connection, uid, target)
+        return self.version(user_id, target)
+
+    def _version(self, connection: sa.Connection, user_id: str, uid: int, version: int | None) -> StoredPersona | None:
+        """One version, the current one where ``version`` is None."""
+        which = current.c.version.is_not(None) if version is None else versions.c.version == version
+        row = connection.execute(_select(uid).where(which)).one_or_none()
+        return None if row is None else _persona(user_id, row)
+
+    def _versions(self, connection: sa.Connection, user_id: str, uid: int) -> list[StoredPersona]:
+        rows = connection.execute(_select(uid).order_by(versions.c.version))
+        return [_persona(user_id, row) for row in rows]
+
+    def _point(self, connection: sa.Connection, uid: int, version: int) -> None:
+        insert = self._database.insert(current).values(uid=uid, version=version)
+        connection.execute(
+            insert.on_conflict_do_update(index_elements=[current.c.uid], set_={"version": insert.excluded.version})
+        )
+
+
+def _select(uid: int) -> sa.Select[Any]:
+    pointed = (current.c.uid == versions.c.uid) & (current.c.version == versions.c.version)
+    chosen = sa.select(versions, current.c.version.label("pointed")).outerjoin(current, pointed)
+    return chosen.where(versions.c.uid == uid)
+
+
+def _persona(user_id: str, row: sa.Row[Any]) -> StoredPersona:
+    return StoredPersona(
+        user_id=user_id,
+        version=row.version,
+        parent=row.parent,
+        created=row.created,
+        text=row.document,
+        alignment_text=row.alignment,
+        current=row.pointed is not None,
+    )

@@ -1,0 +1,5 @@
+"""Stand-ins for tests and notebooks: a fake LM, a server, synthetic users."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

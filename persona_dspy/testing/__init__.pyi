@@ -1,0 +1,11 @@
+from .fake_lm import FakeLM as FakeLM
+from .fake_lm import Prompt as Prompt
+from .rule_follower import Case as Case
+from .rule_follower import RuleFollower as RuleFollower
+from .rule_follower import deduced as deduced
+from .rule_follower import heeded as heeded
+from .rule_follower import merged as merged
+from .synthetic import KINDS as KINDS
+from .synthetic import SyntheticUser as SyntheticUser
+from .synthetic import TagFilm as TagFilm
+from .synthetic import rule_following_lm as rule_following_lm

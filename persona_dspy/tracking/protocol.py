@@ -1,0 +1,57 @@
+"""What a tracker is. Owns: the ``Tracker`` protocol, ``NullTracker``, names that all may see. Not here: MLflow
+(tracking.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol
+
+from persona_dspy.core import PersonaDocument
+from persona_dspy.lm import user_key
+
+__all__ = ["Ended", "NullTracker", "Tracker", "prompt_name"]
+
+Ended = Literal["FINISHED", "FAILED", "KILLED"]
+"""How a batch ended: all was done that was to be done, an error, an interruption."""
+
+
+class Tracker(Protocol):
+    """One batch of users: ``begin`` once, ``user`` for each finished or failed user from any thread, ``end`` once."""
+
+    def begin(self, params: Mapping[str, Any]) -> None: ...
+
+    def user(self, user_id: str, document: PersonaDocument | None, error: str = "") -> None: ...
+
+    def end(self, metrics: Mapping[str, float], ended: Ended = "FINISHED") -> None: ...
+
+    @property
+    def where(self) -> str:
+        """What to type to see the runs, or empty."""
+        ...
+
+
+class NullTracker:
+    """Writes nothing."""
+
+    def begin(self, params: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def user(self, user_id: str, document: PersonaDocument | None, error: str = "") -> None:
+        """Nothing."""
+
+    def end(self, metrics: Mapping[str, float], ended: Ended = "FINISHED") -> None:
+        """Nothing."""
+
+    @property
+    def where(self) -> str:
+        return ""
+
+
+def prompt_name(user_id: str) -> str:
+    """A user's name in the Prompt Registry: a hash, since names there are seen by all.
+
+    Example:
+        >>> prompt_name("u1")
+        'persona-53199585bddea28e67fe7143a42baef7'
+    """
+    return f"persona-{user_key(user_id)}"

@@ -1,0 +1,156 @@
+"""Traces on their way to MLflow: its form of a span, and a queue. Owns: both. Imports no mlflow: that is tracking.py's.
+
+Not here: what a trace is (trace.py), the call to MLflow (tracking.py).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import queue
+import secrets
+import threading
+from collections.abc import Callable
+from typing import Any, Self
+
+from persona_dspy.agent import Span, Trace
+from persona_dspy.errors import RunError
+from persona_dspy.lm import user_key
+
+__all__ = ["TraceSender", "information", "wire_spans"]
+
+_QUEUE = 1000
+_PREVIEW = 1000  # characters of query and response in MLflow's list of traces
+
+
+class TraceSender:
+    """Takes traces at once and sends them one after the other from a thread; call it with a ``Trace``.
+
+    Args:
+        send: writes one trace down; raises RunError where that fails.
+        simulated: whether it wants traces of answers to past interactions too.
+
+    Attributes:
+        lost: how many could not be sent, or came faster than they could be.
+        trouble: the first reason why, or empty.
+
+    Example:
+        >>> sent = []
+        >>> with TraceSender(sent.append) as sender:
+        ...     sender(Trace(user_id="u1", query="Alien", persona_version=0, persona=""))
+        >>> len(sent), sender.lost
+        (1, 0)
+    """
+
+    def __init__(self, send: Callable[[Trace], Any], *, simulated: bool = False) -> None:
+        self.simulated, self.lost, self.trouble = simulated, 0, ""
+        self._send = send
+        self._queue: queue.Queue[Trace | None] = queue.Queue(_QUEUE)
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._work, daemon=True, name="trace-sender")
+        self._thread.start()
+
+    def __call__(self, trace: Trace) -> None:
+        try:
+            self._queue.put_nowait(trace)
+        except queue.Full:
+            self._missed("MLflow is slower than the answers")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TraceSender:
+        return self  # DSPy copies contexts' values in places; there is one queue
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self, timeout: float = 120.0) -> None:
+        """Wait until all that was taken is sent, ``timeout`` seconds at most."""
+        try:
+            self._queue.put(None, timeout=timeout)
+        except queue.Full:
+            pass
+        else:
+            self._thread.join(timeout)
+        if left := self._queue.qsize():  # the thread is stuck, or ended by what nobody expected of MLflow
+            self._missed("MLflow did not answer" if self._thread.is_alive() else "the sender failed", left)
+
+    def _work(self) -> None:
+        while (trace := self._queue.get()) is not None:
+            try:
+                self._send(trace)
+            except RunError as failure:
+                self._missed(str(failure))
+
+    def _missed(self, why: str, count: int = 1) -> None:
+        with self._lock:
+            self.lost += count
+            self.trouble = self.trouble or why
+
+
+def information(trace: Trace) -> dict[str, Any]:
+    """The arguments of MLflow's ``TraceInfo`` that tell about the whole trace."""
+    return {
+        "request_time": int(trace.started * 1000),
+        "execution_duration": int(trace.seconds * 1000),
+        "request_preview": trace.query[:_PREVIEW],
+        "response_preview": trace.response[:_PREVIEW],
+        "trace_metadata": {"mlflow.trace.user": trace.user_id[:250]},
+        "tags": {
+            "mlflow.traceName": "PersonaAgent",
+            "persona_dspy.user_id": trace.user_id,
+            "persona_dspy.user": user_key(trace.user_id),
+            "persona_dspy.persona_version": str(trace.persona_version),
+        },
+    }
+
+
+def wire_spans(trace: Trace) -> tuple[str, list[dict[str, Any]]]:
+    """A new id, and the trace's spans as what MLflow's ``Span.from_dict`` reads, parents first.
+
+    Example:
+        >>> trace_id, spans = wire_spans(Trace(user_id="u1", query="Alien", persona_version=0, persona=""))
+        >>> [span["name"] for span in spans], trace_id[:3]
+        (['PersonaAgent u1'], 'tr-')
+    """
+    trace_id = secrets.token_hex(16)
+    found = trace.spans()
+    ids = [_coded(secrets.token_hex(8)) for _ in found]
+    return f"tr-{trace_id}", [
+        {
+            "trace_id": _coded(trace_id),
+            "span_id": ids[n],
+            "parent_span_id": None if span.parent is None else ids[span.parent],
+            "name": span.name,
+            "start_time_unix_nano": span.start_ns,
+            "end_time_unix_nano": span.end_ns,
+            "attributes": _attributes(span, f"tr-{trace_id}"),
+            "status": {"code": "STATUS_CODE_ERROR" if span.failed else "STATUS_CODE_OK", "message": ""},
+            "events": [],
+        }
+        for n, span in enumerate(found)
+    ]
+
+
+def _attributes(span: Span, trace_id: str) -> dict[str, str]:
+    values: dict[str, Any] = {
+        "mlflow.traceRequestId": trace_id,
+        "mlflow.spanType": span.kind,
+        "mlflow.spanInputs": span.inputs,
+        "mlflow.spanOutputs": span.outputs,
+        **{f"persona_dspy.{name}": value for name, value in span.attributes.items()},
+    }
+    if span.kind == "LLM":  # of calls alone: MLflow adds them up for the whole trace
+        tokens = [0 if span.attributes["cached"] else span.attributes[f"{way}_tokens"] for way in ("input", "output")]
+        values["mlflow.llm.model"] = span.attributes["model"]
+        values["mlflow.chat.tokenUsage"] = {
+            "input_tokens": tokens[0],
+            "output_tokens": tokens[1],
+            "total_tokens": sum(tokens),
+        }
+    return {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
+
+
+def _coded(hexadecimal: str) -> str:
+    return base64.b64encode(bytes.fromhex(hexadecimal)).decode()

@@ -1,0 +1,348 @@
+"""Where runs and traces are written down. Owns: MlflowTracker - the only importer of mlflow.
+
+Not here: what is written (alignment.py, export.py), a trace on its way (trace_sending.py). The core knows trackers only
+as things that get finished users. MLflow works in a thread of its own behind a bounded queue: when it is slow or down,
+the fleet goes on and what is missing is counted.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import tempfile
+import threading
+import time
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from persona_dspy.core import Alignment, PersonaDocument
+from persona_dspy.errors import InputError, RunError
+from persona_dspy.lm import user_key
+from persona_dspy.report import FleetFigures, curve, learning_curve
+from persona_dspy.tracking.protocol import Ended, NullTracker, Tracker, prompt_name
+from persona_dspy.tracking.users_table import UsersTable
+from persona_dspy.tracking.values import Totals, metrics_of, params_of
+
+if TYPE_CHECKING:
+    from persona_dspy.agent import Trace
+    from persona_dspy.tracking.forgetting import TrackedErasure
+    from persona_dspy.tracking.traces import TraceSender
+
+__all__ = ["MlflowTracker", "NullTracker", "Runs", "Tracker", "prompt_name", "tracker_for"]
+
+EXPERIMENT = "persona-dspy"
+Runs = Literal["all", "sampled", "none"]
+_FIRST, _EACH = 20, 50  # "sampled": the first users, then one in so many
+_QUEUE = 256
+_EVERY = 5.0  # seconds between two points of the parent run's curves
+_PATIENCE = 120.0  # seconds at the end in which at least one user is written
+
+
+class MlflowTracker:
+    """A parent run for the batch: curves over users, a table ``users.csv`` with a row a user (hashed names, scores,
+    cost; no text), and nameless figures. Child runs have step metrics, the persona JSON, the alignment record and its
+    learning curve as artifacts. Uses ``MlflowClient`` only, never the fluent API's global state.
+
+    Args:
+        uri: tracking URI, such as ``sqlite:///mlflow.db`` or ``http://localhost:5000``.
+        runs: who gets a child run: ``all``, ``sampled`` = the first 20 users and one in 50 of the others, ``none``.
+        register: put every persona into the Prompt Registry, alias ``current``.
+
+    Attributes:
+        trouble: what could not be written and why; empty where all is well.
+
+    Raises:
+        RunError: from ``begin``, where the server, the file or the folder for temporary files cannot be used.
+    """
+
+    def __init__(
+        self,
+        uri: str = "sqlite:///mlflow.db",
+        experiment: str = EXPERIMENT,
+        *,
+        runs: Runs = "sampled",
+        register: bool = False,
+    ) -> None:
+        if runs not in ("all", "sampled", "none"):
+            raise InputError(f"runs {runs!r}: expected 'all', 'sampled' or 'none'")
+        self.uri, self.experiment, self.runs, self.register = uri, experiment, runs, register
+        self.run_id = self.trouble = ""
+        self.lost = self._written = 0
+        self._client: Any = None
+        self._experiment_id = ""
+        self._queue: queue.Queue[tuple[str, PersonaDocument | None, str, bool] | None] = queue.Queue(_QUEUE)
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._totals = Totals()
+        self._figures = FleetFigures()
+        self._table: UsersTable | None = None
+
+    def begin(self, params: Mapping[str, Any]) -> None:
+        client = self._connect()
+        self._table, self._totals = UsersTable(), Totals()
+        run = client.create_run(self._experiment_id, run_name=f"compile {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        self.run_id = run.info.run_id
+        self._log(self.run_id, params={k: str(v)[:500] for k, v in params.items() if v is not None})
+        self._thread = threading.Thread(target=self._work, daemon=True, name="mlflow-writer")
+        self._thread.start()
+
+    def user(self, user_id: str, document: PersonaDocument | None, error: str = "") -> None:
+        with self._lock:
+            number = self._totals.seen
+            self._totals.add(document)
+            if self._table is not None:
+                self._table.add(user_id, document)
+            self._figures.add(document.alignment if document else None)
+        child = self.runs == "all" or (self.runs == "sampled" and (number < _FIRST or number % _EACH == 0))
+        if not child and not (self.register and document is not None):
+            return
+        try:
+            self._queue.put((user_id, document, error, child), timeout=0.0 if self.lost else 10.0)
+        except queue.Full:
+            self.lost += 1
+
+    def end(self, metrics: Mapping[str, float], ended: Ended = "FINISHED") -> None:
+        if self._thread is None or self._table is None:
+            return
+        if not self._waited(self._thread):
+            self.trouble = self.trouble or "MLflow did not answer for minutes"
+            return
+        self._thread = None
+        self._table.close()
+        self.lost += self._queue.qsize()  # above 0 where the thread ended by what nobody expected of MLflow
+        missing = f"{self.lost} users' runs are missing: MLflow was too slow or down." if self.lost else ""
+        self.trouble = " ".join(filter(None, (missing, self.trouble, self._table.trouble)))
+        self._safely(self._finish, metrics, self._table.path)
+        self._safely(lambda: self._connect().set_terminated(self.run_id, ended))
+        self._table.remove()
+
+    def _waited(self, thread: threading.Thread) -> bool:
+        """Whether all is written; waits as long as users are, one in ``_PATIENCE`` seconds at least."""
+        told, written, since = False, self._written, time.monotonic()
+        while thread.is_alive() and time.monotonic() - since < _PATIENCE:
+            if told:
+                thread.join(1.0)
+            else:
+                with suppress(queue.Full):
+                    self._queue.put(None, timeout=1.0)
+                    told = True
+            if self._written != written:
+                written, since = self._written, time.monotonic()
+        return not thread.is_alive()
+
+    @property
+    def where(self) -> str:
+        file = "://" in self.uri and not self.uri.startswith("http")
+        shown = f"mlflow ui --backend-store-uri {self.uri}" if file else self.uri
+        return f"{shown} ({self.trouble})" if self.trouble else shown
+
+    def trace(self, trace: Trace) -> str:
+        """Write down how one answer came about, as a trace with spans; its id. Takes some 50 ms: see ``tracing``.
+
+        The trace is tagged with the user's id, so that ``forget`` finds it.
+
+        Raises:
+            RunError: the server or file cannot be used.
+        """
+        from mlflow.entities import Span, TraceInfo, TraceLocation, TraceState
+        from mlflow.tracing.client import TracingClient
+
+        from persona_dspy.tracking.traces import information, wire_spans
+
+        self._connect()
+        trace_id, spans = wire_spans(trace)
+        where = TraceLocation.from_experiment_id(self._experiment_id)
+        info = TraceInfo(trace_id=trace_id, trace_location=where, state=TraceState.OK, **information(trace))
+        client = TracingClient(self.uri)
+        try:
+            client.start_trace(info)
+            client.log_spans(self._experiment_id, [Span.from_dict(span) for span in spans])
+        except _failures() as failure:
+            raise RunError(f"MLflow at {self.uri!r} did not take a trace: {str(failure)[:200]}") from failure
+        return trace_id
+
+    @contextmanager
+    def tracing(self, *, simulated: bool = False) -> Generator[TraceSender]:
+        """Every answer of a PersonaAgent or personalized program inside becomes an MLflow trace, in the background.
+
+        Args:
+            simulated: also the answers to past interactions that alignment asks for; each is a trace too.
+
+        Raises:
+            RunError: at the start, where the server or file cannot be used. Later trouble ends no answer: what is
+                missing is counted in the sender's ``lost``, the first reason in its ``trouble``.
+        """
+        import dspy
+
+        from persona_dspy.tracking.traces import TraceSender
+
+        self._connect()
+        with TraceSender(self.trace, simulated=simulated) as sender, dspy.context(persona_traces=sender):
+            yield sender
+
+    def roll_back_prompt(self, user_id: str, version: int) -> None:
+        """Move the alias ``current`` of a user's prompt to persona version ``version``.
+
+        Raises:
+            InputError: that version was not registered.
+            RunError: the server or file cannot be used.
+        """
+        client, name = self._connect(), prompt_name(user_id)
+        try:
+            found = {p.tags.get("persona_version"): p.version for p in self._prompts(name)}
+            if str(version) in found:
+                client.set_prompt_alias(name, "current", found[str(version)])
+                return
+        except _failures() as failure:
+            raise RunError(f"MLflow at {self.uri!r} did not move an alias: {str(failure)[:200]}") from failure
+        raise InputError(f"prompt of {user_id!r}: version {version!r}: expected one of {sorted(map(str, found))}")
+
+    def forget(self, user_id: str) -> TrackedErasure:
+        """Remove a user's runs with artifacts, prompts, traces and rows of tables: from a database for good; a server
+        marks runs as deleted until its owner runs ``mlflow gc``. Says how many of each, and what is left to do."""
+        from persona_dspy.tracking.forgetting import forget_tracked
+
+        return forget_tracked(self._connect(), self.uri, user_id, (*_failures(), ImportError))
+
+    def _prompts(self, name: str) -> list[Any]:
+        client = self._connect()
+        if not client.search_prompts(f"name = '{name}'"):
+            return []
+        last = max((int(v.version) for v in client.search_prompt_versions(name)), default=0)
+        found = (client.get_prompt_version(name, number) for number in range(1, last + 1))
+        return [prompt for prompt in found if prompt is not None]
+
+    def _work(self) -> None:
+        told = time.monotonic()
+        while True:
+            try:
+                task = self._queue.get(timeout=_EVERY)
+            except queue.Empty:
+                self._safely(self._curves)
+                continue
+            if task is None:
+                return
+            user_id, document, error, child = task
+            well = self._safely(self._child, user_id, document, error) if child else True
+            if self.register and document is not None:
+                well = self._safely(self._prompt, document) and well
+            self.lost += not well
+            self._written += well
+            if time.monotonic() - told > _EVERY:
+                self._safely(self._curves)
+                told = time.monotonic()
+
+    def _safely(self, work: Any, *given: Any) -> bool:
+        """Whether it went well; tracking that fails must not end the fleet."""
+        try:
+            work(*given)
+        except _failures() as failure:
+            self.trouble = self.trouble or f"MLflow failed: {str(failure)[:200]}"
+            return False
+        return True
+
+    def _child(self, user_id: str, document: PersonaDocument | None, error: str) -> None:
+        client = self._connect()
+        tags = {"mlflow.parentRunId": self.run_id, "persona_dspy.user_id": user_id, "mlflow.runName": user_id[:250]}
+        tags["persona_dspy.user"] = user_key(user_id)
+        if document is None:
+            run = client.create_run(self._experiment_id, tags={**tags, "persona_dspy.error": error[:5000]})
+            client.set_terminated(run.info.run_id, "FAILED")
+            return
+        child = client.create_run(self._experiment_id, tags=tags).info.run_id
+        alignment = document.alignment or Alignment(user_id=user_id)
+        self._log(child, params=params_of(document), metrics=metrics_of(alignment))
+        with tempfile.TemporaryDirectory(prefix="persona-dspy-") as folder:
+            Path(folder, "persona.json").write_text(document.to_json(), encoding="utf-8")
+            Path(folder, "alignment.json").write_text(alignment.model_dump_json(indent=2), encoding="utf-8")
+            with suppress(RunError):  # without Plotly; the parent run says so
+                drawn = learning_curve(curve(alignment), without_persona=alignment.scores.without_persona)
+                Path(folder, "learning_curve.json").write_text(drawn.to_json(), encoding="utf-8")
+            client.log_artifacts(child, folder)
+        client.set_terminated(child)
+
+    def _prompt(self, document: PersonaDocument) -> None:
+        client, name = self._connect(), prompt_name(document.user_id)
+        tags = {"persona_version": str(document.version), "persona_dspy.user": user_key(document.user_id)}
+        made = client.register_prompt(name, document.system_prompt or " ", f"version {document.version}", tags)
+        client.set_prompt_alias(name, "current", made.version)
+
+    def _curves(self) -> None:
+        """The totals so far, by how many users they are of."""
+        with self._lock:
+            totals, step = self._totals.metrics(), self._totals.seen
+        self._log(self.run_id, metrics=[(name, value, step) for name, value in totals.items()])
+
+    def _finish(self, metrics: Mapping[str, float], table: Path) -> None:
+        self._curves()
+        self._log(self.run_id, metrics=[(name, value, 0) for name, value in metrics.items()])
+        client = self._connect()
+        if self.trouble:
+            client.set_tag(self.run_id, "persona_dspy.trouble", self.trouble[:5000])
+        client.log_artifact(self.run_id, str(table))
+        try:
+            for name, text in self._figures.files().items():
+                client.log_text(self.run_id, text, f"figures/{name}")
+        except RunError as missing:
+            client.set_tag(self.run_id, "persona_dspy.report.figures", str(missing))
+
+    def _connect(self) -> Any:
+        if self._client is not None:
+            return self._client
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # MLflow's own 7 hold on for minutes
+        os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # spans make MLflow import it: settings.py
+        from mlflow import MlflowClient
+
+        try:
+            client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+            found = client.get_experiment_by_name(self.experiment)
+            self._experiment_id = (
+                found.experiment_id if found else client.create_experiment(self.experiment, self._artifacts())
+            )
+        except _failures() as failure:
+            raise RunError(
+                f"MLflow tracking URI {self.uri!r} cannot be used ({str(failure)[:200]}); expected a running server or "
+                "a file such as sqlite:///mlflow.db; --tracking-uri off goes without"
+            ) from failure
+        self._client = client
+        return client
+
+    def _artifacts(self) -> str | None:
+        """Artifacts lie beside a SQLite file, wherever the program was started; a server decides for itself."""
+        if not self.uri.startswith("sqlite:///"):
+            return None
+        return (Path(self.uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts").as_uri()
+
+    def _log(
+        self,
+        run_id: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        metrics: list[tuple[str, float, int]] | None = None,
+    ) -> None:
+        from mlflow.entities import Metric, Param
+
+        now = int(time.time() * 1000)
+        self._connect().log_batch(
+            run_id,
+            metrics=[Metric(name, float(value), now, step) for name, value, step in metrics or []],
+            params=[Param(name, value) for name, value in (params or {}).items()],
+        )
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What comes out of MLflow when it, its database or its server fails."""
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return MlflowException, RequestException, SQLAlchemyError, OSError
+
+
+def tracker_for(uri: str | None, *, runs: Runs = "sampled", register: bool = False) -> Tracker:
+    """The tracker of a ``--tracking-uri``: ``off`` = none, None = a SQLite file ``mlflow.db`` in this folder."""
+    if uri == "off":
+        return NullTracker()
+    return MlflowTracker(uri or "sqlite:///mlflow.db", runs=runs, register=register)
