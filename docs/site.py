@@ -1,29 +1,11 @@
 """MkDocs hooks: pages that are written from the code at build time, so that they cannot go stale."""
 
-import ast
-from pathlib import Path
-
-ROOT = Path(__file__).parent.parent
-
 
 def on_page_markdown(markdown, page, **_):
-    """Fills ``<!-- files -->`` and ``<!-- commands -->``."""
-    if page.file.src_uri == "files.md":
-        return markdown.replace("<!-- files -->", files())
+    """Fills ``<!-- commands -->``."""
     if page.file.src_uri == "commands.md":
         return markdown.replace("<!-- commands -->", commands())
     return markdown
-
-
-def files():
-    """Every source file with the first two paragraphs of its docstring."""
-    lines = []
-    for package in ("persona_dspy", "optimizers"):
-        for path in sorted((ROOT / package).rglob("*.py")):
-            doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-            owns = " ".join(" ".join(doc.split("\n\n")[:2]).split()).replace("<", "&lt;")
-            lines.append(f"- **`{path.relative_to(ROOT).as_posix()}`** {owns}")
-    return "\n".join(lines)
 
 
 def commands():

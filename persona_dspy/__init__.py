@@ -1,5 +1,9 @@
-"""A persona per user for any DSPy program. The public names are imported when first used, so that ``--help`` stays fast."""
+"""A persona per user for any DSPy program.
 
+The public names are imported when first used, so that ``--help`` stays fast.
+"""
+
+# pyright: reportUnsupportedDunderAll=false
 from importlib import import_module
 from typing import Any
 
@@ -25,10 +29,32 @@ _ROOMS = {
     "personalize": "agent",
     "save_persona": "core",
 }
-# NOTE A folder `optimizers/` of a user's own would hide ours from `import optimizers`; both are in one wheel, beside each other.
+# NOTE PersonaAlignment lives in `optimizers`, which a user's own folder of that name hides from `import optimizers`.
 _OPTIMIZERS = ("PersonaAlignment",)
 
-__all__ = sorted([*_ROOMS, *_OPTIMIZERS])
+__all__ = [
+    "Act",
+    "Alignment",
+    "Budget",
+    "Bullet",
+    "Edit",
+    "EpisodicMemory",
+    "Interaction",
+    "Ledger",
+    "LocalCorpus",
+    "OnlineAlignment",
+    "Persona",
+    "PersonaAgent",
+    "PersonaAlignment",
+    "PersonaError",
+    "PersonaPrediction",
+    "Usage",
+    "Wikipedia",
+    "compile_users",
+    "load_persona",
+    "personalize",
+    "save_persona",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from persona_dspy.core import user_key
 from persona_dspy.errors import BudgetExceeded, StoreError
-from persona_dspy.lm.answer_folder import CallFolder, user_key
+from persona_dspy.lm.answer_folder import CallFolder
 from persona_dspy.lm.kept_answers import UserCalls, call_key, recorded, recording_calls
 from persona_dspy.lm.ledger import Budget, Ledger
 from persona_dspy.testing.fake_lm import FakeLM

@@ -6,8 +6,8 @@ import sqlite3
 
 import pytest
 
+from persona_dspy import lm as lm_room
 from persona_dspy.cli import main
-from persona_dspy.lm import names as settings
 from persona_dspy.testing.synthetic import SyntheticUser, rule_following_lm
 
 LABELS = ["sci-fi", "romance", "thriller", "horror", "comedy", "history"]
@@ -29,8 +29,8 @@ def write(path, lines):
 def lm(monkeypatch, tmp_path):
     fake = rule_following_lm()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(settings, "resolve_lm", lambda spec="local", **_: fake)
-    monkeypatch.setattr(settings, "check_lm", lambda lm: None)
+    monkeypatch.setattr("persona_dspy.lm.names.resolve_lm", lambda spec="local", **_: fake)
+    monkeypatch.setattr(lm_room, "check_lm", lambda lm: None)
     return fake
 
 

@@ -5,10 +5,10 @@ import json
 import pytest
 from test_cli import data, lm, rows, run, write  # noqa: F401 - fixtures
 
+from persona_dspy import tracking
 from persona_dspy.errors import RunError
 from persona_dspy.store.store import Store
 from persona_dspy.testing.synthetic import SyntheticUser
-from persona_dspy.tracking import tracker as tracking
 
 OFF = ("--tracking-uri", "off")
 

@@ -8,11 +8,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import dspy
 import pytest
 
+from persona_dspy import lm as lm_room
+from persona_dspy import tracking
 from persona_dspy.cli import main
-from persona_dspy.lm import names as settings
 from persona_dspy.testing.fake_lm import FakeLM
 from persona_dspy.testing.synthetic import RuleFollower, SyntheticUser
-from persona_dspy.tracking import tracker as tracking
 
 
 @pytest.fixture
@@ -22,8 +22,8 @@ def lm(monkeypatch, tmp_path):
 
     fake = FakeLM(think, RuleFollower(heeds_turns=True))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(settings, "resolve_lm", lambda spec="local", **_: fake)
-    monkeypatch.setattr(settings, "check_lm", lambda lm: None)
+    monkeypatch.setattr("persona_dspy.lm.names.resolve_lm", lambda spec="local", **_: fake)
+    monkeypatch.setattr(lm_room, "check_lm", lambda lm: None)
     cache = dspy.cache
     yield fake
     dspy.cache = cache
@@ -103,7 +103,7 @@ def test_a_model_in_this_process_gets_one_call_at_a_time_unless_asked_otherwise(
     out = tmp_path / "out"
     argv = ("evaluate", data, "--systems", "direct", "--users", "1", "--out", out, "--tracking-uri", "off")
     run(capsys, *argv)
-    monkeypatch.setattr("persona_dspy.lm.local.engine.LlamaEngine", type(lm.engine))
+    monkeypatch.setattr("persona_dspy.lm.LlamaEngine", type(lm.engine))
     run(capsys, *argv)
     run(capsys, *argv, "--workers", "3")
     assert [r["workers"] for r in json.loads((out / "protocol.json").read_text())["runs"]] == [4, 1, 3]

@@ -12,13 +12,13 @@ import typer
 from test_cli import run
 from tree import ROOT
 
+from persona_dspy import lm as lm_room
+from persona_dspy import tracking
 from persona_dspy.cli import app
 from persona_dspy.data import download as lamp_download
-from persona_dspy.lm import names as settings
 from persona_dspy.lm.local import catalogue as models
 from persona_dspy.testing.fake_lm import FakeLM
 from persona_dspy.testing.synthetic import RuleFollower
-from persona_dspy.tracking import tracker as tracking
 
 
 def commands(group=None, words=()):
@@ -76,8 +76,8 @@ def test_every_example_runs_and_answers_in_json(tmp_path, monkeypatch, capsys):
     fake = FakeLM(RuleFollower(heeds_turns=True))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PERSONA_DSPY_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(settings, "resolve_lm", lambda spec="local", **_: fake)
-    monkeypatch.setattr(settings, "check_lm", lambda lm: None)
+    monkeypatch.setattr("persona_dspy.lm.names.resolve_lm", lambda spec="local", **_: fake)
+    monkeypatch.setattr(lm_room, "check_lm", lambda lm: None)
     monkeypatch.setattr(models, "fetch_model", lambda name: tmp_path / f"{name}.gguf")  # 98 MB
     monkeypatch.setattr(lamp_download, "pull", lambda task, out, **_: out / task)  # another machine
     monkeypatch.setattr(tracking, "tracker_for", lambda *_, **__: tracking.NullTracker())  # seconds; tested elsewhere

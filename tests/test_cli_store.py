@@ -8,11 +8,11 @@ import sqlite3
 
 import pytest
 
+from persona_dspy import lm as lm_room
 from persona_dspy.cli import main
 from persona_dspy.cli.store import sqlite_file
 from persona_dspy.core.document import load_document, save_persona
 from persona_dspy.core.persona import Bullet, Edit, Persona
-from persona_dspy.lm import names as settings
 from persona_dspy.store.store import Store
 from persona_dspy.testing.synthetic import SyntheticUser, rule_following_lm
 from persona_dspy.tracking.tracker import MlflowTracker, prompt_name
@@ -38,7 +38,7 @@ def home(tmp_path, monkeypatch):
     """No command of a test may ask an LM, or write outside of the test's folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PERSONA_DSPY_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(settings, "resolve_lm", lambda *_, **__: pytest.fail("an LM was asked for"))
+    monkeypatch.setattr("persona_dspy.lm.names.resolve_lm", lambda *_, **__: pytest.fail("an LM was asked for"))
     return tmp_path
 
 
@@ -259,8 +259,8 @@ def test_odd_ids_stay_apart_and_inside(home, capsys):
 def lm(home, monkeypatch):
     """Commands may ask this LM."""
     fake = rule_following_lm()
-    monkeypatch.setattr(settings, "resolve_lm", lambda *_, **__: fake)
-    monkeypatch.setattr(settings, "check_lm", lambda lm: None)
+    monkeypatch.setattr("persona_dspy.lm.names.resolve_lm", lambda *_, **__: fake)
+    monkeypatch.setattr(lm_room, "check_lm", lambda lm: None)
     return fake
 
 

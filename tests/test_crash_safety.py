@@ -22,7 +22,8 @@ import pytest
 from optimizers import PersonaAlignment
 from persona_dspy import PersonaAgent, compile_users
 from persona_dspy.cli.sources import StoredHistory
-from persona_dspy.core.document import PersonaDocument, load_document, persona_file_name
+from persona_dspy.core.disk import persona_file_name
+from persona_dspy.core.document import PersonaDocument, load_document
 from persona_dspy.core.interactions import Interaction
 from persona_dspy.fleet.folder import FleetFolder
 from persona_dspy.store.store import Store

@@ -11,20 +11,13 @@ from hypothesis import strategies as st
 
 import persona_dspy
 from persona_dspy.agent.agent import PersonaAgent, personalize
-from persona_dspy.core.document import (
-    PersonaDocument,
-    json_schema,
-    load_document,
-    load_persona,
-    persona_file_name,
-    save_persona,
-    write_text,
-)
+from persona_dspy.core.disk import persona_file_name, write_text
+from persona_dspy.core.document import PersonaDocument, json_schema, load_document, load_persona, save_persona
 from persona_dspy.core.persona import Bullet, Edit, Persona
 from persona_dspy.errors import InputError, PersonaFormatError
 from persona_dspy.testing.synthetic import SyntheticUser, TagFilm, rule_following_lm
 
-PUBLISHED = Path(persona_dspy.__file__).parent / "schemas" / "persona-1.schema.json"
+PUBLISHED = Path(persona_dspy.__file__).parent / "core" / "schemas" / "persona-1.schema.json"
 
 
 def a_persona(user_id="u"):

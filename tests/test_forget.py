@@ -12,14 +12,15 @@ import dspy
 import numpy as np
 import pytest
 
+from persona_dspy import lm as lm_room
 from persona_dspy.agent.knowledge import Document, PageCache
 from persona_dspy.cli import main
-from persona_dspy.core.document import load_document, persona_file_name
+from persona_dspy.core.disk import persona_file_name
+from persona_dspy.core.document import load_document
 from persona_dspy.core.persona import Persona
 from persona_dspy.errors import InputError
 from persona_dspy.fleet.folder import FleetFolder
 from persona_dspy.fleet.forget import dspy_cache_entries, forget_in_folder, forget_user
-from persona_dspy.lm import names as settings
 from persona_dspy.lm.answer_folder import CallFolder
 from persona_dspy.store.store import Store
 from persona_dspy.testing.synthetic import SyntheticUser, rule_following_lm
@@ -40,8 +41,8 @@ def home(tmp_path, monkeypatch):
     monkeypatch.chdir(place)
     monkeypatch.setenv("PERSONA_DSPY_HOME", str(place))
     monkeypatch.setenv("DSPY_CACHEDIR", str(place / ".dspy_cache"))
-    monkeypatch.setattr(settings, "resolve_lm", lambda spec="local", **_: lm)
-    monkeypatch.setattr(settings, "check_lm", lambda lm: None)
+    monkeypatch.setattr("persona_dspy.lm.names.resolve_lm", lambda spec="local", **_: lm)
+    monkeypatch.setattr(lm_room, "check_lm", lambda lm: None)
     before = dspy.cache
     yield place
     dspy.cache = before

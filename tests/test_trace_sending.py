@@ -11,6 +11,7 @@ import pytest
 from requests_seen import seen_lm
 
 from optimizers import PersonaAlignment
+from persona_dspy import lm as lm_room
 from persona_dspy.agent.actions import Act
 from persona_dspy.agent.agent import PersonaAgent, personalize
 from persona_dspy.agent.trace import Trace
@@ -18,7 +19,6 @@ from persona_dspy.cli import main
 from persona_dspy.core.interactions import Interaction
 from persona_dspy.core.persona import Persona
 from persona_dspy.errors import RunError
-from persona_dspy.lm import names as settings
 from persona_dspy.testing.synthetic import SyntheticUser, rule_following_lm
 from persona_dspy.tracking.traces import TraceSender
 from persona_dspy.tracking.tracker import MlflowTracker
@@ -117,8 +117,8 @@ def test_nothing_is_sent_outside_and_alignment_only_where_asked(tracker):
 
 def test_the_command_sends_and_forget_removes(tracker, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(settings, "resolve_lm", lambda spec="local", **_: seen_lm(says))
-    monkeypatch.setattr(settings, "check_lm", lambda lm: None)
+    monkeypatch.setattr("persona_dspy.lm.names.resolve_lm", lambda spec="local", **_: seen_lm(says))
+    monkeypatch.setattr(lm_room, "check_lm", lambda lm: None)
     for user, mark in (("vic/../tim", "qzxcanary"), ("other", "keepme")):
         Persona.from_text(f"{mark} persona", user_id=user).to_json(f"{mark}.json")
         options = ["--persona", f"{mark}.json", "--task", "film -> tag", "--trace", "--tracking-uri", tracker.uri]

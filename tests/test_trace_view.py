@@ -6,13 +6,13 @@ import pytest
 from requests_seen import seen_lm
 from rich.console import Console
 
+from persona_dspy import lm as lm_room
 from persona_dspy.agent.trace import Call, Recalled, Step, Trace
 from persona_dspy.cli import main
 from persona_dspy.cli.trace_view import print_trace
 from persona_dspy.core.document import save_persona
 from persona_dspy.core.interactions import Interaction
 from persona_dspy.core.persona import Bullet, Persona
-from persona_dspy.lm import names as settings
 
 RULE = Bullet(section="decision rules", when='it mentions "rocket"', then="sci-fi")
 
@@ -27,8 +27,8 @@ def asked(monkeypatch, tmp_path, capsys):
     model = seen_lm(lm)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(settings, "resolve_lm", lambda spec="local", **_: model)
-    monkeypatch.setattr(settings, "check_lm", lambda lm: None)
+    monkeypatch.setattr("persona_dspy.lm.names.resolve_lm", lambda spec="local", **_: model)
+    monkeypatch.setattr(lm_room, "check_lm", lambda lm: None)
     save_persona(Persona(user_id="ana", bullets=(RULE,)), tmp_path / "ana.json", task="film -> tag")
     rows = [{"user_id": "ana", "id": f"i{n}", "query": f"film [red] {n}", "response": "sci-fi"} for n in range(5)]
     (tmp_path / "past.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))

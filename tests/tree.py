@@ -1,4 +1,4 @@
-"""The README's file tree, from the modules' docstrings; ``python tests/tree.py --write`` updates the README."""
+"""docs/files.md from the modules' docstrings; ``python tests/tree.py --write`` writes it."""
 
 import ast
 import re
@@ -6,14 +6,14 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-BEGIN = "<!-- tree: written by `make tree`, checked by tests/test_architecture.py -->"
-END = "<!-- end of tree -->"
+FILES = ROOT / "docs" / "files.md"
+HEAD = "# Files\n\nEvery source file, by room. Written by `make tree` from the docstrings, checked by tests/test_architecture.py.\n"
 
 
 def sources():
     """Every source file of both packages."""
     files = [p for folder in ("persona_dspy", "optimizers") for p in sorted((ROOT / folder).rglob("*.py"))]
-    return [p for p in files if p.name != "__init__.py" or p.parent.name in ("persona_dspy", "optimizers", "cli")]
+    return files
 
 
 def first_sentence(path):
@@ -23,17 +23,16 @@ def first_sentence(path):
     return re.split(r"(?<=[.:])\s+(?=Owns|Not here|It |Here|A |The |In |Each )", text)[0].rstrip(".:")
 
 
-def tree():
-    """The README's lines between the marks."""
-    return "\n".join(f"- `{p.relative_to(ROOT).as_posix()}` {first_sentence(p)}" for p in sources())
-
-
-def expected_readme():
-    """The README as it should be."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    head, rest = text.split(BEGIN)
-    return f"{head}{BEGIN}\n{tree()}\n{END}{rest.split(END)[1]}"
+def page():
+    """docs/files.md as it should be: a heading a folder, with what it owns, a line a file."""
+    text = HEAD
+    for path in sorted(sources(), key=lambda p: (p.parent.as_posix(), p.name != "__init__.py", p.name)):
+        if path.name == "__init__.py":
+            text += f"\n## {path.parent.relative_to(ROOT).as_posix()}\n\n{first_sentence(path)}.\n\n"
+        else:
+            text += f"- `{path.name}` {first_sentence(path)}\n"
+    return text
 
 
 if __name__ == "__main__" and "--write" in sys.argv:
-    (ROOT / "README.md").write_text(expected_readme(), encoding="utf-8")
+    FILES.write_text(page(), encoding="utf-8")

@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Protocol, Self
 
 import dspy
 
@@ -22,10 +22,7 @@ from persona_dspy.core import Alignment, Episode, Interaction, Persona, PersonaP
 from persona_dspy.errors import InputError
 from persona_dspy.memory import EpisodicMemory, MemoryCut, Recall, facts
 
-if TYPE_CHECKING:
-    from persona_dspy.service import OnlineAlignment
-
-__all__ = ["Answering", "PersonaPrediction", "PersonalProgram"]
+__all__ = ["Answering", "PersonaPrediction", "PersonalProgram", "Watcher"]
 
 
 class PersonaPrediction(dspy.Prediction):
@@ -54,6 +51,13 @@ class PersonaPrediction(dspy.Prediction):
         return made
 
 
+class Watcher(Protocol):
+    """Who is told of a program's new interactions in place of its memory: ``OnlineAlignment`` is one."""
+
+    def observed(self, program: Any, interaction: Interaction) -> None:
+        """Keeps ``interaction`` in the program's memory and in whatever outlives it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answering:
     """One answer being given: the persona it is given under, from beginning to end, and what happens meanwhile."""
@@ -73,7 +77,7 @@ class PersonalProgram(dspy.Module):
     response_field: str
     kind: ResponseKind
     alignment: Alignment | None = None  # set on what PersonaAlignment returns
-    online: OnlineAlignment | None = None  # set by OnlineAlignment.watch
+    online: Watcher | None = None  # set by OnlineAlignment.watch
     replays: bool = False  # see ``replaying``
     turn_tokens: int = 192  # estimated tokens of a past query that is shown as a turn; more is cut
 

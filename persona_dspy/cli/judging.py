@@ -141,8 +141,7 @@ def _tools(order: Order) -> dict[str, Any]:
 
 
 def _maker(order: Order) -> Any:
-    from optimizers import PersonaAlignment
-    from optimizers.acceptance import HeldOutGate
+    from optimizers import HeldOutGate, PersonaAlignment
 
     def make(*, recent: int | None, epochs: int | None) -> Any:
         return PersonaAlignment(

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import tempfile
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from persona_dspy.core.alignment import Alignment
-from persona_dspy.core.persona import SECTIONS, Bullet, Persona, Section
+from persona_dspy.core.disk import persona_path, write_text
+from persona_dspy.core.persona import SCHEMA, SECTIONS, Bullet, Persona, Section
 from persona_dspy.errors import InputError, PersonaFormatError
 
 __all__ = [
@@ -26,13 +24,8 @@ __all__ = [
     "json_schema",
     "load_document",
     "load_persona",
-    "persona_file_name",
     "save_persona",
-    "write_bytes",
-    "write_text",
 ]
-
-SCHEMA = "persona-dspy/persona/1"
 
 
 class SectionDocument(BaseModel):
@@ -105,28 +98,12 @@ class PersonaDocument(BaseModel):
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON Schema of the current format (published as ``persona_dspy/schemas/persona-1.schema.json``)."""
+    """The JSON Schema of the current format (published as ``persona_dspy/core/schemas/persona-1.schema.json``)."""
     schema = PersonaDocument.model_json_schema(by_alias=True, mode="serialization")
     for part in (schema, *schema["$defs"].values()):  # descriptions are docstrings; their Python examples stay here
         if "description" in part:
             part["description"] = part["description"].partition("\n\nExample:")[0]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": SCHEMA, **schema}
-
-
-def persona_file_name(user_id: str) -> str:
-    """A file name for a user: readable where the id allows it, different for different ids on any file system.
-
-    Where the readable part is not the whole id, only the digest tells ids apart, and it is long enough for any number.
-
-    Example:
-        >>> persona_file_name("u1")
-        'u1-bb82030d.json'
-        >>> persona_file_name("Ü1")
-        '1-c96f455e04ac2f78f3266f7fc34daaad.json'
-    """
-    readable = re.sub(r"[^a-z0-9_-]+", "-", user_id.lower()).strip("-")[:40]
-    digest = sha256(user_id.encode("utf-8", "surrogatepass")).hexdigest()[: 8 if readable == user_id else 32]
-    return f"{readable}-{digest}.json" if readable else f"{digest}.json"
 
 
 def save_persona(
@@ -145,32 +122,9 @@ def save_persona(
         ...     save_persona(Persona.from_text("Prefers short answers.", user_id="u1"), folder).name
         'u1-bb82030d.json'
     """
-    target = Path(path)
-    if target.is_dir():
-        target = target / persona_file_name(persona.user_id)
+    target = persona_path(path, persona.user_id)
     write_text(target, PersonaDocument.of(persona, alignment=alignment, task=task, model=model).to_json())
     return target
-
-
-def write_text(path: Path, text: str) -> None:
-    """As ``write_bytes``, in UTF-8."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that it is never seen half-written: a temporary file beside it, flushed, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def load_document(path: str | os.PathLike[str]) -> PersonaDocument:

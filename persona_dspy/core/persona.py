@@ -6,6 +6,7 @@ how it is learned (optimizers), its files (export.py).
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Collection, Iterable, Sequence
@@ -16,10 +17,13 @@ from typing import Any, Literal, get_args
 from dspy.predict.parameter import Parameter
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from persona_dspy.core.disk import persona_path, write_text
 from persona_dspy.core.text import clip_tokens, count_tokens, one_line
 from persona_dspy.errors import InputError
 
-__all__ = ["SECTIONS", "Bullet", "Edit", "Persona", "PersonaDiff", "PersonaParameter", "Section"]
+__all__ = ["SCHEMA", "SECTIONS", "Bullet", "Edit", "Persona", "PersonaDiff", "PersonaParameter", "Section"]
+
+SCHEMA = "persona-dspy/persona/1"
 
 Section = Literal["who", "preferences", "decision rules", "style", "search hints"]
 SECTIONS: tuple[Section, ...] = get_args(Section)
@@ -208,12 +212,27 @@ class Persona(BaseModel):
         return "\n\n".join(parts)
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
-        """The persona JSON (see export.py), also written to ``path`` where one is given, whole or not at all."""
-        from persona_dspy.core.document import PersonaDocument, save_persona  # export builds on this module
+        """The persona JSON (``PersonaDocument``), also written to ``path`` where one is given, whole or not at all.
 
+        A directory as ``path`` gets ``persona_file_name(user_id)``.
+        """
+        sections = [(name, self.section(name)) for name in SECTIONS]
+        fields = {
+            "schema": SCHEMA,
+            "user_id": self.user_id,
+            "version": self.version,
+            "parent": self.parent,
+            "created_at": self.created_at,
+            "sections": [{"name": s, "bullets": [b.model_dump(mode="json") for b in bs]} for s, bs in sections if bs],
+            "system_prompt": self.render(),
+            "task": None,
+            "model": None,
+            "alignment": None,
+        }
+        text = json.dumps(fields, ensure_ascii=False, indent=2) + "\n"
         if path is not None:
-            save_persona(self, path)
-        return PersonaDocument.of(self).to_json()
+            write_text(persona_path(path, self.user_id), text)
+        return text
 
     @property
     def fingerprint(self) -> str:

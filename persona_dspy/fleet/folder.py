@@ -20,9 +20,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from persona_dspy.core import PersonaDocument, persona_file_name, write_text
+from persona_dspy.core import PersonaDocument, persona_file_name, user_key, write_text
 from persona_dspy.errors import InputError, StoreError
-from persona_dspy.lm import CallFolder, user_key
+from persona_dspy.lm import CallFolder
 
 __all__ = ["FleetFolder", "State", "fleet_status"]
 

@@ -1,6 +1,5 @@
 from .answer_folder import CallFolder as CallFolder
 from .answer_folder import CallLog as CallLog
-from .answer_folder import user_key as user_key
 from .kept_answers import UserCalls as UserCalls
 from .kept_answers import recorded as recorded
 from .kept_answers import recording_calls as recording_calls

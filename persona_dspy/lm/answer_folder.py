@@ -5,26 +5,16 @@ Not here: what asks it (call_cache.py), who is finished (fleet_folder.py).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from persona_dspy.core import user_key
 from persona_dspy.errors import StoreError
 
-__all__ = ["CallFolder", "CallLog", "user_key"]
-
-
-def user_key(user_id: str) -> str:
-    """The name a user goes by wherever the id itself may not stand: 32 hexadecimal digits.
-
-    Example:
-        >>> user_key("u1")
-        '53199585bddea28e67fe7143a42baef7'
-    """
-    return hashlib.blake2b(user_id.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+__all__ = ["CallFolder", "CallLog"]
 
 
 class CallLog(Protocol):

@@ -119,18 +119,18 @@ class OnlineAlignment:
         program.online = self
         return program
 
-    def observed(self, program: PersonalProgram, said: Interaction) -> None:
+    def observed(self, program: PersonalProgram, interaction: Interaction) -> None:
         """Remember a response, in the store first, and schedule alignment where enough are new. Does not wait for it.
 
         Raises:
             StoreError: it could not be kept; then it is not remembered either.
         """
         if self.store is not None:
-            self.store.add_episodes(said.user_id, [said])
-        if program.memory.position(said.id) is None:  # a memory of the store's knows it by now
-            program.memory.append(said)
+            self.store.add_episodes(interaction.user_id, [interaction])
+        if program.memory.position(interaction.id) is None:  # a memory of the store's knows it by now
+            program.memory.append(interaction)
         with self._state:
-            user = self._users.setdefault(said.user_id, _User())
+            user = self._users.setdefault(interaction.user_id, _User())
             user.new += 1
             self._schedule(program, user)
 

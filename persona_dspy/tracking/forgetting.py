@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlparse
 
-from persona_dspy.lm import user_key
+from persona_dspy.core import user_key
 from persona_dspy.tracking.tables import look_at, without_user
 
 __all__ = ["KEY_TAG", "USER_TAG", "TrackedErasure", "forget_tracked"]

@@ -6,8 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol
 
-from persona_dspy.core import PersonaDocument
-from persona_dspy.lm import user_key
+from persona_dspy.core import PersonaDocument, user_key
 
 __all__ = ["Ended", "NullTracker", "Tracker", "prompt_name"]
 

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from persona_dspy.lm import user_key
+from persona_dspy.core import user_key
 
 __all__ = ["look_at", "without_user"]
 

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from typing import Any, Self
 
 from persona_dspy.agent import Span, Trace
+from persona_dspy.core import user_key
 from persona_dspy.errors import RunError
-from persona_dspy.lm import user_key
 
 __all__ = ["TraceSender", "information", "wire_spans"]
 

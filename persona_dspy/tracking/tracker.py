@@ -17,9 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from persona_dspy.core import Alignment, PersonaDocument
+from persona_dspy.core import Alignment, PersonaDocument, user_key
 from persona_dspy.errors import InputError, RunError
-from persona_dspy.lm import user_key
 from persona_dspy.report import FleetFigures, curve, learning_curve
 from persona_dspy.tracking.protocol import Ended, NullTracker, Tracker, prompt_name
 from persona_dspy.tracking.users_table import UsersTable

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from persona_dspy.core import Alignment, PersonaDocument
-from persona_dspy.lm import user_key
+from persona_dspy.core import Alignment, PersonaDocument, user_key
 
 __all__ = ["COLUMNS", "Totals", "metrics_of", "params_of", "row_of"]
 
