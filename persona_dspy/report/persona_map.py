@@ -121,7 +121,8 @@ def spread(groups: Sequence[int], limit: int, *, seed: int = 0) -> list[int]:
     rng = np.random.default_rng(seed)
     shuffled = sorted(by_group, key=dict(zip(by_group, rng.permutation(len(by_group)), strict=True)).__getitem__)
     shuffled.sort(key=lambda i: groups[i])
-    return [shuffled[int(at)] for at in np.linspace(0, len(shuffled) - 1, limit).round()]
+    step = len(shuffled) / limit  # one of each run of `step`: a group's share is met within one
+    return [shuffled[int((n + 0.5) * step)] for n in range(limit)]
 
 
 def map_personas(personas: Sequence[Persona], *, encoder: Encoder | None = None, seed: int = 0) -> PersonaMap:
