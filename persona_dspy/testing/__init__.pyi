@@ -1,3 +1,4 @@
+from .fake_lm import FakeEngine as FakeEngine
 from .fake_lm import FakeLM as FakeLM
 from .fake_lm import Prompt as Prompt
 from .rule_follower import Case as Case
