@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 FILES = ROOT / "docs" / "files.md"
-HEAD = "# Files\n\nEvery source file, by room. Written by `make tree` from the docstrings, checked by tests/test_architecture.py.\n"
+HEAD = "# Files\n\nEvery source file, by room. `make tree` writes this page from the docstrings.\n"
 
 
 def sources():
