@@ -36,7 +36,7 @@ import httpx
 
 from benchmarks.latency_server import Server
 from optimizers import PersonaAlignment
-from persona_dspy.agent import PersonaAgent
+from persona_dspy.agent import PersonaAgent, current_answer
 from persona_dspy.agent.prompt import _PersonaMixin
 from persona_dspy.data import UserHistory
 from persona_dspy.fleet import FleetFolder, compile_users
@@ -343,7 +343,7 @@ def tracking(users: int, workers: int, latency: float) -> None:
 def persona_first(adapter: Any, signature: Any) -> str:
     """A system message in the reverse order: the persona, then structure and task."""
     task = super(_PersonaMixin, adapter).format_system_message(signature)  # type: ignore[misc]
-    return "\n\n".join(part for part in (dspy.settings.get("persona_prompt"), task) if part)
+    return "\n\n".join(part for part in (current_answer().prompt, task) if part)
 
 
 def local(users: int, model: str) -> None:

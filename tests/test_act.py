@@ -10,11 +10,12 @@ from requests_seen import seen_lm
 from persona_dspy.agent.actions import Act
 from persona_dspy.agent.agent import PersonaAgent
 from persona_dspy.agent.knowledge import Document, LocalCorpus
+from persona_dspy.agent.recall import Recall
 from persona_dspy.core.interactions import Interaction
 from persona_dspy.core.persona import Bullet, Edit, Persona
 from persona_dspy.errors import InputError
 from persona_dspy.lm.ledger import Ledger
-from persona_dspy.memory.episodic import EpisodicMemory, Recall
+from persona_dspy.memory.episodic import EpisodicMemory
 
 CORPUS = LocalCorpus([Document(title="Alien", text="Alien is a film of 1979 about a creature.")])
 FILMS = ["space creature", "wedding kiss", "detective heist", "ghost cellar", "rocket planet", "castle knight"]

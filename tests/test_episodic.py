@@ -7,16 +7,17 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
-import dspy
 import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from persona_dspy.agent.context import answering
+from persona_dspy.agent.recall import Recall
 from persona_dspy.core.interactions import Interaction, in_time_order
 from persona_dspy.errors import InputError
 from persona_dspy.memory.dense import Dense, Hybrid
-from persona_dspy.memory.episodic import EpisodicMemory, MemoryCut, Recall, episode_text
+from persona_dspy.memory.episodic import EpisodicMemory, MemoryCut, episode_text
 from persona_dspy.memory.retrieval import BM25, Recency
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -227,10 +228,10 @@ def test_recall_module_reads_the_ambient_user():
     recall = Recall(k=2)
     assert recall(query="anything").episodes == []
     memory = EpisodicMemory([one(n, "cat", day=n) for n in range(5)])
-    with dspy.context(user_memory=memory):
+    with answering(memory=memory):
         assert ids(recall(query="cat").episodes) == ["i4", "i3"]
         assert ids(recall(query="cat", k=1).episodes) == ["i4"]
-        with dspy.context(memory_cut=MemoryCut(before=3, exclude=frozenset({"i2"}))):
+        with answering(cut=MemoryCut(before=3, exclude=frozenset({"i2"}))):
             assert ids(recall(query="cat").episodes) == ["i1", "i0"]
     assert recall(query="anything").episodes == []
 
@@ -240,7 +241,7 @@ def test_one_module_many_users_many_threads():
     memories = [EpisodicMemory([one(n, "cat", user=f"u{u}") for n in range(4)]) for u in range(40)]
 
     def ask(memory):
-        with dspy.context(user_memory=memory):
+        with answering(memory=memory):
             return {e.interaction.user_id for e in recall(query="cat").episodes}
 
     with ThreadPoolExecutor(8) as pool:
@@ -251,5 +252,5 @@ def test_one_module_many_users_many_threads():
 def test_recall_survives_copies_and_state():
     recall = copy.deepcopy(Recall(k=2))
     recall.load_state(recall.dump_state())
-    with dspy.context(user_memory=EpisodicMemory([one(0)])):
+    with answering(memory=EpisodicMemory([one(0)])):
         assert ids(recall(query="q").episodes) == ["i0"]

@@ -5,9 +5,9 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
-import dspy
 import pytest
 
+from persona_dspy.agent.context import answering
 from persona_dspy.agent.knowledge import Document, LocalCorpus, PageCache, Wikipedia
 from persona_dspy.errors import DataError, InputError, RunError
 
@@ -104,7 +104,7 @@ def test_the_cache_is_per_user_holds_no_search_words_and_is_forgotten(wiki, tmp_
     cache = PageCache(tmp_path / "pages")
     cached = source(wiki, cache=cache)
     for user in ("ana", "ana", "bob"):
-        with dspy.context(user_id=user):
+        with answering(user_id=user):
             assert len(cached.search("secret illness", 2)) == 2
     assert len(wiki.asked) == 2  # once for each user: nobody learns what another has looked up
     files = [f for f in (tmp_path / "pages").rglob("*") if f.is_file()]
@@ -117,7 +117,7 @@ def test_the_cache_is_per_user_holds_no_search_words_and_is_forgotten(wiki, tmp_
 
 @pytest.mark.loopback
 def test_old_and_damaged_pages_are_asked_for_again(wiki, tmp_path):
-    with dspy.context(user_id="ana"):
+    with answering(user_id="ana"):
         source(wiki, cache=PageCache(tmp_path, days=0)).search("film", 2)
         source(wiki, cache=PageCache(tmp_path, days=0)).search("film", 2)
         assert len(wiki.asked) == 2

@@ -11,6 +11,7 @@ from requests_seen import seen_lm
 
 from optimizers import PersonaAlignment
 from persona_dspy.agent.agent import PersonaAgent
+from persona_dspy.agent.context import current_answer
 from persona_dspy.core.alignment import Alignment
 from persona_dspy.core.document import PersonaDocument
 from persona_dspy.core.interactions import Interaction
@@ -215,8 +216,9 @@ def test_nothing_of_the_answer_reaches_the_alignment():
 
     class Looks(Slow):
         def compile(self, student, *, trainset):
-            names = ("persona_prompt", "persona_turns", "memory_cut", "persona_recorder", "send_stream")
-            seen.update({name: dspy.settings.get(name) for name in names}, lm=dspy.settings.get("lm"))
+            answer = current_answer()
+            seen.update({name: getattr(answer, name) for name in ("user_id", "prompt", "turns", "cut", "recorder")})
+            seen.update(stream=dspy.settings.get("send_stream"), lm=dspy.settings.get("lm"))
             return super().compile(student, trainset=trainset)
 
     optimizer = Looks()

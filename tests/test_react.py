@@ -6,9 +6,9 @@ import dspy
 import pytest
 from requests_seen import messages, seen_lm
 
+from persona_dspy.agent.context import recording
 from persona_dspy.agent.prompt import as_persona
 from persona_dspy.agent.react import Gather
-from persona_dspy.agent.recorder import recording
 from persona_dspy.agent.tools import personal_tools
 
 

@@ -6,6 +6,7 @@ import threading
 import dspy
 import pytest
 
+from persona_dspy.agent.context import answering, current_answer
 from persona_dspy.agent.knowledge import Document, LocalCorpus
 from persona_dspy.agent.tools import arun_tool, personal_tools, recall_history, recall_profile, run_tool, search_tool
 from persona_dspy.core.answers import ResponseKind
@@ -29,7 +30,7 @@ def memory_of(user, *pairs):
 def test_tools_work_for_whoever_the_program_speaks_for():
     tools = personal_tools()
     for user, word in (("ana", "apples"), ("bob", "pears")):
-        with dspy.context(user_memory=memory_of(user, (f"I like {word}", word)), user_id=user):
+        with answering(memory=memory_of(user, (f"I like {word}", word)), user_id=user):
             said = tools["recall_history"](query="like")
             assert word in said and {"ana": "pears", "bob": "apples"}[user] not in said
     assert recall_history("like") == "nothing"  # nobody's turn: nobody's memory
@@ -37,16 +38,16 @@ def test_tools_work_for_whoever_the_program_speaks_for():
 
 def test_recall_respects_what_may_not_be_seen():
     memory = memory_of("ana", ("one fish", "a"), ("two fish", "b"), ("red fish", "c"))
-    with dspy.context(user_memory=memory, memory_cut=MemoryCut(before=2, exclude=frozenset(["ana1"]))):
+    with answering(memory=memory, cut=MemoryCut(before=2, exclude=frozenset(["ana1"]))):
         assert recall_history("fish", k=9) == "- two fish -> b"
 
 
 def test_the_profile_is_counted_as_of_then():
     memory = memory_of("ana", *[(f"film {n}", "drama") for n in range(5)], ("film 5", "horror"))
     kind = ResponseKind(name="label", labels=("drama", "horror"))
-    with dspy.context(user_memory=memory, user_kind=kind):
+    with answering(memory=memory, kind=kind):
         assert '"horror" 1 time' in recall_profile()
-        with dspy.context(memory_cut=MemoryCut(before=5)):
+        with answering(cut=MemoryCut(before=5)):
             assert "horror" not in recall_profile() and '"drama" 5 times' in recall_profile()
     assert "nothing yet" in recall_profile()
 
@@ -56,9 +57,9 @@ def test_the_profile_repeats_nothing_that_the_persona_says():
     past = [Interaction(user_id="u", query=f"film {n}", response="drama", id=str(n)) for n in range(5)]
     memory, kind = EpisodicMemory(past), ResponseKind(name="label", labels=("drama", "horror"))
     persona = Persona(user_id="u").with_facts(facts(past, kind))
-    with dspy.context(user_memory=memory, user_kind=kind):
+    with answering(memory=memory, kind=kind):
         alone = recall_profile()
-        with dspy.context(user_persona=persona):
+        with answering(persona=persona):
             assert recall_profile() == "no more than the notes on this user say"
             memory.append(Interaction(user_id="u", query="film 5", response="horror"))
             assert "horror" in recall_profile()
@@ -103,7 +104,7 @@ def test_asyncio_goes_on_while_a_tool_blocks():
     def slow(query: str) -> str:
         """Waits for the loop."""
         assert go.wait(5), "the loop stood still"
-        return str(dspy.settings.get("user_id"))
+        return str(current_answer().user_id)
 
     async def waiting(query: str) -> str:
         """A coroutine."""
@@ -111,7 +112,7 @@ def test_asyncio_goes_on_while_a_tool_blocks():
         return "async"
 
     async def both():
-        with dspy.context(user_id="ana"):
+        with answering(user_id="ana"):
             work = asyncio.create_task(arun_tool(dspy.Tool(slow), {"query": ""}, tokens=50))
         await asyncio.sleep(0.01)
         go.set()

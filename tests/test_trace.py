@@ -9,7 +9,7 @@ from requests_seen import seen_lm
 
 from persona_dspy.agent.actions import Act
 from persona_dspy.agent.agent import PersonaAgent, personalize
-from persona_dspy.agent.recorder import recording
+from persona_dspy.agent.context import recording
 from persona_dspy.agent.trace import Call, Recalled, Step, Trace
 from persona_dspy.core.interactions import Interaction
 from persona_dspy.core.persona import Persona

@@ -16,15 +16,17 @@ import dspy
 from dspy.utils.exceptions import AdapterParseError
 from pydantic import BaseModel, Field, create_model
 
+from persona_dspy.agent.context import current_answer, recording
 from persona_dspy.agent.knowledge import KnowledgeSource
 from persona_dspy.agent.react import Gather
-from persona_dspy.agent.recorder import Recorder, current_recorder, recalled_of, recording
+from persona_dspy.agent.recall import Recall
+from persona_dspy.agent.recorder import Recorder, recalled_of
 from persona_dspy.agent.tools import Observation, arun_tool, past_lines, personal_tools, run_tool
 from persona_dspy.agent.trace import Step
-from persona_dspy.core import Episode, Persona, ResponseKind, fenced, one_line
+from persona_dspy.core import Episode, fenced, one_line
 from persona_dspy.errors import InputError
 from persona_dspy.lm import role
-from persona_dspy.memory import Recall, content_words, favoured, ranked
+from persona_dspy.memory import content_words, favoured, ranked
 
 __all__ = ["Act", "Policy", "past_block", "search_words"]
 
@@ -195,7 +197,7 @@ def _no_plan(recorder: Recorder, failure: Exception) -> list[BaseModel]:
 @contextmanager
 def _ensured_recorder() -> Generator[Recorder]:
     """The answer's recorder, or one of our own where the module is used alone."""
-    current = current_recorder()
+    current = current_answer().recorder
     if current is not None:
         yield current
         return
@@ -215,19 +217,19 @@ def search_words(query: str) -> str:
 
 def _steered(query: str) -> tuple[str, tuple[str, ...]]:
     """Search words, and the ids of the rules that had a say in them."""
-    persona: Persona | None = dspy.settings.get("user_persona")
+    answer = current_answer()
+    persona, kind = answer.persona, answer.kind
     words = content_words(query)
     told = [w for w in dict.fromkeys(re.findall(r"[^\W\d_]+", query.lower())) if w in words]
     rules = [b for b in persona.section("decision rules") if b.when and b.fits(words)][:2] if persona else []
     hints = [f"{' '.join(rule.quoted)} {rule.then}" for rule in rules]
-    kind: ResponseKind | None = dspy.settings.get("user_kind")
     whole = len(told) <= 2 or (kind is not None and kind.positional)  # docs/results/judge-log.md, section 6
     searched = query if whole else " ".join(told)
     return " ".join([searched, *hints]), tuple(rule.id for rule in rules)
 
 
 def _favours(query: str) -> dict[str, float]:
-    persona: Persona | None = dspy.settings.get("user_persona")
+    persona = current_answer().persona
     return favoured(persona, content_words(query)) if persona else {}
 
 

@@ -16,10 +16,11 @@ from persona_dspy.agent.actions import Act, Policy, past_block
 from persona_dspy.agent.personalized import Personalized, personalize
 from persona_dspy.agent.program import PersonalProgram, PersonaPrediction
 from persona_dspy.agent.prompt import as_persona
+from persona_dspy.agent.recall import Recall
 from persona_dspy.agent.steering import Labels, habitual, narrowed
 from persona_dspy.core import Episode, Interaction, Persona, ResponseKind
 from persona_dspy.errors import InputError
-from persona_dspy.memory import EpisodicMemory, Recall
+from persona_dspy.memory import EpisodicMemory
 
 __all__ = ["PersonaAgent", "PersonaPrediction", "PersonalProgram", "Personalized", "personalize"]
 
@@ -84,15 +85,15 @@ class PersonaAgent(PersonalProgram):
 
     def forward(self, **inputs: Any) -> PersonaPrediction:
         query = self._query(inputs)
-        with self._answering(query) as answering:
-            with as_persona(answering.prompt, adapter=self.adapter, lm=self._lm()):
+        with self._answering(query) as answer:
+            with as_persona(answer.prompt, adapter=self.adapter, lm=self._lm()):
                 done = self.act(query=query)
             episodes, told = done.episodes, done.observations
             while True:
                 try:
-                    with as_persona(answering.prompt, turns=self._shown(episodes), adapter=self.adapter, lm=self._lm()):
+                    with as_persona(answer.prompt, turns=self._shown(episodes), adapter=self.adapter, lm=self._lm()):
                         prediction = self.respond(inputs=inputs, episodes=episodes, observations=told)
-                    return self._traced(prediction, answering, query)
+                    return self._traced(prediction, answer, query)
                 except dspy.ContextWindowExceededError:
                     if not episodes and not told:
                         raise
@@ -100,15 +101,15 @@ class PersonaAgent(PersonalProgram):
 
     async def aforward(self, **inputs: Any) -> PersonaPrediction:
         query = self._query(inputs)
-        with self._answering(query) as answering:
-            with as_persona(answering.prompt, adapter=self.adapter, lm=self._lm()):
+        with self._answering(query) as answer:
+            with as_persona(answer.prompt, adapter=self.adapter, lm=self._lm()):
                 done = await self.act.acall(query=query)
             episodes, told = done.episodes, done.observations
             while True:
                 try:
-                    with as_persona(answering.prompt, turns=self._shown(episodes), adapter=self.adapter, lm=self._lm()):
+                    with as_persona(answer.prompt, turns=self._shown(episodes), adapter=self.adapter, lm=self._lm()):
                         prediction = await self.respond.acall(inputs=inputs, episodes=episodes, observations=told)
-                    return self._traced(prediction, answering, query)
+                    return self._traced(prediction, answer, query)
                 except dspy.ContextWindowExceededError:
                     if not episodes and not told:
                         raise

@@ -223,12 +223,12 @@ class Wikipedia:
         Raises:
             RunError: no usable answer after all tries.
         """
-        import dspy
+        from persona_dspy.agent.context import current_answer  # imports dspy, which a corpus alone does not need
 
         words, k = " ".join(query.split())[:300], max(1, min(k, 20))
         if not words:
             return []
-        user, key = dspy.settings.get("user_id"), f"{self.url}\0{k}\0{words}"
+        user, key = current_answer().user_id, f"{self.url}\0{k}\0{words}"
         if self.cache is not None and user is not None and (known := self.cache.get(user, key)) is not None:
             return known
         found = _pages(self._ask(words, k), k)

@@ -14,9 +14,10 @@ from dspy.adapters.base import Adapter
 from persona_dspy.agent.actions import Act
 from persona_dspy.agent.program import PersonalProgram, PersonaPrediction
 from persona_dspy.agent.prompt import as_persona
+from persona_dspy.agent.recall import Recall
 from persona_dspy.core import Episode, Interaction, Persona, ResponseKind
 from persona_dspy.errors import InputError
-from persona_dspy.memory import EpisodicMemory, Recall
+from persona_dspy.memory import EpisodicMemory
 
 __all__ = ["Personalized", "personalize"]
 
@@ -58,14 +59,14 @@ class Personalized(PersonalProgram):
 
     def forward(self, **inputs: Any) -> PersonaPrediction:
         query = str(inputs.get(self.query_field, ""))
-        with self._answering(query) as answering:
+        with self._answering(query) as answer:
             shown = self._recalled(query)
             while True:
                 try:
                     turns = self._turns(shown)
-                    with as_persona(answering.prompt, turns=turns, adapter=self.adapter, lm=self._lm()):
+                    with as_persona(answer.prompt, turns=turns, adapter=self.adapter, lm=self._lm()):
                         prediction = self.program(**inputs)
-                    return self._traced(prediction, answering, query)
+                    return self._traced(prediction, answer, query)
                 except dspy.ContextWindowExceededError:
                     if not shown:
                         raise
@@ -73,14 +74,14 @@ class Personalized(PersonalProgram):
 
     async def aforward(self, **inputs: Any) -> PersonaPrediction:
         query = str(inputs.get(self.query_field, ""))
-        with self._answering(query) as answering:
+        with self._answering(query) as answer:
             shown = self._recalled(query)
             while True:
                 try:
                     turns = self._turns(shown)
-                    with as_persona(answering.prompt, turns=turns, adapter=self.adapter, lm=self._lm()):
+                    with as_persona(answer.prompt, turns=turns, adapter=self.adapter, lm=self._lm()):
                         prediction = await self.program.acall(**inputs)
-                    return self._traced(prediction, answering, query)
+                    return self._traced(prediction, answer, query)
                 except dspy.ContextWindowExceededError:
                     if not shown:
                         raise

@@ -9,20 +9,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol, Self
 
 import dspy
 
-from persona_dspy.agent.prompt import Turn
-from persona_dspy.agent.recorder import Recorder, recording
+from persona_dspy.agent.context import Answering, Turn, answering, current_answer, recording
+from persona_dspy.agent.recall import Recall
 from persona_dspy.agent.trace import Trace
 from persona_dspy.core import Alignment, Episode, Interaction, Persona, PersonaParameter, ResponseKind, clip_tokens
 from persona_dspy.errors import InputError
-from persona_dspy.memory import EpisodicMemory, MemoryCut, Recall, facts
+from persona_dspy.memory import EpisodicMemory, MemoryCut, facts
 
-__all__ = ["Answering", "PersonaPrediction", "PersonalProgram", "Watcher"]
+__all__ = ["PersonaPrediction", "PersonalProgram", "Watcher"]
 
 
 class PersonaPrediction(dspy.Prediction):
@@ -56,15 +55,6 @@ class Watcher(Protocol):
 
     def observed(self, program: Any, interaction: Interaction) -> None:
         """Keeps ``interaction`` in the program's memory and in whatever outlives it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answering:
-    """One answer being given: the persona it is given under, from beginning to end, and what happens meanwhile."""
-
-    persona: Persona
-    prompt: str
-    recorder: Recorder
 
 
 class PersonalProgram(dspy.Module):
@@ -173,7 +163,7 @@ class PersonalProgram(dspy.Module):
 
         An example without ``interaction_id`` sees all of memory but interactions with the same query.
         """
-        with dspy.context(memory_cut=self._cut(example, exclude)):
+        with answering(cut=self._cut(example, exclude)):
             return self(**example.inputs())
 
     def _cut(self, example: dspy.Example, exclude: frozenset[str]) -> MemoryCut:
@@ -259,22 +249,30 @@ class PersonalProgram(dspy.Module):
     def _answering(self, query: str) -> Generator[Answering]:
         """The context in which every predictor, tool and retriever inside works for this user."""
         persona = self.persona.value  # read once: another version may take its place while this answer is given
-        mine: dict[str, Any] = {"user_memory": self.memory, "user_persona": persona}
-        if self.replays and dspy.settings.get("memory_cut") is None:
-            mine["memory_cut"] = self._as_new(query)
+        cut = current_answer().cut
+        if self.replays and cut is None:
+            cut = self._as_new(query)
         with (
-            recording(tools=self._has_tools()) as recorder,
-            dspy.context(**mine, user_id=self._user_id, user_kind=self.kind),
+            recording(tools=self._has_tools()),
+            answering(
+                user_id=self._user_id,
+                persona=persona,
+                prompt=persona.render(),
+                memory=self.memory,
+                cut=cut,
+                kind=self.kind,
+            ) as answer,
         ):
-            yield Answering(persona=persona, prompt=persona.render(), recorder=recorder)
+            yield answer
 
-    def _traced(self, prediction: dspy.Prediction, answering: Answering, query: str) -> PersonaPrediction:
-        recorder = answering.recorder
+    def _traced(self, prediction: dspy.Prediction, answer: Answering, query: str) -> PersonaPrediction:
+        recorder, persona = answer.recorder, answer.persona
+        assert recorder is not None and persona is not None
         trace = Trace(
             user_id=self._user_id,
             query=query,
-            persona_version=answering.persona.version,
-            persona=answering.prompt,
+            persona_version=persona.version,
+            persona=answer.prompt,
             steps=tuple(sorted(recorder.steps, key=lambda step: step.at)),
             calls=tuple(sorted(recorder.calls, key=lambda call: call.at)),
             response=str(prediction.get(self.response_field, "")),
@@ -282,6 +280,6 @@ class PersonalProgram(dspy.Module):
             seconds=round(recorder.now, 6),
         )
         send = dspy.settings.get("persona_traces")
-        if send is not None and (send.simulated or dspy.settings.get("memory_cut") is None):
+        if send is not None and (send.simulated or answer.cut is None):
             send(trace)
         return PersonaPrediction.of(prediction, trace)

@@ -16,13 +16,11 @@ import dspy
 from dspy.adapters.base import Adapter
 from pydantic import BaseModel
 
-from persona_dspy.agent.recorder import current_recorder
+from persona_dspy.agent.context import Turn, answering, current_answer
 from persona_dspy.core import data_text, defused, defused_tags
 from persona_dspy.lm import TerseJSON, able, reserved
 
-__all__ = ["Turn", "as_persona", "personal_adapter"]
-
-Turn = Mapping[str, Any]  # field name -> value, one past query and the user's own response
+__all__ = ["as_persona", "personal_adapter"]
 
 
 class _PersonaMixin:
@@ -34,12 +32,12 @@ class _PersonaMixin:
 
     def format_system_message(self, signature: Any) -> str:
         system = super().format_system_message(signature)  # type: ignore[misc]
-        persona = dspy.settings.get("persona_prompt") or ""
+        persona = current_answer().prompt
         return f"{system}\n\n{persona}" if persona else system
 
     def format_demos(self, signature: Any, demos: list[Any]) -> list[dict[str, Any]]:
         messages = super().format_demos(signature, demos)  # type: ignore[misc]
-        for turn in dspy.settings.get("persona_turns") or ():
+        for turn in current_answer().turns:
             messages.extend(self._turn(signature, turn))
         return messages
 
@@ -64,7 +62,7 @@ class _PersonaMixin:
 
     def format(self, signature: Any, demos: list[Any], inputs: dict[str, Any]) -> list[dict[str, Any]]:
         messages = super().format(signature, demos, inputs)  # type: ignore[misc]
-        if (recorder := current_recorder()) is not None:
+        if (recorder := current_answer().recorder) is not None:
             recorder.asked()
         return [
             {**m, "content": str(m["content"])} if isinstance(m.get("content"), _Formatted) else m for m in messages
@@ -87,7 +85,7 @@ class _PersonaMixin:
         return {name: _guard(value, tags) for name, value in values.items()}
 
     def _call_postprocess(self, *args: Any, **options: Any) -> Any:
-        if (recorder := current_recorder()) is not None:
+        if (recorder := current_answer().recorder) is not None:
             recorder.answered()
         return super()._call_postprocess(*args, **options)  # type: ignore[misc]
 
@@ -105,7 +103,7 @@ class _PersonaMixin:
 
 @contextmanager
 def _recorded(lm: Any) -> Generator[None]:
-    recorder = current_recorder()
+    recorder = current_answer().recorder
     if recorder is None:
         yield
         return
@@ -212,5 +210,5 @@ def as_persona(
 
     ``prompt`` is kept to the letter; an empty one adds nothing. ``turns``: nearest last.
     """
-    with dspy.context(persona_prompt=prompt, persona_turns=tuple(turns), adapter=personal_adapter(adapter, lm)):
+    with answering(prompt=prompt, turns=tuple(turns)), dspy.context(adapter=personal_adapter(adapter, lm)):
         yield

@@ -19,7 +19,7 @@ from dspy.utils.callback_context import ACTIVE_CALL_ID
 from persona_dspy.agent.trace import Call, Recalled, Step
 from persona_dspy.core import Episode, clip_tokens, data_text, one_line
 
-__all__ = ["Recorder", "current_recorder", "recalled_of", "recording"]
+__all__ = ["Recorder", "recalled_of"]
 
 _SHOWN = 400  # estimated tokens of an observation that a trace keeps
 
@@ -171,23 +171,3 @@ class Recorder(BaseCallback):
 def recalled_of(episodes: Iterable[Episode]) -> tuple[Recalled, ...]:
     """Episodes as a trace keeps them: no text, which stays in memory alone."""
     return tuple(Recalled(id=e.id, score=round(e.score, 4), position=e.position) for e in episodes)
-
-
-@contextmanager
-def recording(*, tools: bool = True) -> Generator[Recorder]:
-    """Record what happens inside; in this thread, and in those that copy its context.
-
-    Args:
-        tools: tools may be called; listening to them slows every module's call (DSPy's callbacks).
-    """
-    recorder = Recorder(dspy.settings.get("usage_tracker"))
-    context: dict[str, Any] = {"usage_tracker": recorder, "persona_recorder": recorder}
-    if tools:
-        context["callbacks"] = [*(dspy.settings.get("callbacks") or []), recorder]
-    with dspy.context(**context):
-        yield recorder
-
-
-def current_recorder() -> Recorder | None:
-    """The recorder of the answer being given."""
-    return dspy.settings.get("persona_recorder")

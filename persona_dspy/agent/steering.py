@@ -10,9 +10,8 @@ from collections.abc import Collection
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
-import dspy
-
-from persona_dspy.core import Persona, ResponseKind
+from persona_dspy.agent.context import current_answer
+from persona_dspy.core import ResponseKind
 from persona_dspy.memory import EpisodicMemory, MemoryCut, counted
 
 __all__ = ["Labels", "habitual", "narrowed", "own_labels"]
@@ -28,18 +27,17 @@ def habitual() -> tuple[str, ...]:
     """The labels, in declared order, that the current user's answer is taken from; () = any.
 
     Where answers are one of a closed set and the persona counts ``LEAST`` answers or more, of which as many may be seen
-    (``memory_cut``): those the user has given among them, and those its decision rules name. A user gives the next
+    (``Answering.cut``): those the user has given among them, and those its decision rules name. A user gives the next
     answer from among those 88 to 98% of the time (three LaMP-like tasks, docs/results/judge-log.md), and a weak model
     is far more often misled by labels that this user never gives. An answer that is new is allowed from the moment the
     user gives it. Past ``MOST`` interactions nothing is left to exclude.
     """
-    persona: Persona | None = dspy.settings.get("user_persona")
-    memory: EpisodicMemory | None = dspy.settings.get("user_memory")
-    kind: ResponseKind | None = dspy.settings.get("user_kind")
+    answer = current_answer()
+    persona, memory, kind = answer.persona, answer.memory, answer.kind
     if persona is None or memory is None or kind is None:
         return ()
     ruled = {b.then for b in persona.section("decision rules") if b.then}
-    labels = own_labels(kind, memory, cut=dspy.settings.get("memory_cut") or _ALL, also=ruled)
+    labels = own_labels(kind, memory, cut=answer.cut or _ALL, also=ruled)
     return labels if labels and counted(persona) >= LEAST else ()
 
 

@@ -14,11 +14,12 @@ from typing import Any
 
 import dspy
 
+from persona_dspy.agent.context import current_answer
 from persona_dspy.agent.knowledge import KnowledgeSource
-from persona_dspy.agent.recorder import current_recorder
-from persona_dspy.core import Episode, Persona, ResponseKind, clip_tokens, fenced, one_line
+from persona_dspy.agent.recall import Recall
+from persona_dspy.core import Episode, ResponseKind, clip_tokens, fenced, one_line
 from persona_dspy.errors import BudgetExceeded, InputError
-from persona_dspy.memory import EpisodicMemory, MemoryCut, Recall, facts
+from persona_dspy.memory import MemoryCut, facts
 
 __all__ = [
     "Observation",
@@ -47,7 +48,7 @@ class Observation:
 def recall_history(query: str, k: int = 4) -> str:
     """Find past queries of this user, and the user's own responses, by search words."""
     episodes = Recall(k=max(1, min(k, _MOST)))(query=query).episodes
-    recorder = current_recorder()
+    recorder = current_answer().recorder
     if recorder is not None:
         recorder.found(episodes)
     return past_lines(episodes) or "nothing"
@@ -55,14 +56,13 @@ def recall_history(query: str, k: int = 4) -> str:
 
 def recall_profile() -> str:
     """What is true of this user over all past responses: counts, habits, recent changes."""
-    memory: EpisodicMemory | None = dspy.settings.get("user_memory")
-    cut: MemoryCut = dspy.settings.get("memory_cut") or MemoryCut()
-    kind: ResponseKind = dspy.settings.get("user_kind") or ResponseKind(name="text")
-    seen = memory.before(cut.before, cut.exclude) if memory is not None else ()
+    answer = current_answer()
+    cut, kind = answer.cut or MemoryCut(), answer.kind or ResponseKind(name="text")
+    seen = answer.memory.before(cut.before, cut.exclude) if answer.memory is not None else ()
     found = [bullet.sentence for bullet in facts(seen, kind)]
     if not found:
         return f"nothing yet: {len(seen)} past responses"
-    persona: Persona | None = dspy.settings.get("user_persona")  # what it says the LM reads already
+    persona = answer.persona  # what it says the LM reads already
     told = {bullet.sentence for bullet in persona.bullets} if persona is not None else set[str]()
     return "\n".join(f"- {line}" for line in found if line not in told) or "no more than the notes on this user say"
 

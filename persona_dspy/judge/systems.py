@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from persona_dspy.agent import Act, KnowledgeSource, PersonaAgent, PersonalProgram, Policy
+from persona_dspy.agent import Act, KnowledgeSource, PersonaAgent, PersonalProgram, Policy, Recall
 from persona_dspy.core import Alignment, Persona, PersonaDocument, load_document, persona_file_name, write_text
 from persona_dspy.data import Task
 from persona_dspy.errors import BudgetExceeded
 from persona_dspy.judge import baselines
 from persona_dspy.judge.variant import CONTROL, Variant
-from persona_dspy.memory import EpisodicMemory, Recall
+from persona_dspy.memory import EpisodicMemory
 
 __all__ = ["Maker", "Prepared", "Setting"]
 

@@ -3,7 +3,6 @@ from .dense import Hybrid as Hybrid
 from .dense import dense_part as dense_part
 from .episodic import EpisodicMemory as EpisodicMemory
 from .episodic import MemoryCut as MemoryCut
-from .episodic import Recall as Recall
 from .episodic import episode_text as episode_text
 from .handles import Handles as Handles
 from .handles import StoredMemory as StoredMemory

@@ -1,6 +1,6 @@
 """One user's raw episodes, in time order, and recall from them (paper section 3, episodic memory).
 
-Owns: how an episode becomes text, who may be seen as of when, recency, and ``Recall``, the module that programs call.
+Owns: how an episode becomes text, who may be seen as of when, and recency.
 Not here: the similarity itself (``retrieval.py``), summaries (``semantic.py``), storage (``store.py``).
 """
 
@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import dspy
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,7 +21,7 @@ from persona_dspy.core import Episode, Interaction
 from persona_dspy.errors import InputError
 from persona_dspy.memory.retrieval import BM25, Recency, Retriever, top
 
-__all__ = ["EpisodicMemory", "MemoryCut", "Recall", "episode_text"]
+__all__ = ["EpisodicMemory", "MemoryCut", "episode_text"]
 
 
 def episode_text(interaction: Interaction, *, fields: Sequence[str] = ("title",)) -> str:
@@ -43,7 +42,7 @@ def episode_text(interaction: Interaction, *, fields: Sequence[str] = ("title",)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryCut:
-    """As of when memory is read, and what is out of bounds; travels in ``dspy.context(memory_cut=...)``.
+    """As of when memory is read, and what is out of bounds.
 
     Args:
         before: a position or a time; only what is strictly earlier may be seen. None = everything.
@@ -311,33 +310,3 @@ class EpisodicMemory:
 
 def _seconds(time: datetime) -> float:
     return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
-
-
-class Recall(dspy.Module):
-    """Episodes of the user in whose name the program runs; one shared module for all users.
-
-    The memory is read from ``dspy.settings.user_memory`` and the cut from ``dspy.settings.memory_cut`` (a
-    ``MemoryCut``), both set with ``dspy.context`` by the agent around its call. Without a memory: no episodes.
-
-    Args:
-        k: how many episodes at most, unless a call says otherwise.
-
-    Example:
-        >>> memory = EpisodicMemory([Interaction(user_id="u1", query="Heat (1995)", response="crime", id="h")])
-        >>> with dspy.context(user_memory=memory, memory_cut=MemoryCut(before=1)):
-        ...     [e.id for e in Recall(k=4)(query="a heist").episodes]
-        ['h']
-    """
-
-    def __init__(self, k: int = 4) -> None:
-        super().__init__()
-        self.k = k
-
-    def forward(self, query: str, k: int | None = None) -> dspy.Prediction:
-        """``Prediction(episodes=[Episode, ...])``, best first."""
-        memory: EpisodicMemory | None = dspy.settings.get("user_memory", None)
-        if memory is None:
-            return dspy.Prediction(episodes=[])
-        cut: MemoryCut = dspy.settings.get("memory_cut", None) or MemoryCut()
-        k = self.k if k is None else k
-        return dspy.Prediction(episodes=memory.recall(query, k, before=cut.before, exclude=cut.exclude))

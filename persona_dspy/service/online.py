@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 
 import dspy
 
-from persona_dspy.agent import PersonalProgram, Recorder
+from persona_dspy.agent import PersonalProgram, Recorder, answering
 from persona_dspy.core import Interaction, Persona, PersonaDocument
 from persona_dspy.errors import InputError, UnknownUser
 
@@ -176,16 +176,8 @@ class OnlineAlignment:
 
     def _work(self, program: PersonalProgram, user: _User) -> Outcome:
         callbacks = [c for c in dspy.settings.get("callbacks") or [] if not isinstance(c, Recorder)]
-        with dspy.context(  # nothing of the answer during which the response was observed
-            callbacks=callbacks,
-            caller_modules=None,
-            memory_cut=None,
-            persona_prompt="",
-            persona_recorder=None,
-            persona_turns=(),
-            send_stream=None,
-            stream_listeners=[],
-        ):
+        outer = dspy.context(callbacks=callbacks, caller_modules=None, send_stream=None, stream_listeners=[])
+        with answering(afresh=True), outer:  # nothing of the answer during which the response was observed
             before = program.persona.value
             aligned = self.optimizer.compile(program, trainset=program.examples())
             with user.writing:

@@ -1,0 +1,84 @@
+"""In whose name the running code answers: one value under one key of ``dspy.context``.
+
+Programs, tools and retrievers are shared between users, so nothing of a user may stand in them. Whatever an answer
+needs to know of its user travels in ``Answering``; DSPy carries it to threads and tasks that copy the context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import dspy
+
+from persona_dspy.agent.recorder import Recorder
+from persona_dspy.core import Persona, ResponseKind
+from persona_dspy.memory import EpisodicMemory, MemoryCut
+
+__all__ = ["Answering", "Turn", "answering", "current_answer", "recording"]
+
+Turn = Mapping[str, Any]  # field name -> value, one past query and the user's own response
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answering:
+    """One answer being given.
+
+    Args:
+        user_id: whose answer; None outside of any.
+        persona: the version that it is given under, from beginning to end.
+        prompt: the text that goes into every system message, to the letter; empty = none.
+        turns: past turns shown before the query, nearest last.
+        memory: the user's; None = nothing is recalled.
+        cut: what of the memory may be seen; None where no past interaction is replayed.
+        kind: what kind of response is asked for.
+        recorder: who listens to calls and tools.
+    """
+
+    user_id: str | None = None
+    persona: Persona | None = None
+    prompt: str = ""
+    turns: tuple[Turn, ...] = ()
+    memory: EpisodicMemory | None = None
+    cut: MemoryCut | None = None
+    kind: ResponseKind | None = None
+    recorder: Recorder | None = None
+
+
+_NOBODY = Answering()
+
+
+def current_answer() -> Answering:
+    """The answer being given; one without user, persona and memory where none is.
+
+    Example:
+        >>> with answering(user_id="u1"):
+        ...     current_answer().user_id
+        'u1'
+    """
+    return dspy.settings.get("persona_answering") or _NOBODY
+
+
+@contextmanager
+def answering(*, afresh: bool = False, **changes: Any) -> Generator[Answering]:
+    """The current answer with ``changes`` inside; ``afresh``: of a new one, nothing of the current reaches it."""
+    value = replace(_NOBODY if afresh else current_answer(), **changes)
+    with dspy.context(persona_answering=value):
+        yield value
+
+
+@contextmanager
+def recording(*, tools: bool = True) -> Generator[Recorder]:
+    """Record what happens inside; in this thread, and in those that copy its context.
+
+    Args:
+        tools: tools may be called; listening to them slows every module's call (DSPy's callbacks).
+    """
+    recorder = Recorder(dspy.settings.get("usage_tracker"))
+    context: dict[str, Any] = {"usage_tracker": recorder}
+    if tools:
+        context["callbacks"] = [*(dspy.settings.get("callbacks") or []), recorder]
+    with answering(recorder=recorder), dspy.context(**context):
+        yield recorder

@@ -1,0 +1,39 @@
+"""Memory retrieval as a DSPy module: the current user's episodes that are nearest to a query."""
+
+from __future__ import annotations
+
+import dspy
+
+from persona_dspy.agent.context import current_answer
+from persona_dspy.memory import MemoryCut
+
+__all__ = ["Recall"]
+
+
+class Recall(dspy.Module):
+    """Episodes of the user in whose name the program runs; one shared module for all users.
+
+    Memory and cut are those of the answer being given (``current_answer``). Without a memory: no episodes.
+
+    Args:
+        k: how many episodes at most, unless a call says otherwise.
+
+    Example:
+        >>> memory = EpisodicMemory([Interaction(user_id="u1", query="Heat (1995)", response="crime", id="h")])
+        >>> with answering(memory=memory, cut=MemoryCut(before=1)):
+        ...     [e.id for e in Recall(k=4)(query="a heist").episodes]
+        ['h']
+    """
+
+    def __init__(self, k: int = 4) -> None:
+        super().__init__()
+        self.k = k
+
+    def forward(self, query: str, k: int | None = None) -> dspy.Prediction:
+        """``Prediction(episodes=[Episode, ...])``, best first."""
+        answer = current_answer()
+        if answer.memory is None:
+            return dspy.Prediction(episodes=[])
+        cut = answer.cut or MemoryCut()
+        k = self.k if k is None else k
+        return dspy.Prediction(episodes=answer.memory.recall(query, k, before=cut.before, exclude=cut.exclude))
