@@ -12,11 +12,10 @@ import typer
 from test_cli import run
 from tree import ROOT
 
+from persona_dspy import data as data_room
 from persona_dspy import lm as lm_room
 from persona_dspy import tracking
 from persona_dspy.cli import app
-from persona_dspy.data import download as lamp_download
-from persona_dspy.lm.local import catalogue as models
 from persona_dspy.testing.fake_lm import FakeLM
 from persona_dspy.testing.synthetic import RuleFollower
 
@@ -78,8 +77,8 @@ def test_every_example_runs_and_answers_in_json(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PERSONA_DSPY_HOME", str(tmp_path / "home"))
     monkeypatch.setattr("persona_dspy.lm.names.resolve_lm", lambda spec="local", **_: fake)
     monkeypatch.setattr(lm_room, "check_lm", lambda lm: None)
-    monkeypatch.setattr(models, "fetch_model", lambda name: tmp_path / f"{name}.gguf")  # 98 MB
-    monkeypatch.setattr(lamp_download, "pull", lambda task, out, **_: out / task)  # another machine
+    monkeypatch.setattr(lm_room, "fetch_model", lambda name: tmp_path / f"{name}.gguf")  # 98 MB
+    monkeypatch.setattr(data_room, "pull", lambda task, out, **_: out / task)  # another machine
     monkeypatch.setattr(tracking, "tracker_for", lambda *_, **__: tracking.NullTracker())  # seconds; tested elsewhere
     shutil.copytree(ROOT / "examples", "examples")
     rows = Path("examples/movie_tags.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)

@@ -20,7 +20,6 @@ from tree import ROOT
 from persona_dspy import lm as lm_room
 from persona_dspy import tracking
 from persona_dspy.cli import app
-from persona_dspy.lm.local import catalogue as models
 from persona_dspy.testing.fake_lm import FakeLM
 from persona_dspy.testing.synthetic import RuleFollower
 
@@ -127,7 +126,7 @@ def test_our_commands_run_one_after_the_other(page, tmp_path, monkeypatch, capsy
     monkeypatch.setenv("PERSONA_DSPY_HOME", str(tmp_path / "home"))
     monkeypatch.setattr("persona_dspy.lm.names.resolve_lm", lambda spec="local", **_: fake)
     monkeypatch.setattr(lm_room, "check_lm", lambda lm: None)
-    monkeypatch.setattr(models, "fetch_model", lambda name: tmp_path / f"{name}.gguf")  # hundreds of MB
+    monkeypatch.setattr(lm_room, "fetch_model", lambda name: tmp_path / f"{name}.gguf")  # hundreds of MB
     monkeypatch.setattr(tracking, "tracker_for", lambda *_, **__: tracking.NullTracker())  # seconds; tested elsewhere
     cache = dspy.cache
     try:

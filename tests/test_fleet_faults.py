@@ -134,10 +134,10 @@ def write_input(path, seeds):
 
 def command(server, source, out, *more):
     code = (
-        "import sys, dspy; from persona_dspy import settings; from persona_dspy.cli import main\n"
-        f"settings.resolve_lm = lambda *_, **o: dspy.LM('openai/fake', api_base={server.url!r}, api_key='none', "
+        "import sys, dspy; from persona_dspy import lm; from persona_dspy.lm import names; from persona_dspy.cli import main\n"
+        f"names.resolve_lm = lambda *_, **o: dspy.LM('openai/fake', api_base={server.url!r}, api_key='none', "
         "engine='lm15', temperature=0.0)\n"
-        "settings.check_lm = lambda lm: None\nmain(sys.argv[1:])"
+        "lm.check_lm = names.check_lm = lambda lm: None\nmain(sys.argv[1:])"
     )
     options = ["--out", str(out), "--workers", "4", "--epochs", "1", "--tracking-uri", "off", "--progress", "quiet"]
     return [sys.executable, "-W", "ignore", "-c", code, "compile", str(source), *options, *more]

@@ -19,6 +19,11 @@ from .recorder import Recorder as Recorder
 from .steering import Labels as Labels
 from .steering import narrowed as narrowed
 from .steering import own_labels as own_labels
+from .steps import Ask as Ask
+from .steps import Steps as Steps
+from .steps import drive as drive
+from .steps import drop_last as drop_last
+from .steps import within_context as within_context
 from .trace import Call as Call
 from .trace import Span as Span
 from .trace import Step as Step

@@ -21,7 +21,8 @@ from persona_dspy.agent.knowledge import KnowledgeSource
 from persona_dspy.agent.react import Gather
 from persona_dspy.agent.recall import Recall
 from persona_dspy.agent.recorder import Recorder, recalled_of
-from persona_dspy.agent.tools import Observation, arun_tool, past_lines, personal_tools, run_tool
+from persona_dspy.agent.steps import Ask, Steps, adrive, drive
+from persona_dspy.agent.tools import Observation, ToolCall, past_lines, personal_tools
 from persona_dspy.agent.trace import Step
 from persona_dspy.core import Episode, fenced, one_line
 from persona_dspy.errors import InputError
@@ -92,32 +93,24 @@ class Act(dspy.Module):
             self.gather = Gather(self.tools, steps=steps, tokens=tokens)
 
     def forward(self, query: str) -> dspy.Prediction:
-        with _ensured_recorder() as recorder, role("act"):
-            observations: list[Observation] = []
-            if self.policy == "plan":
-                try:
-                    planned = self.choose(query=query).actions
-                except (AdapterParseError, dspy.ContextWindowExceededError) as failure:
-                    planned = _no_plan(recorder, failure)
-                for tool, arguments in self._calls(planned):
-                    observations.append(run_tool(tool, arguments, tokens=self.tokens))
-            elif self.policy == "react":
-                observations = self.gather(query=query).observations
-            return self._found(query, recorder, observations)
+        return drive(self._flow(query))
 
     async def aforward(self, query: str) -> dspy.Prediction:
+        return await adrive(self._flow(query))
+
+    def _flow(self, query: str) -> Steps[dspy.Prediction]:
         with _ensured_recorder() as recorder, role("act"):
             observations: list[Observation] = []
             if self.policy == "plan":
                 try:
-                    planned = (await self.choose.acall(query=query)).actions
+                    planned = (yield Ask(self.choose, {"query": query})).actions
                 except (AdapterParseError, dspy.ContextWindowExceededError) as failure:
                     planned = _no_plan(recorder, failure)
                 for tool, arguments in self._calls(planned):
-                    observations.append(await arun_tool(tool, arguments, tokens=self.tokens))
+                    observations.append((yield ToolCall(tool, arguments, self.tokens)))
             elif self.policy == "react":
-                observations = (await self.gather.acall(query=query)).observations
-            return self._found(query, recorder, observations)
+                observations = (yield Ask(self.gather, {"query": query})).observations
+            return (yield from self._found(query, recorder, observations))
 
     def _calls(self, planned: Sequence[BaseModel] | None) -> list[tuple[dspy.Tool, dict[str, Any]]]:
         calls: list[tuple[dspy.Tool, dict[str, Any]]] = []
@@ -131,21 +124,22 @@ class Act(dspy.Module):
                 calls.append((tool, arguments))
         return calls
 
-    def _found(self, query: str, recorder: Recorder, observations: Sequence[Observation]) -> dspy.Prediction:
+    def _found(self, query: str, recorder: Recorder, observations: Sequence[Observation]) -> Steps[dspy.Prediction]:
         k = 0 if self.policy == "none" else self.recall.k
         # Half a recall at most by the LM's own words: what the query itself finds is the better guess of a weak one.
         chosen = {e.id: e for found in recorder.finds for e in found[: max(1, k // 2)]} if k else {}
         episodes = list(chosen.values())[:k]
         if len(episodes) < k:
-            episodes = [*self._by_query(query, k - len(episodes), frozenset(chosen), recorder), *episodes]
+            near = yield from self._by_query(query, k - len(episodes), frozenset(chosen), recorder)
+            episodes = [*near, *episodes]
         told = [o.text for o in observations if not (k and o.tool == "recall_history" and not o.failed)]
         return dspy.Prediction(episodes=episodes, observations=told)
 
-    def _by_query(self, query: str, k: int, taken: frozenset[str], recorder: Recorder) -> list[Episode]:
+    def _by_query(self, query: str, k: int, taken: frozenset[str], recorder: Recorder) -> Steps[list[Episode]]:
         at = recorder.now
         steers = self.policy != "plain"
         words, steered_by = _steered(query) if steers else (query, ())
-        near = self.recall(query=words, k=max(_CANDIDATES, self.recall.k)).episodes
+        near = (yield Ask(self.recall, {"query": words, "k": max(_CANDIDATES, self.recall.k)})).episodes
         found = ranked([e for e in near if e.id not in taken], _favours(query) if steers else {}, k)
         if found:
             step = Step(

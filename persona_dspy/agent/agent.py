@@ -18,6 +18,7 @@ from persona_dspy.agent.program import PersonalProgram, PersonaPrediction
 from persona_dspy.agent.prompt import as_persona
 from persona_dspy.agent.recall import Recall
 from persona_dspy.agent.steering import Labels, habitual, narrowed
+from persona_dspy.agent.steps import Ask, Steps, adrive, drive, within_context
 from persona_dspy.core import Episode, Interaction, Persona, ResponseKind
 from persona_dspy.errors import InputError
 from persona_dspy.memory import EpisodicMemory
@@ -84,36 +85,25 @@ class PersonaAgent(PersonalProgram):
         self._settle_persona()
 
     def forward(self, **inputs: Any) -> PersonaPrediction:
-        query = self._query(inputs)
-        with self._answering(query) as answer:
-            with as_persona(answer.prompt, adapter=self.adapter, lm=self._lm()):
-                done = self.act(query=query)
-            episodes, told = done.episodes, done.observations
-            while True:
-                try:
-                    with as_persona(answer.prompt, turns=self._shown(episodes), adapter=self.adapter, lm=self._lm()):
-                        prediction = self.respond(inputs=inputs, episodes=episodes, observations=told)
-                    return self._traced(prediction, answer, query)
-                except dspy.ContextWindowExceededError:
-                    if not episodes and not told:
-                        raise
-                    episodes, told = _less(episodes, told)
+        return drive(self._flow(inputs))
 
     async def aforward(self, **inputs: Any) -> PersonaPrediction:
+        return await adrive(self._flow(inputs))
+
+    def _flow(self, inputs: dict[str, Any]) -> Steps[PersonaPrediction]:
         query = self._query(inputs)
         with self._answering(query) as answer:
             with as_persona(answer.prompt, adapter=self.adapter, lm=self._lm()):
-                done = await self.act.acall(query=query)
-            episodes, told = done.episodes, done.observations
-            while True:
-                try:
-                    with as_persona(answer.prompt, turns=self._shown(episodes), adapter=self.adapter, lm=self._lm()):
-                        prediction = await self.respond.acall(inputs=inputs, episodes=episodes, observations=told)
-                    return self._traced(prediction, answer, query)
-                except dspy.ContextWindowExceededError:
-                    if not episodes and not told:
-                        raise
-                    episodes, told = _less(episodes, told)
+                looked_up = yield Ask(self.act, {"query": query})
+
+            def respond(shown: _Shown) -> Steps[dspy.Prediction]:
+                episodes, observations = shown
+                with as_persona(answer.prompt, turns=self._shown(episodes), adapter=self.adapter, lm=self._lm()):
+                    arguments = {"inputs": inputs, "episodes": episodes, "observations": observations}
+                    return (yield Ask(self.respond, arguments))
+
+            prediction = yield from within_context(respond, (looked_up.episodes, looked_up.observations), _shorter)
+            return self._traced(prediction, answer, query)
 
     def _query(self, inputs: dict[str, Any]) -> str:
         query = str(inputs.get(self.query_field, ""))
@@ -131,9 +121,15 @@ class PersonaAgent(PersonalProgram):
         return self.act.policy in ("plan", "react")
 
 
-def _less(episodes: Sequence[Episode], told: Sequence[str]) -> tuple[Sequence[Episode], Sequence[str]]:
-    """Without the oldest observation, or, where there is none, without the farthest episode."""
-    return (episodes, told[1:]) if told else (episodes[:-1], told)
+_Shown = tuple[Sequence[Episode], Sequence[str]]
+
+
+def _shorter(shown: _Shown) -> _Shown | None:
+    """Drops one item so that the prompt fits: the oldest observation first, then the least similar episode."""
+    episodes, observations = shown
+    if observations:
+        return episodes, observations[1:]
+    return (episodes[:-1], observations) if episodes else None
 
 
 class Respond(dspy.Module):
@@ -152,12 +148,17 @@ class Respond(dspy.Module):
     def forward(
         self, inputs: dict[str, Any], episodes: Sequence[Episode] = (), observations: Sequence[str] = ()
     ) -> dspy.Prediction:
-        return self.predict(**self._call(inputs, episodes, observations))
+        return drive(self._flow(inputs, episodes, observations))
 
     async def aforward(
         self, inputs: dict[str, Any], episodes: Sequence[Episode] = (), observations: Sequence[str] = ()
     ) -> dspy.Prediction:
-        return await self.predict.acall(**self._call(inputs, episodes, observations))
+        return await adrive(self._flow(inputs, episodes, observations))
+
+    def _flow(
+        self, inputs: dict[str, Any], episodes: Sequence[Episode], observations: Sequence[str]
+    ) -> Steps[dspy.Prediction]:
+        return (yield Ask(self.predict, self._call(inputs, episodes, observations)))
 
     def _call(self, inputs: dict[str, Any], episodes: Sequence[Episode], observations: Sequence[str]) -> dict[str, Any]:
         blocks = [past_block(episodes)] if self.episodes_as == "block" and episodes else []

@@ -15,6 +15,7 @@ from persona_dspy.agent.actions import Act
 from persona_dspy.agent.program import PersonalProgram, PersonaPrediction
 from persona_dspy.agent.prompt import as_persona
 from persona_dspy.agent.recall import Recall
+from persona_dspy.agent.steps import Ask, Steps, adrive, drive, drop_last, within_context
 from persona_dspy.core import Episode, Interaction, Persona, ResponseKind
 from persona_dspy.errors import InputError
 from persona_dspy.memory import EpisodicMemory
@@ -58,38 +59,29 @@ class Personalized(PersonalProgram):
         self._settle_persona()
 
     def forward(self, **inputs: Any) -> PersonaPrediction:
-        query = str(inputs.get(self.query_field, ""))
-        with self._answering(query) as answer:
-            shown = self._recalled(query)
-            while True:
-                try:
-                    turns = self._turns(shown)
-                    with as_persona(answer.prompt, turns=turns, adapter=self.adapter, lm=self._lm()):
-                        prediction = self.program(**inputs)
-                    return self._traced(prediction, answer, query)
-                except dspy.ContextWindowExceededError:
-                    if not shown:
-                        raise
-                    shown = shown[:-1]  # the farthest; what the program holds itself is its own to shorten
+        return drive(self._flow(inputs))
 
     async def aforward(self, **inputs: Any) -> PersonaPrediction:
+        return await adrive(self._flow(inputs))
+
+    def _flow(self, inputs: dict[str, Any]) -> Steps[PersonaPrediction]:
         query = str(inputs.get(self.query_field, ""))
         with self._answering(query) as answer:
-            shown = self._recalled(query)
-            while True:
-                try:
-                    turns = self._turns(shown)
-                    with as_persona(answer.prompt, turns=turns, adapter=self.adapter, lm=self._lm()):
-                        prediction = await self.program.acall(**inputs)
-                    return self._traced(prediction, answer, query)
-                except dspy.ContextWindowExceededError:
-                    if not shown:
-                        raise
-                    shown = shown[:-1]
 
-    def _recalled(self, query: str) -> Sequence[Episode]:
+            def respond(episodes: Sequence[Episode]) -> Steps[dspy.Prediction]:
+                turns = self._turns(episodes)
+                with as_persona(answer.prompt, turns=turns, adapter=self.adapter, lm=self._lm()):
+                    return (yield Ask(self.program, inputs))
+
+            # What the program holds itself is its own to shorten.
+            prediction = yield from within_context(respond, (yield from self._recalled(query)), drop_last)
+            return self._traced(prediction, answer, query)
+
+    def _recalled(self, query: str) -> Steps[Sequence[Episode]]:
         """As PersonaAgent recalls: the persona's rules have a say in the words, and in which of the found are shown."""
-        return self.act(query=query).episodes if self.recall.k and len(self.memory) else []
+        if not (self.recall.k and len(self.memory)):
+            return []
+        return (yield Ask(self.act, {"query": query})).episodes
 
     def _input_names(self) -> list[str]:
         predictors: list[Any] = self.program.predictors()

@@ -5,7 +5,7 @@ Not here: the tools (tools.py), recall by the query itself (act.py), the respons
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,8 @@ import dspy
 from dspy.utils.exceptions import AdapterParseError
 
 from persona_dspy.agent.prompt import personal_adapter
-from persona_dspy.agent.tools import Observation, arun_tool, run_tool
+from persona_dspy.agent.steps import Ask, Steps, adrive, drive, within_context
+from persona_dspy.agent.tools import Observation, ToolCall
 from persona_dspy.core import clip_tokens, data_text, one_line
 
 __all__ = ["Gather"]
@@ -37,8 +38,7 @@ class CollectByCalls(dspy.Signature):
     tool_calls: dspy.ToolCalls = dspy.OutputField()
 
 
-Request = tuple[dspy.Module, dict[str, Any]] | tuple[dspy.Tool, dict[str, Any]]
-Loop = Generator[Request, Any, list[Observation]]
+Request = tuple[dspy.Module, dict[str, Any]]
 
 
 class Gather(dspy.ReAct):
@@ -63,47 +63,21 @@ class Gather(dspy.ReAct):
         self.callable = [*self.named.values(), dspy.Tool(_finish, name="finish", desc="Enough is known.")]
 
     def forward(self, **inputs: Any) -> dspy.Prediction:
-        loop, send, value = self._loop(str(inputs["query"])), "send", None
-        while True:
-            try:
-                part, arguments = getattr(loop, send)(value)
-            except StopIteration as done:
-                return dspy.Prediction(observations=done.value)
-            try:
-                send = "send"
-                if isinstance(part, dspy.Tool):
-                    value = run_tool(part, arguments, tokens=self.tokens)
-                else:
-                    with dspy.context(adapter=self._adapter(part)):
-                        value = part(**arguments)
-            except (AdapterParseError, dspy.ContextWindowExceededError) as failure:
-                send, value = "throw", failure
+        return drive(self._flow(str(inputs["query"])))
 
     async def aforward(self, **inputs: Any) -> dspy.Prediction:
-        loop, send, value = self._loop(str(inputs["query"])), "send", None
-        while True:
-            try:
-                part, arguments = getattr(loop, send)(value)
-            except StopIteration as done:
-                return dspy.Prediction(observations=done.value)
-            try:
-                send = "send"
-                if isinstance(part, dspy.Tool):
-                    value = await arun_tool(part, arguments, tokens=self.tokens)
-                else:
-                    with dspy.context(adapter=self._adapter(part)):
-                        value = await part.acall(**arguments)
-            except (AdapterParseError, dspy.ContextWindowExceededError) as failure:
-                send, value = "throw", failure
+        return await adrive(self._flow(str(inputs["query"])))
 
-    def _loop(self, query: str) -> Loop:
-        """Yields what to call and is sent the result (or thrown the failure): one loop for threads and asyncio."""
+    def _flow(self, query: str) -> Steps[dspy.Prediction]:
+        return dspy.Prediction(observations=(yield from self._loop(query)))
+
+    def _loop(self, query: str) -> Steps[list[Observation]]:
         native, ask = (True, self._by_calls) if self._calls_functions() else (False, self._by_fields)
         seen: list[_Turn] = []  # what the LM is shown, oldest first
         done: list[Observation] = []
         for number in range(self.max_iters):
             try:
-                said = yield from _within_context(query, seen, ask)
+                said = yield from self._asked(query, seen, ask)
             except dspy.ContextWindowExceededError:
                 return done
             except AdapterParseError as failure:
@@ -122,7 +96,7 @@ class Gather(dspy.ReAct):
                     same = [turn for turn in seen if (turn.name, turn.arguments) == (name, arguments)]
                     if len(same) > 1 or any(not turn.observation.failed for turn in same):
                         return done  # asked again, it would say the same again; what failed may be tried once more
-                    observation = yield self.named[name], arguments
+                    observation = yield ToolCall(self.named[name], arguments, self.tokens)
                     done.append(observation)
                 else:
                     told = f"There is no tool {one_line(name)!r}. There are: {', '.join(self.named)}, finish."
@@ -132,6 +106,24 @@ class Gather(dspy.ReAct):
             if not choices:
                 return done
         return done
+
+    def _asked(
+        self, query: str, seen: list[_Turn], ask: Callable[[str, list[_Turn]], Request]
+    ) -> Steps[dspy.Prediction]:
+        """One answer of the LM; the oldest turns are dropped from ``seen`` until it fits."""
+
+        def attempt(turns: list[_Turn]) -> Steps[dspy.Prediction]:
+            module, arguments = ask(query, turns)
+            with dspy.context(adapter=self._adapter(module)):
+                return (yield Ask(module, arguments))
+
+        def shorten(turns: list[_Turn]) -> list[_Turn] | None:
+            if not turns:
+                return None
+            del turns[0]
+            return turns
+
+        return (yield from within_context(attempt, seen, shorten))
 
     def _by_fields(self, query: str, seen: Iterable[_Turn]) -> Request:
         trajectory: dict[str, Any] = {}
@@ -184,23 +176,6 @@ class _Turn:
 
 def _finish() -> str:
     return "Completed."
-
-
-def _within_context(
-    query: str, seen: list[_Turn], ask: Callable[[str, list[_Turn]], Request]
-) -> Generator[Request, Any, Any]:
-    """One answer of the LM; the oldest turns of ``seen`` are dropped until it fits.
-
-    Raises:
-        ContextWindowExceededError: it does not fit without any.
-    """
-    while True:
-        try:
-            return (yield ask(query, seen))
-        except dspy.ContextWindowExceededError:
-            if not seen:
-                raise
-            del seen[0]
 
 
 def _choices(said: Any, native: bool) -> list[tuple[str, str, dict[str, Any]]]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import dspy
 
 from persona_dspy.agent.context import current_answer
+from persona_dspy.agent.steps import Blocking, Steps, adrive, drive
 from persona_dspy.memory import MemoryCut
 
 __all__ = ["Recall"]
@@ -31,9 +34,15 @@ class Recall(dspy.Module):
 
     def forward(self, query: str, k: int | None = None) -> dspy.Prediction:
         """``Prediction(episodes=[Episode, ...])``, best first."""
+        return drive(self._flow(query, self.k if k is None else k))
+
+    async def aforward(self, query: str, k: int | None = None) -> dspy.Prediction:
+        return await adrive(self._flow(query, self.k if k is None else k))
+
+    def _flow(self, query: str, k: int) -> Steps[dspy.Prediction]:
         answer = current_answer()
         if answer.memory is None:
             return dspy.Prediction(episodes=[])
         cut = answer.cut or MemoryCut()
-        k = self.k if k is None else k
-        return dspy.Prediction(episodes=answer.memory.recall(query, k, before=cut.before, exclude=cut.exclude))
+        search = partial(answer.memory.recall, query, k, before=cut.before, exclude=cut.exclude)
+        return dspy.Prediction(episodes=(yield Blocking(search)))  # an encoder takes its time

@@ -23,6 +23,7 @@ from persona_dspy.memory import MemoryCut, facts
 
 __all__ = [
     "Observation",
+    "ToolCall",
     "arun_tool",
     "past_lines",
     "personal_tools",
@@ -138,6 +139,21 @@ async def arun_tool(tool: dspy.Tool, arguments: dict[str, Any], *, tokens: int) 
         raise
     except Exception as failure:  # noqa: BLE001 - as above
         return _failed(tool, failure)
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A step of a flow: ``run_tool`` or ``arun_tool``."""
+
+    tool: dspy.Tool
+    arguments: dict[str, Any]
+    tokens: int
+
+    def run(self) -> Observation:
+        return run_tool(self.tool, self.arguments, tokens=self.tokens)
+
+    async def arun(self) -> Observation:
+        return await arun_tool(self.tool, self.arguments, tokens=self.tokens)
 
 
 def _observed(tool: dspy.Tool, result: Any, tokens: int) -> Observation:

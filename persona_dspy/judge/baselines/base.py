@@ -11,7 +11,18 @@ from typing import Any
 import dspy
 from dspy.adapters.base import Adapter
 
-from persona_dspy.agent import Labels, Turn, as_persona, narrowed, own_labels
+from persona_dspy.agent import (
+    Ask,
+    Labels,
+    Steps,
+    Turn,
+    as_persona,
+    drive,
+    drop_last,
+    narrowed,
+    own_labels,
+    within_context,
+)
 from persona_dspy.core import Episode, Interaction, ResponseKind, clip_tokens
 from persona_dspy.errors import InputError
 from persona_dspy.memory import EpisodicMemory
@@ -72,14 +83,12 @@ class Baseline(dspy.Module):
 
     def forward(self, **inputs: Any) -> dspy.Prediction:
         episodes, notes = self.episodes(self._query(inputs)), self.notes()
-        while True:
-            try:
-                with as_persona(notes, turns=self._turns(episodes), adapter=self.adapter):
-                    return self.predict(**inputs)
-            except dspy.ContextWindowExceededError:  # as PersonaAgent does: without the farthest, again
-                if not episodes:
-                    raise
-                episodes = episodes[:-1]
+
+        def respond(shown: Sequence[Episode]) -> Steps[dspy.Prediction]:
+            with as_persona(notes, turns=self._turns(shown), adapter=self.adapter):
+                return (yield Ask(self.predict, inputs))
+
+        return drive(within_context(respond, episodes, drop_last))
 
     def _query(self, inputs: dict[str, Any]) -> str:
         query = str(inputs.get(self.query_field, ""))
