@@ -79,7 +79,7 @@ class EditProposer:
         challengers: how many may stand a step for each of the two; beyond the first, single edits of it.
 
     Example:
-        >>> from optimizers.persona_alignment import PersonaAlignment
+        >>> from optimizers import PersonaAlignment
         >>> alignment = PersonaAlignment(proposer=EditProposer(challengers=2))
     """
 
@@ -296,7 +296,7 @@ class RewriteProposer:
         blind: rewrite without the feedback: the control that tells what feedback is worth.
 
     Example:
-        >>> from optimizers.persona_alignment import PersonaAlignment
+        >>> from optimizers import PersonaAlignment
         >>> alignment = PersonaAlignment(proposer=RewriteProposer())
     """
 

@@ -118,6 +118,16 @@ def test_rooms_are_entered_by_their_api_alone(path):
         assert not private or (name(path), module) in PAST_THE_ROOM, f"{module}: import {imported} from the room"
 
 
+def test_documents_name_the_rooms_and_never_the_files_inside():
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "notebooks").glob("*.ipynb"), *MODULES]
+    for page_ in pages:
+        text = page_.read_text(encoding="utf-8")
+        if page_.suffix == ".py":  # what is shown there: examples
+            text = "\n".join(re.findall(r">>> .*", text))
+        inside = re.search(r"from (persona_dspy\.(?!cli)\w+\.\w+|optimizers\.\w+) import", text)
+        assert not inside, f"{name(page_)}: {inside.group()}: documented names come from the room"
+
+
 def test_every_room_stands_in_the_layers():
     rooms = {p.name for p in (ROOT / "persona_dspy").iterdir() if (p / "__init__.py").exists()}
     layers = (ROOT / "pyproject.toml").read_text(encoding="utf-8").split('name = "Rooms"')[1].split("]")[0]

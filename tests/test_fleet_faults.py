@@ -134,7 +134,8 @@ def write_input(path, seeds):
 
 def command(server, source, out, *more):
     code = (
-        "import sys, dspy; from persona_dspy import lm; from persona_dspy.lm import names; from persona_dspy.cli import main\n"
+        "import sys, dspy; from persona_dspy import lm; from persona_dspy.lm import names\n"
+        "from persona_dspy.cli import main\n"
         f"names.resolve_lm = lambda *_, **o: dspy.LM('openai/fake', api_base={server.url!r}, api_key='none', "
         "engine='lm15', temperature=0.0)\n"
         "lm.check_lm = names.check_lm = lambda lm: None\nmain(sys.argv[1:])"

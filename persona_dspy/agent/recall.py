@@ -22,6 +22,9 @@ class Recall(dspy.Module):
         k: how many episodes at most, unless a call says otherwise.
 
     Example:
+        >>> from persona_dspy import Interaction
+        >>> from persona_dspy.agent import answering
+        >>> from persona_dspy.memory import EpisodicMemory, MemoryCut
         >>> memory = EpisodicMemory([Interaction(user_id="u1", query="Heat (1995)", response="crime", id="h")])
         >>> with answering(memory=memory, cut=MemoryCut(before=1)):
         ...     [e.id for e in Recall(k=4)(query="a heist").episodes]

@@ -96,7 +96,7 @@ class Task:
             DataError: the text is blank or not an official input of this task.
 
         Example:
-            >>> from persona_dspy.data.lamp import get_task
+            >>> from persona_dspy.data import get_task
             >>> get_task("lamp-4").parse_input("Generate a headline for the following article: It rained.")
             'It rained.'
         """
@@ -117,7 +117,7 @@ class Task:
             DataError: blank, not text or a number, or not among ``choices``.
 
         Example:
-            >>> from persona_dspy.data.lamp import get_task
+            >>> from persona_dspy.data import get_task
             >>> get_task("lamp-2m").parse_response(" Comedy ")
             'comedy'
         """
@@ -145,7 +145,7 @@ class Task:
             DataError: a field is missing, blank, of the wrong type, or not among ``choices``.
 
         Example:
-            >>> from persona_dspy.data.lamp import get_task
+            >>> from persona_dspy.data import get_task
             >>> get_task("lamp-2m").interaction({"id": "7", "description": "A heist.", "tag": "action"}, "u1").response
             'action'
         """
@@ -195,7 +195,7 @@ class Task:
         is a ``Literal`` of ``choices``, or ``str``. The same class for the same arguments.
 
         Example:
-            >>> from persona_dspy.data.lamp import get_task
+            >>> from persona_dspy.data import get_task
             >>> list(get_task("lamp-2m").signature().output_fields)
             ['tag']
         """
@@ -206,7 +206,7 @@ class Task:
         text. An unusable answer scores 0.
 
         Example:
-            >>> from persona_dspy.data.lamp import get_task
+            >>> from persona_dspy.data import get_task
             >>> get_task("lamp-3").score("5", "4")
             0.75
         """
@@ -222,7 +222,7 @@ class Task:
             InputError: no golds, lengths that differ, or a gold that is no response of this task.
 
         Example:
-            >>> from persona_dspy.data.lamp import get_task
+            >>> from persona_dspy.data import get_task
             >>> get_task("lamp-3").evaluate(["5", "1"], ["5", "2"])["mae"]
             0.5
         """

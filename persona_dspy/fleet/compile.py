@@ -81,8 +81,8 @@ def compile_users(  # noqa: PLR0913 - keyword-only, each with a default
     Example:
         >>> from optimizers import PersonaAlignment
         >>> from persona_dspy.agent import PersonaAgent
-        >>> from persona_dspy.data.files import UserHistory
-        >>> from persona_dspy.testing.synthetic import SyntheticUser, rule_following_lm
+        >>> from persona_dspy.data import UserHistory
+        >>> from persona_dspy.testing import SyntheticUser, rule_following_lm
         >>> people = [SyntheticUser(seed=seed, user_id=f"u{seed}") for seed in (1, 2)]
         >>> users = [UserHistory(user_id=p.user_id, interactions=tuple(p.interactions(12))) for p in people]
         >>> with dspy.context(lm=rule_following_lm()):

@@ -80,7 +80,7 @@ def forget_user(
 
     Example:
         >>> import tempfile
-        >>> from persona_dspy.core.persona import Persona
+        >>> from persona_dspy.core import Persona
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     _ = Persona.from_text("Likes tea.", user_id="u1").to_json(Path(folder, "mine.json"))
         ...     dict(forget_user("u1", folders=[Path(folder)])[0].removed)

@@ -204,7 +204,7 @@ def made_from(history: History, base: str) -> str:
     """A digest of a user's interactions and of ``base``: 32 hexadecimal digits.
 
     Example:
-        >>> from persona_dspy.data.files import UserHistory
+        >>> from persona_dspy.data import UserHistory
         >>> one = UserHistory(user_id="u", interactions=(Interaction(user_id="u", query="Alien", response="horror"),))
         >>> made_from(one, "options") == made_from(one, "other options")
         False

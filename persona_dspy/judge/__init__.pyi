@@ -1,3 +1,4 @@
+from .baselines import Majority as Majority
 from .evaluation import Case as Case
 from .evaluation import cases as cases
 from .evaluation import evaluate as evaluate

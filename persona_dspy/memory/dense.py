@@ -127,7 +127,7 @@ class Hybrid:
     what it scores above 0.
 
     Example:
-        >>> from persona_dspy.memory.retrieval import BM25
+        >>> from persona_dspy.memory import BM25
         >>> both = Hybrid(parts=(BM25(), Dense(encoder=lambda texts: [[len(t), 1.0] for t in texts], name="length")))
         >>> both.k
         60

@@ -52,7 +52,7 @@ def curve(alignment: Alignment) -> list[CurvePoint]:
     """How the held-out score went, from the initial persona over every challenger; empty where nothing was held out.
 
     Example:
-        >>> from persona_dspy.core.alignment import AlignmentStep, Scores, Trial
+        >>> from persona_dspy.core import AlignmentStep, Scores, Trial
         >>> trial = Trial(edits=("add x",), incumbent_score=0.5, challenger_score=0.75, accepted=True, reason="better")
         >>> steps = (AlignmentStep(epoch=1, trials=(trial,)),)
         >>> [(p.trial, p.score) for p in curve(Alignment(user_id="u1", scores=Scores(initial=0.5), steps=steps))]

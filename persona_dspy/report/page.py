@@ -54,8 +54,8 @@ def report_page(
         RunError: the extra ``report`` is not installed.
 
     Example:
-        >>> from persona_dspy.core.document import PersonaDocument
-        >>> from persona_dspy.core.persona import Persona
+        >>> from persona_dspy.core import PersonaDocument
+        >>> from persona_dspy.core import Persona
         >>> document = PersonaDocument.of(Persona.from_text("Prefers short answers.", user_id="ana"))
         >>> page = report_page([Subject(user_id="ana", versions=(document,), current=0)])
         >>> page.startswith("<!doctype html>"), "Prefers short answers." in page, "src=" in page.split("<script>")[0]

@@ -55,7 +55,7 @@ def persona_terms(persona: Persona) -> list[str]:
     Of a counted fact only what it quotes: the rest is the same for every user.
 
     Example:
-        >>> from persona_dspy.core.persona import Bullet
+        >>> from persona_dspy.core import Bullet
         >>> rule = Bullet(section="decision rules", when='it mentions "ghost" or "demon"', then="horror")
         >>> persona_terms(Persona(user_id="u1", bullets=(rule, Bullet(section="style", text="Writes short words."))))
         ['ghost → horror', 'demon → horror', 'writes', 'short', 'words']

@@ -30,7 +30,7 @@ class Store(EpisodeTable, PersonaTable, ProfileTable):
 
     Example:
         >>> import tempfile
-        >>> from persona_dspy.core.interactions import Interaction
+        >>> from persona_dspy.core import Interaction
         >>> folder = tempfile.TemporaryDirectory()
         >>> with Store.open(f"sqlite:///{folder.name}/personas.db") as store:
         ...     store.add_episodes("u1", [Interaction(user_id="u1", query="Heat (1995)", response="crime", id="h")])

@@ -43,7 +43,7 @@ class Baseline(dspy.Module):
         adapter: a DSPy adapter; by default the configured one, else what suits the LM.
 
     Example:
-        >>> from persona_dspy.judge.baselines import Majority
+        >>> from persona_dspy.judge import Majority
         >>> past = [Interaction(user_id="u", query=f"film {n}", response="drama") for n in range(3)]
         >>> Majority("film -> tag", history=past)(film="Alien").tag
         'drama'
