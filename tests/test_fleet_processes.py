@@ -22,7 +22,7 @@ from persona_dspy.errors import InputError, RunError, StoreError
 from persona_dspy.fleet import processes as fleet_processes
 from persona_dspy.fleet.compile import compile_users
 from persona_dspy.fleet.folder import FleetFolder
-from persona_dspy.fleet.worker import _Account
+from persona_dspy.fleet.worker import _ParentLedger
 from persona_dspy.lm.ledger import Budget, Ledger
 from persona_dspy.testing.server import FakeServer
 from persona_dspy.testing.synthetic import RuleFollower, TagFilm
@@ -219,19 +219,19 @@ def test_a_worker_that_says_what_cannot_be_read_is_killed_and_gone(worker_that):
     worker = fleet_processes._Worker(b"", 1, inbox, Ledger(), ())
     assert inbox.get(timeout=20) == (worker, "gone", [])
     assert worker.process.wait(5) == -signal.SIGKILL
-    assert "UnpicklingError" in worker.unread
+    assert "UnpicklingError" in worker.read_error
     worker.end(0.0)
 
 
 def test_workers_that_hang_have_one_deadline_together(worker_that, monkeypatch):
     worker_that("time.sleep(60)")
-    monkeypatch.setattr(fleet_processes, "_PATIENCE", 1.0)
-    crew = fleet_processes._Crew(b"", Ledger(), (), ())
-    crew.hire([1] * 5)
+    monkeypatch.setattr(fleet_processes, "_GRACE", 1.0)
+    scheduler = fleet_processes._Scheduler(b"", Ledger(), (), ())
+    scheduler.start_workers([1] * 5)
     began = time.monotonic()
-    crew.dismiss()
+    scheduler.shut_down()
     assert time.monotonic() - began < 4
-    assert all(worker.process.returncode == -signal.SIGKILL for worker in crew.workers)
+    assert all(worker.process.returncode == -signal.SIGKILL for worker in scheduler.workers)
 
 
 def test_a_worker_hears_its_parent_while_it_tells_it_something():
@@ -246,10 +246,10 @@ def test_a_worker_hears_its_parent_while_it_tells_it_something():
                 told.set()
                 go.wait(10)
 
-    account = _Account(FullPipe(), bounded=True)
+    account = _ParentLedger(FullPipe(), bounded=True)
     asking, telling, hearing = (
         threading.Thread(target=work, daemon=True)
-        for work in (account.check, account.tell, lambda: account.checked(1, ""))
+        for work in (account.check, account.report_usage, lambda: account.checked(1, ""))
     )
     asking.start()
     assert asked.wait(5)

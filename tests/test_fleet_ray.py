@@ -19,7 +19,7 @@ from persona_dspy.errors import InputError, RunError
 from persona_dspy.fleet import on_ray as fleet_ray
 from persona_dspy.fleet.compile import compile_users
 from persona_dspy.fleet.folder import FleetFolder
-from persona_dspy.fleet.on_ray import _Purse
+from persona_dspy.fleet.on_ray import _LedgerActor
 from persona_dspy.lm.ledger import Budget, Ledger
 from persona_dspy.store.store import Store
 from persona_dspy.testing.server import FakeServer
@@ -190,29 +190,29 @@ def test_a_fleet_that_is_stopped_begins_nobody_and_one_that_is_closed_ends_its_c
 
 @pytest.mark.filterwarnings("ignore")
 def test_without_its_account_the_fleet_ends(ray, tmp_path, monkeypatch):
-    crews, made = [], fleet_ray._crew
-    monkeypatch.setattr(fleet_ray, "_crew", lambda *how: crews.append(made(*how)) or crews[-1])
+    schedulers, made = [], fleet_ray._scheduler
+    monkeypatch.setattr(fleet_ray, "_scheduler", lambda *how: schedulers.append(made(*how)) or schedulers[-1])
     with FakeServer(RuleFollower(), latency=0.05) as server:
         found = compiled(server, tmp_path / "p", range(20))
         next(found)
-        ray.kill(crews[0].purse)
+        ray.kill(schedulers[0].ledger_actor)
         with pytest.raises(RunError, match="the fleet's account is gone"):
             list(found)
 
 
-def test_the_purse_frees_what_a_dead_worker_had_reserved():
-    purse = _Purse([(Budget(), {}), (Budget(calls=4), {"respond": Usage(calls=2)})])
-    assert [purse.check(worker, 1, 0) for worker in (1, 2)] == ["", ""]
-    assert "calls 4 of 4" in purse.check(3, 1, 0)
-    purse.bury(1)
-    assert purse.check(1, 1, 0).startswith("stopped: ")
-    assert purse.check(3, 1, 0) == ""
-    purse.add("respond", Usage(calls=1))
-    purse.settle(3)
-    purse.settle(3)
-    assert "calls 4 of 4" in purse.check(3, 1, 0)
-    assert purse.news() == ({"respond": Usage(calls=1)}, "")
-    assert purse.news() == ({}, "")
+def test_the_ledger_actor_frees_what_a_dead_worker_had_reserved():
+    ledger_actor = _LedgerActor([(Budget(), {}), (Budget(calls=4), {"respond": Usage(calls=2)})])
+    assert [ledger_actor.check(worker, 1, 0) for worker in (1, 2)] == ["", ""]
+    assert "calls 4 of 4" in ledger_actor.check(3, 1, 0)
+    ledger_actor.revoke(1)
+    assert ledger_actor.check(1, 1, 0).startswith("stopped: ")
+    assert ledger_actor.check(3, 1, 0) == ""
+    ledger_actor.add("respond", Usage(calls=1))
+    ledger_actor.settle(3)
+    ledger_actor.settle(3)
+    assert "calls 4 of 4" in ledger_actor.check(3, 1, 0)
+    assert ledger_actor.take_unreported() == ({"respond": Usage(calls=1)}, "")
+    assert ledger_actor.take_unreported() == ({}, "")
 
 
 @pytest.mark.postgres

@@ -1,9 +1,4 @@
-"""Compiling personas for many users. Owns: ``compile_users``: the stream of users in, of results out, what is kept in
-which order, when the whole fleet stops.
-
-Not here: one user (fleet_user.py), other processes (fleet_processes.py) and machines (fleet_ray.py), where results are
-kept (fleet_folder.py, store.py).
-"""
+"""Compiling personas for many users: users stream in, results are saved and stream out."""
 
 from __future__ import annotations
 
@@ -97,28 +92,30 @@ def compile_users(  # noqa: PLR0913 - keyword-only, each with a default
     fleet = ledger or Ledger(budget=budget, parent=current_ledger())
     work = UserWork(program=program, optimizer=optimizer, lm=dspy.settings.get("lm"), task=task)
     done = folder if resume else None
-    todo = _unfinished(histories, work, done, store, on_skip) if done is not None else iter(histories)
+    unfinished = _unfinished(histories, work, done, store, on_skip) if done is not None else iter(histories)
     log, many = folder.calls if folder else None, min(processes, workers)
-    here = work if store is None else work.remembering(store)
+    local_work = work if store is None else work.remembering(store)
     if engine == "ray":
         from persona_dspy.fleet.on_ray import on_ray
 
-        found = _each_kept(on_ray(work, todo, fleet=fleet, workers=workers, log=log), store, folder)
-    elif many > 1 and here is work:
+        results = _save_each(on_ray(work, unfinished, fleet=fleet, workers=workers, log=log), store, folder)
+    elif many > 1 and local_work is work:
         from persona_dspy.fleet.processes import on_processes
 
         shared = [folder.lock] if folder else []
-        away = on_processes(work, todo, fleet=fleet, workers=workers, processes=many, log=log, shared=shared)
-        found = _each_kept(away, store, folder)
+        unsaved = on_processes(work, unfinished, fleet=fleet, workers=workers, processes=many, log=log, shared=shared)
+        results = _save_each(unsaved, store, folder)
     else:
-        found = _on_threads(here, todo, fleet, workers, lambda r: kept(r, store, folder), log)
-    return _watched(found, fleet, tracker, folder, max(10, 2 * workers))
+        results = _on_threads(local_work, unfinished, fleet, workers, lambda r: save(r, store, folder), log)
+    return _monitored(results, fleet, tracker, folder, max(10, 2 * workers))
 
 
-def _each_kept(found: Generator[UserResult], store: Store | None, folder: FleetFolder | None) -> Generator[UserResult]:
-    with closing(found):  # workers go when the results are no longer wanted, not when this is collected
-        for result in found:
-            yield kept(result, store, folder)
+def _save_each(
+    results: Generator[UserResult], store: Store | None, folder: FleetFolder | None
+) -> Generator[UserResult]:
+    with closing(results):  # workers go when the results are no longer wanted, not when this is collected
+        for result in results:
+            yield save(result, store, folder)
 
 
 def _unfinished(
@@ -151,13 +148,13 @@ def _stored(user_id: str, made_from: str, folder: FleetFolder, store: Store | No
     return True
 
 
-def _watched(
-    found: Generator[UserResult], fleet: Ledger, tracker: Tracker, folder: FleetFolder | None, patience: int
+def _monitored(
+    results: Generator[UserResult], fleet: Ledger, tracker: Tracker, folder: FleetFolder | None, patience: int
 ) -> Generator[UserResult]:
-    """Results on their way out: noted, tracked, and watched for an LM that fails user after user."""
+    """Note and track each result; stop the fleet when the LM fails user after user."""
     in_a_row, last = 0, ""
-    with closing(found):
-        for result in found:
+    with closing(results):
+        for result in results:
             if folder is not None and (result.document is not None or not result.stopped):
                 _note(result, folder)
             if not result.stopped:
@@ -183,38 +180,38 @@ def _note(result: UserResult, folder: FleetFolder) -> None:
 
 def _on_threads(
     work: UserWork,
-    todo: Iterator[History],
+    unfinished: Iterator[History],
     fleet: Ledger,
     workers: int,
-    keep: Callable[[UserResult], UserResult],
+    save: Callable[[UserResult], UserResult],
     log: CallLog | None,
 ) -> Generator[UserResult]:
     """One thread a user, sequential inside."""
 
     def one(history: History) -> UserResult:
-        return keep(work.run(history, fleet=fleet, log=log))
+        return save(work.run(history, fleet=fleet, log=log))
 
-    flying: set[Future[UserResult]] = set()
+    pending: set[Future[UserResult]] = set()
     with ThreadPoolExecutor(workers, thread_name_prefix="fleet") as pool:
         try:
-            for history in todo:
-                flying.add(pool.submit(contextvars.copy_context().run, one, history))
-                if len(flying) >= 2 * workers:
-                    done, flying = wait(flying, return_when=FIRST_COMPLETED)
+            for history in unfinished:
+                pending.add(pool.submit(contextvars.copy_context().run, one, history))
+                if len(pending) >= 2 * workers:
+                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
                     yield from (future.result() for future in done)
                 if fleet.ended:
                     break
-            while flying:
-                done, flying = wait(flying, return_when=FIRST_COMPLETED)
+            while pending:
+                done, pending = wait(pending, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in done)
         finally:
-            if flying:  # interrupted, or results cannot be kept: who is under way ends before the next LM call
+            if pending:  # interrupted, or results cannot be kept: who is under way ends before the next LM call
                 fleet.stop("interrupted")
-                for future in flying:
+                for future in pending:
                     future.cancel()
 
 
-def kept(result: UserResult, store: Store | None, folder: FleetFolder | None) -> UserResult:
+def save(result: UserResult, store: Store | None, folder: FleetFolder | None) -> UserResult:
     """The result with its document written to the store, numbered after what is there, and to the folder.
 
     Raises:

@@ -1,8 +1,4 @@
 """The folder a fleet writes to, and beside it what is needed to go on after a crash.
-
-Owns: who is finished, from which inputs; the order of writing; the lock. Not here: doing it (fleet.py), the form of a
-persona file (export.py), answers of LM calls (call_folder.py).
-
 ``personas/`` holds a JSON per user and nothing else. ``.personas.fleet/journal.db`` knows users by ``user_key`` only
 and holds no text of theirs; ``.personas.fleet/calls`` holds answers of users who are not finished. A user's persona is
 written first, the journal's row last, and then the answers go: a crash in between costs no LM call.
@@ -58,12 +54,12 @@ class FleetFolder:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self._hidden = _beside(self.path)
+        self._hidden = _hidden_folder(self.path)
         self.calls = CallFolder(self._hidden / "calls")
         self._writing = threading.Lock()
         self._lock_file = _locked(self._hidden / "lock", self.path)
         try:
-            with _explained(self.path):
+            with _store_errors(self.path):
                 self._journal = _journal(self._hidden / "journal.db")
         except StoreError:
             self._lock_file.close()
@@ -89,7 +85,7 @@ class FleetFolder:
     def begin(self, params: Mapping[str, Any]) -> None:
         """Note that a run begins; ``params`` are for ``persona-dspy status``."""
         text = json.dumps({k: v for k, v in params.items() if v is not None}, default=str)
-        with self._writing, _explained(self.path):
+        with self._writing, _store_errors(self.path):
             cursor = self._journal.execute(
                 "INSERT INTO runs (began, state, params) VALUES (?, 'running', ?)", (time.time(), text)
             )
@@ -97,16 +93,16 @@ class FleetFolder:
 
     def end(self, state: str) -> None:
         """Note how the run ended, in a word or two."""
-        with self._writing, _explained(self.path):
+        with self._writing, _store_errors(self.path):
             self._journal.execute("UPDATE runs SET ended = ?, state = ? WHERE id = ?", (time.time(), state, self._run))
 
     def is_done(self, user_id: str, made_from: str) -> bool:
         """Whether the user was finished from just these inputs and the file is still there."""
-        with self._writing, _explained(self.path):
-            found = self._journal.execute(
+        with self._writing, _store_errors(self.path):
+            row = self._journal.execute(
                 "SELECT 1 FROM users WHERE key = ? AND made_from = ? AND state = 'done'", (user_key(user_id), made_from)
             ).fetchone()
-        return found is not None and self.file(user_id).exists()
+        return row is not None and self.file(user_id).exists()
 
     def file(self, user_id: str) -> Path:
         """Where the user's persona JSON is, or would be."""
@@ -138,7 +134,7 @@ class FleetFolder:
         """
         usage = (cost.calls, cost.input_tokens + cost.output_tokens, cost.usd) if cost is not None else (0, 0, None)
         row = (user_key(user_id), made_from, state, error, *usage, seconds, time.time())
-        with self._writing, _explained(self.path):
+        with self._writing, _store_errors(self.path):
             self._journal.execute("INSERT OR REPLACE INTO users VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
         if state == "done":
             self.calls.forget(user_id)
@@ -146,11 +142,11 @@ class FleetFolder:
     def forget(self, user_id: str) -> dict[str, int]:
         """Remove all that is kept of a user: file, journal row, answers. Says how many of each."""
         file = self.file(user_id)
-        there = file.exists()
+        existed = file.exists()
         file.unlink(missing_ok=True)
-        with self._writing, _explained(self.path):
+        with self._writing, _store_errors(self.path):
             rows = self._journal.execute("DELETE FROM users WHERE key = ?", (user_key(user_id),)).rowcount
-        return {"persona_files": int(there), "journal_rows": rows, "lm_answers": self.calls.forget(user_id)}
+        return {"persona_files": int(existed), "journal_rows": rows, "lm_answers": self.calls.forget(user_id)}
 
 
 def fleet_status(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -163,10 +159,10 @@ def fleet_status(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         InputError: no fleet was run there.
     """
-    hidden = _beside(Path(path))
+    hidden = _hidden_folder(Path(path))
     if not (hidden / "journal.db").exists():
         raise InputError(f"{str(path)!r}: no fleet was compiled into this folder; expected the --out of a compile")
-    with _explained(Path(path)):
+    with _store_errors(Path(path)):
         journal = sqlite3.connect(f"file:{hidden / 'journal.db'}?mode=ro", uri=True)
         try:
             users = dict(journal.execute("SELECT state, count(*) FROM users GROUP BY state ORDER BY state").fetchall())
@@ -189,10 +185,12 @@ def fleet_status(path: str | os.PathLike[str]) -> dict[str, Any]:
     state = None if run is None else run[2]
     if state == "running" and not _is_locked(hidden / "lock"):
         state = "interrupted"
-    shown = None if run is None else {"state": state, "began": run[0], "ended": run[1], "params": json.loads(run[3])}
+    run_status = (
+        None if run is None else {"state": state, "began": run[0], "ended": run[1], "params": json.loads(run[3])}
+    )
     rate = round((recent - 1) / minutes, 1) if recent > 1 else None
     return {
-        "run": shown,
+        "run": run_status,
         "users": users,
         "errors": errors,
         "calls": int(calls),
@@ -202,13 +200,13 @@ def fleet_status(path: str | os.PathLike[str]) -> dict[str, Any]:
     }
 
 
-def _beside(path: Path) -> Path:
+def _hidden_folder(path: Path) -> Path:
     path = Path(os.path.abspath(path))
     return path.with_name(f".{path.name}.fleet")
 
 
 @contextmanager
-def _explained(path: Path) -> Generator[None]:
+def _store_errors(path: Path) -> Generator[None]:
     try:
         yield
     except (sqlite3.Error, OSError) as failure:

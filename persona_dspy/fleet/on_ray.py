@@ -1,8 +1,6 @@
-"""A fleet on a Ray cluster: the same work for each user, in processes on other machines. Owns: workers, their deaths,
-the one account they share.
+"""The fleet's workers as Ray actors, on this or other machines. All share one ledger, which is an actor too.
 
-Not here: what is done for a user (fleet_user.py), what is kept (fleet.py: the driver keeps it). Answers of LM calls go
-where ``log`` says: its folder has to be on a disk that all workers see.
+LM answers are written to the folder of ``log``: it has to be on a disk that all workers see.
 """
 
 from __future__ import annotations
@@ -23,9 +21,9 @@ from persona_dspy.lm import Budget, CallLog, Ledger
 
 __all__ = ["on_ray"]
 
-_TRIES = 3  # workers that may die under one user before it counts as the user's failure
-_LOOK = 1.0  # seconds between two looks whether the fleet is to stop
-_PATIENCE = 60.0  # seconds that workers get to end their LM calls
+_MAX_ATTEMPTS = 3  # workers that may die under one user before it counts as the user's failure
+_POLL = 1.0  # seconds between two checks whether the fleet was stopped
+_GRACE = 60.0  # seconds that workers have to finish their LM calls
 
 
 def on_ray(
@@ -50,77 +48,79 @@ def on_ray(
             address=os.environ.get("RAY_ADDRESS"), log_to_driver=False, include_dashboard=False, configure_logging=False
         )
     try:
-        crew = _crew(ray, work, fleet, log)
+        scheduler = _scheduler(ray, work, fleet, log)
         try:
-            yield from crew.results(todo, workers)
+            yield from scheduler.results(todo, workers)
         finally:
-            crew.dismiss()
+            scheduler.shut_down()
     finally:
         if started:
             ray.shutdown()
 
 
-def _crew(ray: Any, work: UserWork, fleet: Ledger, log: CallLog | None) -> _Crew:
+def _scheduler(ray: Any, work: UserWork, fleet: Ledger, log: CallLog | None) -> _Scheduler:
     try:
-        plain = ray.put((work.given(), log, dspy.settings.get("adapter")))
+        shared_work = ray.put((work.arguments(), log, dspy.settings.get("adapter")))
     except Exception as refused:
         raise InputError(
             f"engine 'ray': {refused}; expected a program, an optimizer and an LM that can be sent to another process; "
             "type engine='local' (--engine local) for threads of this one"
         ) from refused
-    purse = ray.remote(_Purse).options(num_cpus=0).remote([(one.budget, one.by_role) for one in _chain(fleet)])
-    hire = ray.remote(_Worker).options(num_cpus=1, max_restarts=0)
-    return _Crew(ray, partial(hire.remote, plain, purse), fleet, purse)
+    ledger_actor = (
+        ray.remote(_LedgerActor).options(num_cpus=0).remote([(one.budget, one.by_role) for one in _with_parents(fleet)])
+    )
+    start_worker = ray.remote(_Worker).options(num_cpus=1, max_restarts=0)
+    return _Scheduler(ray, partial(start_worker.remote, shared_work, ledger_actor), fleet, ledger_actor)
 
 
-def _chain(ledger: Ledger | None) -> list[Ledger]:
-    """The account and those above it."""
-    return [] if ledger is None else [ledger, *_chain(ledger.parent)]
+def _with_parents(ledger: Ledger | None) -> list[Ledger]:
+    """The ledger, then its parent, and so on up."""
+    return [] if ledger is None else [ledger, *_with_parents(ledger.parent)]
 
 
 def _reason(death: Exception) -> str:
-    """First and last line of what Ray says."""
+    """First and last line of Ray's error."""
     lines = [line.strip() for line in str(death).splitlines() if line.strip()] or [type(death).__name__]
     return " ... ".join(line[:200] for line in dict.fromkeys((lines[0], lines[-1])))
 
 
-class _Crew:
-    """The driver's side: who works on whom. A worker is known by its number."""
+class _Scheduler:
+    """Runs in the driver: assigns users to workers, replaces dead workers, retries their users. Worker = its number."""
 
-    def __init__(self, ray: Any, hire: Any, fleet: Ledger, purse: Any) -> None:
-        self.ray, self.hire, self.fleet, self.purse = ray, hire, fleet, purse
+    def __init__(self, ray: Any, start_worker: Any, fleet: Ledger, ledger_actor: Any) -> None:
+        self.ray, self.start_worker, self.fleet, self.ledger_actor = ray, start_worker, fleet, ledger_actor
         self.actors: dict[int, Any] = {}
         self.starting: dict[Any, int] = {}
         self.idle: list[int] = []
         self.busy: dict[Any, tuple[int, History, int]] = {}
         self.waiting: deque[tuple[History, int]] = deque()
-        self.hired, self.told, self.over = 0, False, False
+        self.started_workers, self.stop_sent, self.ended = 0, False, False
 
     def results(self, todo: Iterator[History], workers: int) -> Generator[UserResult]:
         for history in todo:
             self.waiting.append((history, 1))
             yield from self._next(0.0)
             while len(self.busy) + len(self.waiting) >= workers:
-                yield from self._next(_LOOK)
-            if self.over:
+                yield from self._next(_POLL)
+            if self.ended:
                 break
         while self.busy or self.waiting:
-            yield from self._next(_LOOK)
+            yield from self._next(_POLL)
 
     def _next(self, patience: float) -> Generator[UserResult]:
-        self._count()
-        self._tell()
-        yield from self._turned_away()
-        self._seat()
-        under_way = [*self.starting, *self.busy]
-        done, _ = self.ray.wait(under_way, timeout=patience) if under_way else ([], [])
+        self._collect_usage()
+        self._send_stop()
+        yield from self._reject_waiting()
+        self._assign()
+        pending = [*self.starting, *self.busy]
+        done, _ = self.ray.wait(pending, timeout=patience) if pending else ([], [])
         for reference in done:
             if reference in self.starting:
-                self._started(reference)
+                self._on_started(reference)
             else:
-                yield from self._ended(reference)
+                yield from self._on_finished(reference)
 
-    def _ask(self, reference: Any, patience: float | None = None) -> Any:
+    def _get(self, reference: Any, patience: float | None = None) -> Any:
         try:
             return self.ray.get(reference, timeout=patience)
         except self.ray.exceptions.RayError as gone:
@@ -129,60 +129,60 @@ class _Crew:
                 "same persona-dspy. What was finished is kept: type the same command with --resume"
             ) from gone
 
-    def _count(self, patience: float | None = None) -> None:
-        """Add what workers spent; stop the fleet where one of them did."""
-        fresh, stopped = self._ask(self.purse.news.remote(), patience)
-        for role, usage in fresh.items():
+    def _collect_usage(self, patience: float | None = None) -> None:
+        """Add the workers' usage to the fleet's ledger; stop the fleet if a worker stopped it."""
+        unreported, stopped = self._get(self.ledger_actor.take_unreported.remote(), patience)
+        for role, usage in unreported.items():
             self.fleet.add(role, usage)
-        if stopped and not self.told:
-            self.told = True
+        if stopped and not self.stop_sent:
+            self.stop_sent = True
             self.fleet.stop(stopped)
 
-    def _refused(self) -> str:
-        """Why the account, or one above it, lets no further call begin; or empty. Leaves no mark on any of them."""
-        marks = [(ledger, ledger.exceeded) for ledger in _chain(self.fleet)]
+    def _budget_refusal(self) -> str:
+        """Why the fleet's ledger or a parent refuses the next call; "" if none does. Leaves ``exceeded`` as it was."""
+        before = [(ledger, ledger.exceeded) for ledger in _with_parents(self.fleet)]
         try:
             self.fleet.check(0)
         except BudgetExceeded as spent:
-            for ledger, mark in marks:
-                ledger.exceeded = mark
+            for ledger, exceeded in before:
+                ledger.exceeded = exceeded
             return self.fleet.stopping or str(spent)
         return ""
 
-    def _tell(self) -> None:
-        """Workers end before their next LM call where the driver's account refuses it."""
-        why = "" if self.told else self._refused()
+    def _send_stop(self) -> None:
+        """Stop the workers before their next LM call once the driver's ledger refuses it."""
+        why = "" if self.stop_sent else self._budget_refusal()
         if why:
-            self.told = True
-            self.purse.stop.remote(why)
+            self.stop_sent = True
+            self.ledger_actor.stop.remote(why)
 
-    def _turned_away(self) -> Generator[UserResult]:
-        """Users who wait when no user is begun any more."""
+    def _reject_waiting(self) -> Generator[UserResult]:
+        """Yield a stopped result for each waiting user once the fleet has ended."""
         while self.waiting:
             try:
                 self.fleet.check(0)
                 if not self.fleet.ended:
                     return
-                said = f"stopped: {self.fleet.ended}"
+                reason = f"stopped: {self.fleet.ended}"
             except BudgetExceeded as spent:
-                said = str(spent)
-            self.over = True
+                reason = str(spent)
+            self.ended = True
             history, _ = self.waiting.popleft()
             yield UserResult(
-                user_id=history.user_id, document=None, error=said, kind=BudgetExceeded.__name__, stopped=True
+                user_id=history.user_id, document=None, error=reason, kind=BudgetExceeded.__name__, stopped=True
             )
 
-    def _seat(self) -> None:
-        """Hand users who wait to workers who do not work; hire for the rest."""
+    def _assign(self) -> None:
+        """Give waiting users to idle workers; start a worker for each user left over."""
         while self.waiting and self.idle:
             number, (history, attempt) = self.idle.pop(), self.waiting.popleft()
             self.busy[self.actors[number].run.remote(history)] = (number, history, attempt)
         while len(self.waiting) > len(self.starting):
-            self.hired += 1
-            self.actors[self.hired] = self.hire(self.hired)
-            self.starting[self.actors[self.hired].ready.remote()] = self.hired
+            self.started_workers += 1
+            self.actors[self.started_workers] = self.start_worker(self.started_workers)
+            self.starting[self.actors[self.started_workers].ready.remote()] = self.started_workers
 
-    def _started(self, reference: Any) -> None:
+    def _on_started(self, reference: Any) -> None:
         number = self.starting.pop(reference)
         try:
             self.ray.get(reference)
@@ -194,16 +194,16 @@ class _Crew:
             ) from death
         self.idle.append(number)
 
-    def _ended(self, reference: Any) -> Generator[UserResult]:
+    def _on_finished(self, reference: Any) -> Generator[UserResult]:
         number, history, attempt = self.busy.pop(reference)
-        self._count()
+        self._collect_usage()
         try:
             result, exceeded = self.ray.get(reference)
         except self.ray.exceptions.RayTaskError as failure:
             raise failure.cause if isinstance(failure.cause, RunError) else failure from None
         except self.ray.exceptions.RayError as death:
-            self._bury(number)
-            if attempt < _TRIES:
+            self._discard(number)
+            if attempt < _MAX_ATTEMPTS:
                 self.waiting.append((history, attempt + 1))
                 return
             error = f"{attempt} workers died under this user: {_reason(death)}"
@@ -213,33 +213,33 @@ class _Crew:
         self.fleet.exceeded = self.fleet.exceeded or exceeded
         yield unpacked(result)
 
-    def _bury(self, number: int) -> None:
-        """One that is only out of reach would go on with a user whom another takes over."""
+    def _discard(self, number: int) -> None:
+        """Kill a worker and revoke its calls: an unreachable one must not go on with a retried user."""
         self.ray.kill(self.actors.pop(number))
-        self.purse.bury.remote(number)
+        self.ledger_actor.revoke.remote(number)
 
-    def dismiss(self) -> None:
-        """Whoever is under way ends before the next LM call."""
-        self.told = True
-        under_way = {number for number, _, _ in self.busy.values()}
+    def shut_down(self) -> None:
+        """Stop workers before their next LM call, then end them."""
+        self.stop_sent = True
+        pending = {number for number, _, _ in self.busy.values()}
         try:
-            for number in set(self.actors) - under_way:
+            for number in set(self.actors) - pending:
                 self.ray.kill(self.actors.pop(number))
             with suppress(RunError):
-                self._ask(self.purse.stop.remote("interrupted"), _PATIENCE)
+                self._get(self.ledger_actor.stop.remote("interrupted"), _GRACE)
                 if self.busy:
-                    self.ray.wait(list(self.busy), num_returns=len(self.busy), timeout=_PATIENCE)
-                self._count(_PATIENCE)
+                    self.ray.wait(list(self.busy), num_returns=len(self.busy), timeout=_GRACE)
+                self._collect_usage(_GRACE)
         finally:
-            for actor in (*self.actors.values(), self.purse):
+            for actor in (*self.actors.values(), self.ledger_actor):
                 self.ray.kill(actor)
 
 
-class _Purse:
-    """The fleet's account as an actor: workers ask it before each LM call.
+class _LedgerActor:
+    """The fleet's ledger as an actor: workers ask it before each LM call.
 
     Args:
-        accounts: bounds of the fleet's account and of those above it, each with what was spent before.
+        accounts: budget and usage so far of the fleet's ledger and of each of its parents, in this order.
     """
 
     def __init__(self, accounts: Sequence[tuple[Budget, dict[str, Usage]]]) -> None:
@@ -251,12 +251,12 @@ class _Purse:
             ledger.parent, above = above, ledger
         self.ledger = above or Ledger()
         self.reserved: Counter[int] = Counter()
-        self.buried: set[int] = set()
-        self.fresh: dict[str, Usage] = {}
+        self.revoked: set[int] = set()
+        self.unreported: dict[str, Usage] = {}
 
     def check(self, worker: int, calls: int, tokens: int) -> str:
-        """Empty, or why not."""
-        if worker in self.buried:
+        """Reserve the calls; "", or the reason for refusing them."""
+        if worker in self.revoked:
             return "stopped: another worker has taken over"
         try:
             self.ledger.check(calls, tokens=tokens)
@@ -270,38 +270,38 @@ class _Purse:
             self.reserved[worker] -= 1
             self.ledger.settle()
 
-    def bury(self, worker: int) -> None:
-        """It is dead: what it had reserved is free again."""
+    def revoke(self, worker: int) -> None:
+        """Release what a dead worker had reserved and refuse its further calls."""
         while self.reserved[worker] > 0:
             self.settle(worker)
-        self.buried.add(worker)
+        self.revoked.add(worker)
 
     def add(self, role: str, usage: Usage) -> None:
         self.ledger.add(role, usage)
-        self.fresh[role] = self.fresh.get(role, Usage()) + usage
+        self.unreported[role] = self.unreported.get(role, Usage()) + usage
 
-    def news(self) -> tuple[dict[str, Usage], str]:
-        """What was spent since this was asked last, and why all stop, if they do."""
-        fresh, self.fresh = self.fresh, {}
-        return fresh, self.ledger.stopping
+    def take_unreported(self) -> tuple[dict[str, Usage], str]:
+        """Usage since the last call of this, and the reason for stopping (or "")."""
+        unreported, self.unreported = self.unreported, {}
+        return unreported, self.ledger.stopping
 
     def stop(self, why: str) -> None:
         self.ledger.stop(why)
 
-    def heard(self) -> None:
-        """Answers once all that was said before is counted."""
+    def flush(self) -> None:
+        """Returns once every earlier message of the caller is counted."""
 
 
-class _SharedLedger(Ledger):
-    """A worker's account for one user, which asks the purse. Ray keeps the order of what one worker says to it."""
+class _RemoteLedger(Ledger):
+    """A worker's ledger for one user, which asks the ledger actor. Ray keeps the order of one worker's messages."""
 
-    def __init__(self, ray: Any, purse: Any, number: int) -> None:
+    def __init__(self, ray: Any, ledger_actor: Any, number: int) -> None:
         super().__init__()
-        self._ray, self._purse, self._number = ray, purse, number
+        self._ray, self._ledger_actor, self._number = ray, ledger_actor, number
 
     def check(self, calls: int = 1, *, tokens: int = 0) -> None:
         super().check(calls, tokens=tokens)
-        why = self._ray.get(self._purse.check.remote(self._number, calls, tokens))
+        why = self._ray.get(self._ledger_actor.check.remote(self._number, calls, tokens))
         if why:
             super()._release(calls)
             self.exceeded = why
@@ -309,36 +309,36 @@ class _SharedLedger(Ledger):
 
     def settle(self) -> None:
         super().settle()
-        self._purse.settle.remote(self._number)
+        self._ledger_actor.settle.remote(self._number)
 
     def add(self, named: str, usage: Usage) -> None:
         super().add(named, usage)
-        self._purse.add.remote(named, usage)
+        self._ledger_actor.add.remote(named, usage)
 
     def stop(self, why: str) -> None:
         super().stop(why)
-        self._purse.stop.remote(why)
+        self._ledger_actor.stop.remote(why)
 
-    def told(self) -> None:
-        """Wait until the purse has counted all of it."""
-        self._ray.get(self._purse.heard.remote())
+    def flush(self) -> None:
+        """Wait until the ledger actor has counted everything."""
+        self._ray.get(self._ledger_actor.flush.remote())
 
 
 class _Worker:
-    """A Ray actor: one user after the other."""
+    """A Ray actor that works on one user at a time."""
 
-    def __init__(self, plain: Any, purse: Any, number: int) -> None:
-        given, self.log, self.adapter = plain
-        self.work, self.purse, self.number = UserWork(**given), purse, number
+    def __init__(self, shared_work: Any, ledger_actor: Any, number: int) -> None:
+        arguments, self.log, self.adapter = shared_work
+        self.work, self.ledger_actor, self.number = UserWork(**arguments), ledger_actor, number
 
     def ready(self) -> None:
-        """Answers once this has started."""
+        """Returns once the actor has started."""
 
     def run(self, history: History) -> tuple[dict[str, Any], str]:
         import ray
 
-        ledger = _SharedLedger(ray, self.purse, self.number)
+        ledger = _RemoteLedger(ray, self.ledger_actor, self.number)
         with dspy.context(adapter=self.adapter):
             result = self.work.run(history, fleet=ledger, log=self.log)
-        ledger.told()
+        ledger.flush()
         return packed(result), ledger.exceeded

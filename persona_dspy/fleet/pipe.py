@@ -1,8 +1,6 @@
-"""Messages between a fleet's process and the workers it started. Owns: ``Pipe``, over a pair of sockets that nobody
-else can open.
+"""Messages between a fleet's process and its workers, over a pair of sockets that nobody else can open.
 
-Not here: what is said (fleet_processes.py, fleet_worker.py). The one place where objects travel as pickles: a program
-with its signatures, which have no other form, between two processes of one program. Nothing of it is ever in a file.
+The only place that pickles objects: a program with its signatures has no other form. No pickle is ever in a file.
 """
 
 from __future__ import annotations
@@ -29,12 +27,12 @@ class Pipe:
     """
 
     def __init__(self, descriptor: int) -> None:
-        os.set_inheritable(descriptor, False)  # what a program's tools start gets no end of it
+        os.set_inheritable(descriptor, False)  # processes that a program's tools start must not inherit it
         self._connection, self._sending = Connection(descriptor), threading.Lock()
 
     @staticmethod
     def packed(*message: Any) -> bytes:
-        """A message to ``post`` to several; whatever an object in it raises that cannot travel."""
+        """A message as bytes for ``post``. Raises whatever an object that cannot be pickled raises."""
         return cloudpickle.dumps(message)
 
     def send(self, *message: Any) -> None:
@@ -42,7 +40,7 @@ class Pipe:
         self.post(self.packed(*message))
 
     def post(self, message: bytes) -> None:
-        """As ``send``, what was packed before."""
+        """Send a message that ``packed`` made."""
         with self._sending:
             self._connection.send_bytes(message)
 

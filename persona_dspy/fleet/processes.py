@@ -1,8 +1,6 @@
-"""A fleet over several processes of this machine, since one interpreter lock bounds what threads can do. Owns: the
-parent's side: who works on whom, one account, workers that die.
+"""The fleet's workers as processes of this machine, where threads would share one interpreter lock: the parent's side.
 
-Not here: a worker's own side (fleet_worker.py), what is done for a user (fleet_user.py), what is kept (fleet.py: the
-parent keeps it). A worker that finds its parent gone ends at once; it shares the lock of the fleet's folder till then.
+A worker whose parent is gone ends at once; until then it holds the lock of the fleet's folder too.
 """
 
 from __future__ import annotations
@@ -28,9 +26,9 @@ from persona_dspy.lm import Budget, CallLog, Ledger
 
 __all__ = ["on_processes"]
 
-_TRIES = 3  # workers that may die under one user before it counts as the user's failure
-_LOOK = 0.5  # seconds between two looks whether the fleet is to stop
-_PATIENCE = 60.0  # seconds that workers get to end their LM calls
+_MAX_ATTEMPTS = 3  # workers that may die under one user before it counts as the user's failure
+_POLL = 0.5  # seconds between two checks whether the fleet was stopped
+_GRACE = 60.0  # seconds that workers have to finish their LM calls
 
 
 def on_processes(
@@ -54,35 +52,35 @@ def on_processes(
         RunError: a process ended before it was ready to work.
         StoreError: as ``UserWork.run``.
     """
-    given = work.given()
-    observers = tuple(getattr(given["optimizer"], "observers", ()))
-    order = {
-        "given": given,
+    arguments = work.arguments()
+    observers = tuple(getattr(arguments["optimizer"], "observers", ()))
+    setup = {
+        "arguments": arguments,
         "log": log,
-        "bounded": _bounded(fleet),
+        "bounded": _has_budget(fleet),
         "watched": bool(observers),
         "adapter": dspy.settings.get("adapter"),
     }
     if observers:
-        given["optimizer"] = copy.copy(given["optimizer"])
-        given["optimizer"].observers = ()
+        arguments["optimizer"] = copy.copy(arguments["optimizer"])
+        arguments["optimizer"].observers = ()
     try:
-        plain = Pipe.packed(order)
+        packed_setup = Pipe.packed(setup)
     except Exception as refused:
         raise InputError(
             f"processes={processes!r}: {refused}; expected a program, an optimizer and an LM that can be sent to "
             "another process; type processes=1 for threads of this one"
         ) from refused
     shares = [workers // processes + (n < workers % processes) for n in range(processes)]
-    crew = _Crew(plain, fleet, observers, shared)
+    scheduler = _Scheduler(packed_setup, fleet, observers, shared)
     try:
-        crew.hire(shares)
-        yield from crew.results(todo)
+        scheduler.start_workers(shares)
+        yield from scheduler.results(todo)
     finally:
-        crew.dismiss()
+        scheduler.shut_down()
 
 
-def _bounded(ledger: Ledger | None) -> bool:
+def _has_budget(ledger: Ledger | None) -> bool:
     while ledger is not None:
         if ledger.budget != Budget():
             return True
@@ -91,50 +89,52 @@ def _bounded(ledger: Ledger | None) -> bool:
 
 
 class _Worker:
-    """A process as the parent sees it."""
+    """A worker process, in the parent: its pipe, its users and its reserved LM calls."""
 
-    alone = False  # for one user at a time, under whom workers died before
+    isolated = False  # works on one user at a time, each of whom other workers died under
     ready = False  # it has the fleet's program
-    unread = ""  # why a message of it could not be read here
+    read_error = ""  # why one of its messages could not be unpickled
 
-    def __init__(self, plain: bytes, threads: int, inbox: queue.Queue[Any], fleet: Ledger, shared: Sequence[int]):
+    def __init__(
+        self, packed_setup: bytes, threads: int, inbox: queue.Queue[Any], fleet: Ledger, shared: Sequence[int]
+    ):
         self.threads, self.fleet, self.inbox = threads, fleet, inbox
         self.busy: dict[int, tuple[History, int]] = {}
         self.reserved = 0
-        mine, theirs = socket.socketpair()
+        parent_end, worker_end = socket.socketpair()
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
         command = [sys.executable, *(f"-W{w}" for w in sys.warnoptions), "-m", "persona_dspy.fleet.worker"]
-        with theirs:
+        with worker_end:
             self.process = subprocess.Popen(
-                [*command, str(theirs.fileno()), str(threads)],
-                pass_fds=[theirs.fileno(), *shared],
+                [*command, str(worker_end.fileno()), str(threads)],
+                pass_fds=[worker_end.fileno(), *shared],
                 env=environment,
                 stdin=subprocess.DEVNULL,
             )
-        self._pipe = Pipe(mine.detach())
+        self._pipe = Pipe(parent_end.detach())
         self._reader = threading.Thread(target=self._read, daemon=True, name="fleet-reader")
         self._reader.start()
-        self.tell(plain)
+        self.post(packed_setup)
 
     @property
-    def room(self) -> int:
-        """How many more users it may hold: its share, and a few that wait."""
-        return 0 if self.alone else self.threads + max(1, self.threads // 4) - len(self.busy)
+    def capacity(self) -> int:
+        """How many more users it may be sent: one a thread, and a few that queue."""
+        return 0 if self.isolated else self.threads + max(1, self.threads // 4) - len(self.busy)
 
-    def tell(self, message: bytes) -> None:
-        with suppress(OSError):  # it is dead, and the reader says so
+    def post(self, message: bytes) -> None:
+        with suppress(OSError):  # it is dead: the reader reports it
             self._pipe.post(message)
 
     def send(self, kind: str, *values: Any) -> None:
-        self.tell(Pipe.packed(kind, *values))
+        self.post(Pipe.packed(kind, *values))
 
     def _read(self) -> None:
         try:
             with suppress(EOFError, OSError):
                 while True:
-                    self._hear(*self._pipe.receive())
+                    self._handle(*self._pipe.receive())
         except Exception as refused:
-            self.unread = f": {type(refused).__name__}: {refused}"
+            self.read_error = f": {type(refused).__name__}: {refused}"
             self.process.kill()
             raise
         finally:
@@ -142,7 +142,7 @@ class _Worker:
                 self.fleet.settle()
             self.inbox.put((self, "gone", []))
 
-    def _hear(self, kind: str, *values: Any) -> None:
+    def _handle(self, kind: str, *values: Any) -> None:
         if kind == "check":
             self._check(*values)
         elif kind == "spent":
@@ -169,7 +169,7 @@ class _Worker:
         self.reserved -= released
 
     def end(self, patience: float) -> None:
-        """Let it finish its LM calls for so many seconds, then see it out."""
+        """Give it ``patience`` seconds to finish its LM calls, then kill it."""
         self.send("end")
         try:
             self.process.wait(patience)
@@ -180,61 +180,61 @@ class _Worker:
         self._pipe.close()
 
 
-class _Crew:
-    """Who works on whom."""
+class _Scheduler:
+    """Assigns users to workers, replaces dead workers, retries their users."""
 
-    def __init__(self, plain: bytes, fleet: Ledger, observers: Sequence[Any], shared: Sequence[int]) -> None:
-        self.plain, self.fleet, self.observers, self.shared = plain, fleet, observers, shared
+    def __init__(self, packed_setup: bytes, fleet: Ledger, observers: Sequence[Any], shared: Sequence[int]) -> None:
+        self.packed_setup, self.fleet, self.observers, self.shared = packed_setup, fleet, observers, shared
         self.inbox: queue.Queue[Any] = queue.Queue()
         self.workers: list[_Worker] = []
-        self.suspects: list[History] = []
-        self.number, self.told = 0, False
+        self.isolation_queue: list[History] = []
+        self.next_number, self.stop_sent = 0, False
 
-    def hire(self, shares: Sequence[int]) -> None:
+    def start_workers(self, shares: Sequence[int]) -> None:
         for threads in shares:
-            self.workers.append(_Worker(self.plain, threads, self.inbox, self.fleet, self.shared))
-            if self.told:
+            self.workers.append(_Worker(self.packed_setup, threads, self.inbox, self.fleet, self.shared))
+            if self.stop_sent:
                 self.workers[-1].send("stop", self.fleet.stopping)
 
     def results(self, todo: Iterator[History]) -> Generator[UserResult]:
         for history in todo:
             if self.fleet.ended or self.fleet.stopping:
                 break
-            while self._freest().room <= 0:
+            while self._least_loaded().capacity <= 0:
                 yield from self._next()
-            self._send(self._freest(), history, 1)
-        while self.suspects or any(worker.busy for worker in self.workers):
+            self._send(self._least_loaded(), history, 1)
+        while self.isolation_queue or any(worker.busy for worker in self.workers):
             yield from self._next()
 
-    def _freest(self) -> _Worker:
-        return max(self.workers, key=lambda w: w.room / w.threads)
+    def _least_loaded(self) -> _Worker:
+        return max(self.workers, key=lambda w: w.capacity / w.threads)
 
     def _send(self, worker: _Worker, history: History, attempt: int) -> None:
-        self.number += 1
-        worker.busy[self.number] = (history, attempt)
-        worker.send("user", self.number, history)
+        self.next_number += 1
+        worker.busy[self.next_number] = (history, attempt)
+        worker.send("user", self.next_number, history)
 
-    def _try_alone(self) -> None:
-        """Users under whom workers died, but not alone: one after the other in a process of its own, so that none of
-        them fails for another's sake."""
-        if not self.suspects:
+    def _retry_isolated(self) -> None:
+        """Retry users whose workers died, one at a time in a separate process: a user who kills workers then fails no
+        other user."""
+        if not self.isolation_queue:
             return
-        lone = next((worker for worker in self.workers if worker.alone), None)
-        if lone is None:
-            self.hire([1])
-            lone = self.workers[-1]
-            lone.alone = True
-        if not lone.busy:
-            self._send(lone, self.suspects.pop(0), _TRIES)
+        isolated = next((worker for worker in self.workers if worker.isolated), None)
+        if isolated is None:
+            self.start_workers([1])
+            isolated = self.workers[-1]
+            isolated.isolated = True
+        if not isolated.busy:
+            self._send(isolated, self.isolation_queue.pop(0), _MAX_ATTEMPTS)
 
     def _next(self) -> Generator[UserResult]:
-        self._try_alone()
-        if self.fleet.stopping and not self.told:
-            self.told = True
+        self._retry_isolated()
+        if self.fleet.stopping and not self.stop_sent:
+            self.stop_sent = True
             for worker in self.workers:
                 worker.send("stop", self.fleet.stopping)
         try:
-            worker, kind, values = self.inbox.get(timeout=_LOOK)
+            worker, kind, values = self.inbox.get(timeout=_POLL)
         except queue.Empty:
             return
         if kind == "result":
@@ -248,8 +248,10 @@ class _Crew:
         elif kind == "stop":
             self.fleet.stop(values[0])
         elif kind == "failed":
-            name, said = values
-            raise StoreError(said) if name == "StoreError" else RunError(f"a fleet's worker failed: {name}: {said}")
+            name, message = values
+            raise (
+                StoreError(message) if name == "StoreError" else RunError(f"a fleet's worker failed: {name}: {message}")
+            )
         elif kind == "gone" and worker in self.workers:
             yield from self._replace(worker)
 
@@ -262,25 +264,25 @@ class _Crew:
                 f"a fleet's worker process ended with exit code {code} before it was ready; expected one that starts: "
                 "what it said is on stderr; type processes=1 (--processes 1) for threads of this process"
             )
-        if not dead.alone and (dead.busy or not self.fleet.stopping):
-            self.hire([dead.threads])
+        if not dead.isolated and (dead.busy or not self.fleet.stopping):
+            self.start_workers([dead.threads])
         for history, attempt in dead.busy.values():
-            if attempt + 1 < _TRIES:
+            if attempt + 1 < _MAX_ATTEMPTS:
                 self._send(self.workers[-1], history, attempt + 1)
                 continue
-            if attempt < _TRIES:
-                self.suspects.append(history)
+            if attempt < _MAX_ATTEMPTS:
+                self.isolation_queue.append(history)
                 continue
-            error = f"{attempt} worker processes died under this user, the last with exit code {code}{dead.unread}"
+            error = f"{attempt} worker processes died under this user, the last with exit code {code}{dead.read_error}"
             yield UserResult(user_id=history.user_id, document=None, error=error, kind="WorkerDied")
 
-    def dismiss(self) -> None:
-        """Whoever is under way ends before the next LM call; all have the same time for the one they are at."""
+    def shut_down(self) -> None:
+        """Stop workers before their next LM call, then end them; one deadline for all."""
         for worker in self.workers:
             if worker.busy:
                 worker.send("stop", "interrupted")
         for worker in self.workers:
             worker.send("end")
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + _GRACE
         for worker in self.workers:
             worker.end(max(0.0, deadline - time.monotonic()))

@@ -1,8 +1,4 @@
-"""One user of a fleet: from a history to a persona document, or to the error that ended this user's work.
-
-Owns: the context a user is worked on in, what of the inputs decides the result (``made_from``), the shape of a result.
-Not here: many users (fleet.py, fleet_ray.py), how one user is aligned (optimizers), where results go (fleet_folder.py).
-"""
+"""One user of a fleet: from a history to a persona document, or to the error that ended this user's work."""
 
 from __future__ import annotations
 
@@ -27,7 +23,7 @@ from persona_dspy.memory import Profiles, SemanticMemory
 __all__ = ["History", "Optimizer", "Program", "UserResult", "UserWork", "made_from", "packed", "unpacked"]
 
 _FORMAT = "fleet/1"
-_POOLS = 16  # of connections: few users wait for each other at one's lock; each costs 1 MB and 30 ms for TLS
+_CONNECTION_POOLS = 16  # few users then wait at one pool's lock; each pool costs 1 MB and 30 ms for TLS
 
 
 class History(Protocol):
@@ -84,21 +80,22 @@ class UserWork:
     lm: Any = None
     task: str | Callable[[History], str] | None = None
     base: str = field(default="", init=False)
-    _given: dict[str, Any] = field(default_factory=dict, init=False)
-    _twins: dict[int, Any] = field(default_factory=dict, init=False)
-    _turn: Iterator[int] = field(default_factory=itertools.count, init=False)
+    _arguments: dict[str, Any] = field(default_factory=dict, init=False)
+    _lm_copies: dict[int, Any] = field(default_factory=dict, init=False)
+    _lm_number: Iterator[int] = field(default_factory=itertools.count, init=False)
 
-    def given(self) -> dict[str, Any]:
+    def arguments(self) -> dict[str, Any]:
         """The arguments this was made with, to make it again in another process."""
-        given = dict(self._given)
+        arguments = dict(self._arguments)
         if isinstance(self.program, PersonalProgram):
-            given["program"] = copy.copy(given["program"])  # binding to a user replaces its memory; locks do not travel
-            given["program"].memory = None
-        return given
+            # binding to a user replaces the memory, whose locks cannot be pickled
+            arguments["program"] = copy.copy(arguments["program"])
+            arguments["program"].memory = None
+        return arguments
 
     def __post_init__(self) -> None:
         names = ("program", "optimizer", "lm", "task")
-        object.__setattr__(self, "_given", {name: getattr(self, name) for name in names})
+        object.__setattr__(self, "_arguments", {name: getattr(self, name) for name in names})
         object.__setattr__(
             self, "base", json.dumps(_described([self.program, self.optimizer, self.lm]), sort_keys=True)
         )
@@ -146,22 +143,22 @@ class UserWork:
             error = str(failure) if isinstance(failure, PersonaError) else f"{kind}: {failure}"
         if calls.failed is not None:
             raise calls.failed
-        said = document.alignment.stopped.removeprefix("budget: ") if document and document.alignment else error
+        reason = document.alignment.stopped.removeprefix("budget: ") if document and document.alignment else error
         return UserResult(
             user_id=history.user_id,
             document=document,
             error=error,
             kind=kind,
             seconds=time.monotonic() - began,
-            stopped=bool(fleet.ended) and said.startswith(("budget: ", "stopped: ")),
+            stopped=bool(fleet.ended) and reason.startswith(("budget: ", "stopped: ")),
         )
 
     def _context(self) -> Any:
         """A DSPy context with the LM over one of several pools of connections, which stay open for the users after."""
         if self.lm is None:
             return dspy.context(trace=None)
-        number = next(self._turn) % _POOLS
-        lm = self._twins.get(number) or self._twins.setdefault(number, unshared(self.lm))
+        number = next(self._lm_number) % _CONNECTION_POOLS
+        lm = self._lm_copies.get(number) or self._lm_copies.setdefault(number, unshared(self.lm))
         return dspy.context(trace=None, lm=lm)
 
     def _aligned(self, history: History) -> PersonalProgram:
@@ -211,9 +208,9 @@ def made_from(history: History, base: str) -> str:
     """
     digest = hashlib.blake2b(f"{_FORMAT}\0{base}\0{history.user_id}".encode("utf-8", "surrogatepass"), digest_size=16)
     for i in history.interactions:
-        time_ = i.time.isoformat() if i.time else ""
-        more = json.dumps(dict(i.metadata), sort_keys=True, default=str) if i.metadata else ""
-        digest.update("\0".join(("", i.id, i.query, i.response, time_, more)).encode("utf-8", "surrogatepass"))
+        timestamp = i.time.isoformat() if i.time else ""
+        metadata = json.dumps(dict(i.metadata), sort_keys=True, default=str) if i.metadata else ""
+        digest.update("\0".join(("", i.id, i.query, i.response, timestamp, metadata)).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 
@@ -227,9 +224,11 @@ def _recording(program: PersonalProgram) -> PersonalProgram:
     return program
 
 
-# a user's data, what only watches or paces, and what DSPy draws by chance or collects
-_OWN = frozenset({"memory", "persona", "observers", "history", "callbacks", "concurrency", "stage", "traces", "train"})
-_SECRETS = frozenset({"api_key", "api_base", "base_url", "headers", "extra_headers", "timeout"})
+# the user's data, observers and pacing, and what DSPy draws at random or collects
+_IGNORED_ATTRIBUTES = frozenset(
+    {"memory", "persona", "observers", "history", "callbacks", "concurrency", "stage", "traces", "train"}
+)
+_CONNECTION_OPTIONS = frozenset({"api_key", "api_base", "base_url", "headers", "extra_headers", "timeout"})
 
 
 def _described(value: Any, depth: int = 5) -> Any:
@@ -237,7 +236,7 @@ def _described(value: Any, depth: int = 5) -> Any:
     if value is None or isinstance(value, str | int | float | bool):
         return value
     if isinstance(value, dspy.BaseLM):
-        return [value.model, _described({k: v for k, v in value.kwargs.items() if k not in _SECRETS}, 2)]
+        return [value.model, _described({k: v for k, v in value.kwargs.items() if k not in _CONNECTION_OPTIONS}, 2)]
     if isinstance(value, type) and issubclass(value, dspy.Signature):
         return [value.instructions, [f"{n}: {f.annotation!r} {f.json_schema_extra!r}" for n, f in value.fields.items()]]
     if isinstance(value, Mapping):
@@ -251,5 +250,5 @@ def _described(value: Any, depth: int = 5) -> Any:
         attributes = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
     if not depth or not attributes or isinstance(value, type):
         return name
-    kept = {k: v for k, v in attributes.items() if not k.startswith("_") and k not in _OWN}
-    return [name, {k: _described(v, depth - 1) for k, v in sorted(kept.items())}]
+    attributes = {k: v for k, v in attributes.items() if not k.startswith("_") and k not in _IGNORED_ATTRIBUTES}
+    return [name, {k: _described(v, depth - 1) for k, v in sorted(attributes.items())}]

@@ -1,7 +1,6 @@
-"""A worker process of a fleet: ``python -m persona_dspy.fleet.worker FD THREADS``, started by fleet_processes.py only.
+"""A worker process of a fleet: ``python -m persona_dspy.fleet.worker FD THREADS``, started by ``on_processes`` only.
 
-Owns: threads that work on users, the account that asks the parent's. Not here: anything that is kept but LM answers.
-Where the parent is gone, nobody can take a result: the process ends at once, as if killed with it.
+It ends at once when its parent is gone, since nobody can take a result. It writes nothing but LM answers.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ from persona_dspy.lm import Ledger
 
 __all__ = ["main"]
 
-_EVERY = 0.5  # seconds between two reports of what was spent, where no budget needs them at once
+_REPORT_INTERVAL = 0.5  # seconds between two reports of what was spent, where no budget needs them at once
 
 
 class _Parent:
-    """The pipe to the parent; without a parent there is nothing left to do."""
+    """The pipe to the parent; the process exits when the parent is gone."""
 
     def __init__(self, pipe: Pipe) -> None:
         self.pipe = pipe
@@ -49,106 +48,106 @@ class _Parent:
             os._exit(1)
 
 
-class _Account(Ledger):
-    """This process's account. Under a budget it asks the parent before each LM call; else it reports now and then."""
+class _ParentLedger(Ledger):
+    """The process's ledger. Under a budget it asks the parent before each LM call; else it reports at intervals."""
 
     def __init__(self, parent: _Parent, *, bounded: bool) -> None:
         super().__init__()
-        self._up, self._bounded = parent, bounded
-        self._asked: dict[int, tuple[threading.Event, list[str]]] = {}
-        self._fresh: dict[str, Usage] = {}
+        self._parent_pipe, self._bounded = parent, bounded
+        self._waiting_checks: dict[int, tuple[threading.Event, list[str]]] = {}
+        self._unreported: dict[str, Usage] = {}
         self._guard, self._number = threading.Lock(), 0
-        self._tickets = threading.Lock()  # never held while sending: whoever hears the parent takes it
+        self._tickets = threading.Lock()  # never held while sending: the thread that reads the parent takes it
 
     def check(self, calls: int = 1, *, tokens: int = 0) -> None:
         super().check(calls, tokens=tokens)
         if not self._bounded:
             return
-        answered, said = threading.Event(), []
+        answered, refusals = threading.Event(), []
         with self._tickets:
             self._number += 1
             ticket = self._number
-            self._asked[ticket] = (answered, said)
-        self._up.send("check", ticket, calls, tokens)
+            self._waiting_checks[ticket] = (answered, refusals)
+        self._parent_pipe.send("check", ticket, calls, tokens)
         answered.wait()
-        if said[0]:
+        if refusals[0]:
             super()._release(calls)
-            self.exceeded = said[0]
-            raise BudgetExceeded(said[0])
+            self.exceeded = refusals[0]
+            raise BudgetExceeded(refusals[0])
 
     def checked(self, ticket: int, why: str) -> None:
         """The parent's answer."""
         with self._tickets:
-            answered, said = self._asked.pop(ticket)
-        said.append(why)
+            answered, refusals = self._waiting_checks.pop(ticket)
+        refusals.append(why)
         answered.set()
 
     def add(self, named: str, usage: Usage) -> None:
         super().add(named, usage)
         with self._guard:
-            self._fresh[named] = self._fresh.get(named, Usage()) + usage
+            self._unreported[named] = self._unreported.get(named, Usage()) + usage
 
     def settle(self) -> None:
         super().settle()
         if self._bounded:
-            self.tell(1)
+            self.report_usage(1)
 
-    def tell(self, released: int = 0) -> None:
-        """Report what was spent since the last time."""
-        with self._guard:  # sent inside: what is told before a result arrives before it
-            fresh, self._fresh = self._fresh, {}
-            if fresh or released:
-                self._up.send("spent", fresh, released)
+    def report_usage(self, released: int = 0) -> None:
+        """Send the parent the usage since the last report."""
+        with self._guard:  # sent inside the lock: usage reported before a result arrives before it
+            unreported, self._unreported = self._unreported, {}
+            if unreported or released:
+                self._parent_pipe.send("spent", unreported, released)
 
     def stop(self, why: str) -> None:
         super().stop(why)
-        self._up.send("stop", why)
+        self._parent_pipe.send("stop", why)
 
     def stopped_by_parent(self, why: str) -> None:
         super().stop(why)
 
 
 def main(descriptor: int, threads: int) -> None:
-    """Work on users until the parent says so or is gone."""
+    """Work on users until the parent sends ``end`` or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent decides
     parent = _Parent(Pipe(descriptor))
-    (order,) = parent.receive()
-    given, account = order["given"], _Account(parent, bounded=order["bounded"])
-    if order["watched"]:
-        given["optimizer"] = copy.copy(given["optimizer"])
-        given["optimizer"].observers = (functools.partial(parent.send, "event"),)
-    work, log = UserWork(**given), order["log"]
+    (setup,) = parent.receive()
+    arguments, account = setup["arguments"], _ParentLedger(parent, bounded=setup["bounded"])
+    if setup["watched"]:
+        arguments["optimizer"] = copy.copy(arguments["optimizer"])
+        arguments["optimizer"].observers = (functools.partial(parent.send, "event"),)
+    work, log = UserWork(**arguments), setup["log"]
     parent.send("ready")
     gc.collect()
     gc.freeze()  # what was imported stays: looking through it again and again takes a tenth of the time
 
-    def one(number: int, history: History) -> None:
+    def run_user(number: int, history: History) -> None:
         result = work.run(history, fleet=account, log=log)
-        account.tell()
+        account.report_usage()
         parent.send("result", number, packed(result), account.exceeded)
 
-    def ended_well(work: Future[None]) -> None:
+    def report_failure(work: Future[None]) -> None:
         failure = None if work.cancelled() else work.exception()
         if failure is not None:
             parent.send("failed", type(failure).__name__, str(failure))
 
     def take(number: int, history: History) -> None:
-        pool.submit(contextvars.copy_context().run, one, number, history).add_done_callback(ended_well)
+        pool.submit(contextvars.copy_context().run, run_user, number, history).add_done_callback(report_failure)
 
     ended = threading.Event()
-    threading.Thread(target=lambda: _report(account, ended), daemon=True).start()
+    threading.Thread(target=lambda: _report_regularly(account, ended), daemon=True).start()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="fleet")
-    with dspy.context(adapter=order["adapter"]):
+    with dspy.context(adapter=setup["adapter"]):
         _serve(parent, account, take)
     pool.shutdown(wait=False, cancel_futures=True)
     threading.Thread(target=lambda: _serve(parent, account, None), daemon=True).start()  # answers to checks
     pool.shutdown(wait=True)
     ended.set()
-    account.tell()
+    account.report_usage()
 
 
-def _serve(parent: _Parent, account: _Account, take: Any) -> None:
-    """Hear the parent, until it says ``end``; where that was said (no ``take``), until it is gone.
+def _serve(parent: _Parent, account: _ParentLedger, take: Any) -> None:
+    """Handle the parent's messages until ``end``; after that (``take`` is None) until it is gone.
 
     Must not wait for anything that waits for the parent: each would fill the other's pipe and wait for good.
     """
@@ -164,18 +163,18 @@ def _serve(parent: _Parent, account: _Account, take: Any) -> None:
             return
 
 
-def _report(account: _Account, ended: threading.Event) -> None:
-    while not ended.wait(_EVERY):
-        account.tell()
+def _report_regularly(account: _ParentLedger, ended: threading.Event) -> None:
+    while not ended.wait(_REPORT_INTERVAL):
+        account.report_usage()
 
 
-def _failed(*failure: Any) -> None:
-    """Ends the process: threads that wait for the parent's answer would keep one alive that hears none."""
+def _exit_on_error(*failure: Any) -> None:
+    """Ends the process: threads waiting for the parent's answer would keep it alive although nobody reads the pipe."""
     sys.__excepthook__(*failure)
     sys.stderr.flush()
     os._exit(1)
 
 
 if __name__ == "__main__":
-    sys.excepthook = _failed
+    sys.excepthook = _exit_on_error
     main(int(sys.argv[1]), int(sys.argv[2]))
