@@ -188,7 +188,7 @@ class _Scheduler:
         self.inbox: queue.Queue[Any] = queue.Queue()
         self.workers: list[_Worker] = []
         self.isolation_queue: list[History] = []
-        self.next_number, self.stop_sent = 0, False
+        self.last_number, self.stop_sent = 0, False
 
     def start_workers(self, shares: Sequence[int]) -> None:
         for threads in shares:
@@ -210,9 +210,9 @@ class _Scheduler:
         return max(self.workers, key=lambda w: w.capacity / w.threads)
 
     def _send(self, worker: _Worker, history: History, attempt: int) -> None:
-        self.next_number += 1
-        worker.busy[self.next_number] = (history, attempt)
-        worker.send("user", self.next_number, history)
+        self.last_number += 1
+        worker.busy[self.last_number] = (history, attempt)
+        worker.send("user", self.last_number, history)
 
     def _retry_isolated(self) -> None:
         """Retry users whose workers died, one at a time in a separate process: a user who kills workers then fails no
