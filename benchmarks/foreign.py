@@ -1,6 +1,6 @@
-"""TextGrad and LangMem in the head to head: they speak to an LM in formats of their own. Owns: both runs.
+"""TextGrad and LangMem in the head to head: they speak to an LM in formats of their own.
 
-What the LM deduces from the mistakes they show is what it deduces for everybody (rule_follower.py).
+What the LM deduces from the mistakes they show is what it deduces for everybody.
 """
 
 from __future__ import annotations

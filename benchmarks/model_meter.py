@@ -1,7 +1,7 @@
-"""A real model in the head to head: every call is counted, and none is computed twice. Owns: ``ModelMeter``.
+"""A real model in the head to head: every call is counted, and none is computed twice.
 
-Answers are kept in a file by the request, so that a run that was ended goes on where it was. A call whose answer is kept
-counts like any other: who asks what somebody asked before him gets no discount. Not here: the rule-following LM (task.py).
+Answers are kept in a file by the request, so that a run that was ended goes on where it was. A call whose answer is
+kept counts like any other: who asks what somebody asked before him gets no discount.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Optimizers that the head to head compares, each by its own documentation's settings. Owns: running one on one user.
+"""Optimizers that the head to head compares, each by its own documentation's settings.
 
 Every peer starts from the same program, asks the same LM, and is told the same of a mistake: what the user answered.
 TextGrad and LangMem speak to an LM in their own formats; what the LM deduces from the mistakes they show is the same.

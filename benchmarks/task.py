@@ -1,4 +1,4 @@
-"""One user's task in the head to head: program, examples, meter. Owns: what every optimizer gets alike."""
+"""One user's task in the head to head: program, examples, meter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which challenger replaces the incumbent. Owns: gates, one strategy a class. Not here: how challengers are made.
+"""Which challenger replaces the incumbent.
 
 A gate holds interactions out of fitting and compares scores on them, in [0, 1], higher is better, item by item.
 """

@@ -1,4 +1,6 @@
-"""Starting a new user from what similar users have in common. Owns: ``Cohort``. Opt-in: nothing uses it by itself.
+"""Starting a new user from what similar users have in common.
+
+Opt-in: nothing uses it by itself.
 
 No text of another user passes: only (word, response) pairs of typed decision rules, each held by at least ``least``
 users, the response one of the task's labels. What fewer users share stays with them.

@@ -1,8 +1,7 @@
-"""Scoring personas on the held-out interactions and letting the gate judge. Owns: ``Election``.
+"""Scoring personas on the held-out interactions and letting the gate judge.
 
-Not here: the rule by which it judges (acceptance.py). Scores are kept by persona and item, so that none is paid twice;
-incumbent and challenger are compared item by item, so that a challenger that gains nothing is known after few calls,
-and one that leads clearly is there before all of them.
+Scores are kept by persona and item, so that none is paid twice; incumbent and challenger are compared item by item, so
+that a challenger that gains nothing is known after few calls, and one that leads clearly is there before all of them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""What a proposer may know, and what the user's own past says about a rule. Owns: evidence, challengers, support.
+"""What a proposer may know, and what the user's own past says about a rule.
 
-Not here: making proposals (proposals.py, mining.py), judging them (acceptance.py). Frequencies come from code, never
-from an LM: a rule is counted against the past before an LM call is spent on it.
+Frequencies come from code, never from an LM: a rule is counted against the past before an LM call is spent on it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The persona as a GEPA candidate: our program and our judge under GEPA's search. Owns: ``PersonaGEPAAdapter``.
+"""The persona as a GEPA candidate: our program and our judge under GEPA's search.
 
-Not here: GEPA (package ``gepa``). ``dspy.GEPA`` evolves a program's instructions; with this adapter, ``gepa.optimize``
-evolves the persona's text instead, and every evaluation sees memory as it stood before the interaction it scores.
+``dspy.GEPA`` evolves a program's instructions; with this adapter, ``gepa.optimize`` evolves the persona's text
+instead, and every evaluation sees memory as it stood before the interaction it scores.
 """
 
 from __future__ import annotations

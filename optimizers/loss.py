@@ -1,8 +1,7 @@
 """The textual loss: what was wrong with a simulated response, and what that says about the persona.
 
-Owns: ``TextualLoss`` and ``Simulated``, what it sees. Not here: what is done with feedback (optimizers).
-Paper section 3, test-time alignment: the loss compares the simulated with the user's real response and its text is
-the gradient with respect to the persona.
+Paper section 3, test-time alignment: the loss compares the simulated with the user's real response and its text is the
+gradient with respect to the persona.
 """
 
 from __future__ import annotations

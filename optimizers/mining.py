@@ -1,6 +1,6 @@
-"""Edits that code makes from the user's own past, without an LM call. Owns: mining, and fitting a rule among others.
+"""Edits that code makes from the user's own past, without an LM call.
 
-Not here: what an LM proposes (proposals.py), which edit is kept (acceptance.py). All are candidates, not truths.
+All are candidates, not truths.
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""What a run is given by the optimizer that starts it. Owns: the protocol ``Options``, ``Observer``. Not here: defaults
-and what each option means (persona_alignment.py).
-"""
+"""What a run is given by the optimizer that starts it."""
 
 from __future__ import annotations
 

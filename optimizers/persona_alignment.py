@@ -1,7 +1,4 @@
-"""PersonaAlignment: learns a user's persona from the user's recent interactions by textual feedback.
-
-Owns: the options and ``compile``. Not here: the loop and its stops (run.py), simulation, proposals, gates.
-"""
+"""PersonaAlignment: learns a user's persona from the user's recent interactions by textual feedback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a persona is changed in the light of feedback. Owns: proposers. Not here: which change is kept (acceptance.py).
+"""How a persona is changed in the light of feedback.
 
 A proposer returns challengers: next versions of the incumbent. Refused before any score is spent: empty or oversized
 text, edits of locked bullets, a copy of an answer the gate holds, a rule that repeats a query, anything rejected

@@ -1,7 +1,4 @@
-"""What of a persona is left out where none at all does better. Owns: ``pruned``.
-
-Not here: when that is asked (run.py), scores (election.py).
-"""
+"""What of a persona is left out where none at all does better."""
 
 from __future__ import annotations
 

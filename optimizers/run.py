@@ -1,7 +1,6 @@
-"""One compile of PersonaAlignment: the incumbent, the steps, what was tried and what it cost. Owns: ``Run``, the loop.
+"""One compile of PersonaAlignment: the incumbent, the steps, what was tried and what it cost.
 
-Paper Algorithm 1 (arXiv 2506.06254), with a gate. Not here: options (persona_alignment.py), simulation, proposals,
-gates - each its own file.
+Paper Algorithm 1 (arXiv 2506.06254), with a gate.
 """
 
 from __future__ import annotations

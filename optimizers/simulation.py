@@ -1,7 +1,4 @@
-"""Simulating past interactions under a persona, and scoring what comes out. Owns: ``Simulator``.
-
-Not here: what is learned from it (proposals.py), which persona wins (acceptance.py).
-"""
+"""Simulating past interactions under a persona, and scoring what comes out."""
 
 from __future__ import annotations
 

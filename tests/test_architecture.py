@@ -126,6 +126,9 @@ def test_documents_name_the_rooms_and_never_the_files_inside():
             text = "\n".join(re.findall(r">>> .*", text))
         inside = re.search(r"from (persona_dspy\.(?!cli)\w+\.\w+|optimizers\.\w+) import", text)
         assert not inside, f"{name(page_)}: {inside.group()}: documented names come from the room"
+    for line in re.findall(r"^::: (.+)$", (ROOT / "docs/reference.md").read_text(encoding="utf-8"), re.MULTILINE):
+        module, _, last = line.rpartition(".")
+        assert line == "persona_dspy.errors" or last in importlib.import_module(module).__all__, line
 
 
 def test_every_room_stands_in_the_layers():

@@ -1,7 +1,7 @@
-"""The command line. Owns: the app, the outer frame that turns errors into messages and exit codes.
+"""The command line.
 
-Exit codes: 0 done, 1 the run failed (for one user or all), 2 the input was wrong, 130 interrupted.
-Not here: any work. Each command's file imports what it needs when it runs, so that ``--help`` stays fast.
+Exit codes: 0 done, 1 the run failed (for one user or all), 2 the input was wrong, 130 interrupted. Each command's file
+imports what it needs when it runs, so that ``--help`` stays fast.
 """
 
 from __future__ import annotations

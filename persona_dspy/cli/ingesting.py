@@ -1,7 +1,4 @@
-"""The work behind ``persona-dspy ingest``: a file of any size into the store, one user in memory. Owns: ``Ingest``.
-
-Not here: what a row must look like (history_rows.py), what the store keeps (store_episodes.py).
-"""
+"""The work behind ``persona-dspy ingest``: a file of any size into the store, one user in memory."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The work behind ``persona-dspy evaluate``: files and names to a run, a run to tables. Owns: ``judge``.
-
-Not here: the command's options (judge.py), the run itself (evaluate.py).
-"""
+"""The work behind ``persona-dspy evaluate``: files and names to a run, a run to tables."""
 
 from __future__ import annotations
 

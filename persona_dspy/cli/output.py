@@ -1,6 +1,6 @@
-"""What every command's ``--json`` is. Owns: the option, one JSON value a line on standard output.
+"""What every command's ``--json`` is.
 
-Messages, progress and errors go to standard error, so that standard output holds nothing else. Not here: what is in it.
+Messages, progress and errors go to standard error, so that standard output holds nothing else.
 """
 
 from __future__ import annotations

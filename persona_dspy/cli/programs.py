@@ -1,4 +1,4 @@
-"""Which program the command line runs for a task. Owns: task <-> the text kept in a persona JSON, its agent."""
+"""Which program the command line runs for a task."""
 
 from __future__ import annotations
 

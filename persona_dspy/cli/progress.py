@@ -1,7 +1,6 @@
-"""What a terminal or a log shows of a fleet. Owns: ``View``: bar, JSON lines or silence while it runs, then a table.
+"""What a terminal or a log shows of a fleet.
 
-Not here: the work (fleet.py), the numbers' source (ledger.py). Rows of a million users are never held: the first
-``ROWS`` are shown, all are counted.
+Rows of a million users are never held: the first ``ROWS`` are shown, all are counted.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Where ``persona-dspy compile`` takes users from: a file, or the store. Owns: both, and a user as the store knows one.
-
-Not here: reading files (histories.py), the store (store.py), compiling (compile.py).
-"""
+"""Where ``persona-dspy compile`` takes users from: a file, or the store."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """``persona-dspy ingest``, ``history``, ``diff``, ``rollback``, ``export``, ``import``: the store, typed.
 
-Owns: which store is meant, what the commands print. Not here: the store (store.py), reading files (histories.py),
-``forget`` (forget.py). None of these commands calls an LM.
+None of these commands calls an LM.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What ``persona-dspy ask --trace`` prints. Owns: a trace in the terminal. Not here: the trace (trace.py)."""
+"""What ``persona-dspy ask --trace`` prints."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Systems x users -> answers, one row each. Owns: the run: what is held out, order, concurrency, resumption, time.
-
-Not here: what the systems are (systems.py), rows (judged.py), scores and tables (standings.py).
+"""Systems x users -> answers, one row each.
 
 Protocol: a user's history comes before the user's queries in time; alignment and every other preparation see the
 history alone; a query is asked of a system once, and its answer changes nothing.

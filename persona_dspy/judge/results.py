@@ -1,7 +1,7 @@
-"""What an evaluation leaves behind: one line per answer. Owns: the rows, their file, the protocol they were made under.
+"""What an evaluation leaves behind: one line per answer.
 
-Not here: making them (evaluate.py), tables (standings.py). Lines are only appended, so a killed run loses the answer
-it was about to write and nothing else; a rerun reads what is there and asks for the rest.
+Lines are only appended, so a killed run loses the answer it was about to write and nothing else; a rerun reads what is
+there and asks for the rest.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""A variant's name to a program for one user. Owns: building and preparing each system, saved alignments.
+"""A variant's name to a program for one user.
 
-Not here: which variants there are (variants.py), asking them (evaluate.py). Every system gets the same signature,
-memory, LM and token caps.
+Every system gets the same signature, memory, LM and token caps.
 """
 
 from __future__ import annotations

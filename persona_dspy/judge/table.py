@@ -1,7 +1,4 @@
-"""Rows of answers to a table of systems. Owns: scores with intervals, differences, costs; Markdown and CSV.
-
-Not here: the rows (judged.py), statistics (intervals.py), the terminal (cli).
-"""
+"""Rows of answers to a table of systems."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Which systems are compared, by name. Owns: ``Variant``: a system, what is taken from it, what is turned up or down.
-
-Not here: how a variant becomes a program (systems.py).
-"""
+"""Which systems are compared, by name."""
 
 from __future__ import annotations
 

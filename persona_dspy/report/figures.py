@@ -1,8 +1,7 @@
 """Plotly figures of alignments and evaluations: the same in the report page and as artifacts of MLflow runs.
 
-Owns: what is drawn for one user, a fleet, systems. Not here: maps (map_figures.py), pages (report/), runs
-(tracking.py). Needs the extra ``persona-dspy[report]``. Users' text and ids are escaped: Plotly reads its labels as a
-kind of HTML. Backgrounds are transparent, and colours are readable on light and dark.
+Needs the extra ``persona-dspy[report]``. Users' text and ids are escaped: Plotly reads its labels as a kind of HTML.
+Backgrounds are transparent, and colours are readable on light and dark.
 """
 
 from __future__ import annotations

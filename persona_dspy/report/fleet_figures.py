@@ -1,4 +1,4 @@
-"""A fleet's figures as files, collected user by user. Owns: ``FleetFigures``. Not here: how they look (figures.py).
+"""A fleet's figures as files, collected user by user.
 
 They hold scores only: no user's name, no text, so they may lie where everybody looks, such as an MLflow parent run.
 """

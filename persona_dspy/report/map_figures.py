@@ -1,7 +1,4 @@
-"""Plotly figures of how alike personas are: the map and the matrix. Owns: how they are drawn.
-
-Not here: the arithmetic (persona_map.py), other figures and their style (figures.py).
-"""
+"""Plotly figures of how alike personas are: the map and the matrix."""
 
 from __future__ import annotations
 

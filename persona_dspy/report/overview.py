@@ -1,4 +1,4 @@
-"""A fleet in a few numbers. Owns: sums and means over users, with intervals. Not here: drawing, the page."""
+"""A fleet in a few numbers."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The report page: subjects to one HTML text that needs no network. Owns: assembling, escaping, the security policy.
-
-Not here: what is read (sources.py), what is shown of a user (user_view.py), markup, style and script (templates/).
+"""The report page: subjects to one HTML text that needs no network.
 
 Users' text enters the page as JSON in inert script elements, with every ``<`` escaped, and the page's own script puts
 it in place as text, never as markup. The policy in the page allows its own two scripts by hash and no request at all.

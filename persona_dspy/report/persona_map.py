@@ -1,7 +1,7 @@
-"""How alike personas are: a map, groups, Jaccard similarity. Owns: the arithmetic; texts in, numbers out.
+"""How alike personas are: a map, groups, Jaccard similarity.
 
-Not here: drawing (figures.py), pages (report/). The paper shows a t-SNE map of its learned personas and a Jaccard
-matrix of their words (arXiv 2506.06254); here the embedding is TF-IDF unless an encoder is given.
+The paper shows a t-SNE map of its learned personas and a Jaccard matrix of their words (arXiv 2506.06254); here the
+embedding is TF-IDF unless an encoder is given.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What a report is made from: folders, stores, evaluations, traces. Owns: reading them into frozen values.
-
-Not here: what is shown of them (user_view.py, overview.py), the page (page.py).
-"""
+"""What a report is made from: folders, stores, evaluations, traces."""
 
 from __future__ import annotations
 

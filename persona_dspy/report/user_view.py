@@ -1,7 +1,6 @@
-"""What the page shows of one user, as JSON-safe values. Owns: which parts, how long texts may be, word-level diffs.
+"""What the page shows of one user, as JSON-safe values.
 
-Not here: reading (sources.py), how it looks (templates/). A view is made from its own ``Subject`` alone, so no text of
-another user can reach it.
+A view is made from its own ``Subject`` alone, so no text of another user can reach it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """What PersonaAgent is measured against: the paper's baselines and two reference rows without an LM.
 
-Owns: which there are. Not here: running them (evaluate.py), choosing them by name (systems.py). All take the same
-query, LM, memory and token caps, and answer with the same signature.
+All take the same query, LM, memory and token caps, and answer with the same signature.
 """
 
 from persona_dspy.judge.baselines.base import Baseline

@@ -1,6 +1,6 @@
-"""What all baselines share: a signature, one user's memory, and a call like PersonaAgent's. Owns: ``Baseline``.
+"""What all baselines share: a signature, one user's memory, and a call like PersonaAgent's.
 
-Not here: any method. None of them has a persona: what they know of a user comes from memory alone.
+None of them has a persona: what they know of a user comes from memory alone.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""MemoryBank: a memory that fades unless it is used. Owns: ``MemoryBank`` and its forgetting curve.
-
-Not here: our own recall (memory).
-"""
+"""MemoryBank: a memory that fades unless it is used."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Baselines that differ in what the prompt shows: nothing, recent examples, near examples, a profile.
-
-Owns: Direct, ICL, RAG, PAG. Not here: agents and memory banks (react.py, membank.py).
-"""
+"""Baselines that differ in what the prompt shows: nothing, recent examples, near examples, a profile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ReAct with the user's memory as its tool. Owns: ``ReAct``. Not here: PersonaAgent's own actions (act.py)."""
+"""ReAct with the user's memory as its tool."""
 
 from __future__ import annotations
 

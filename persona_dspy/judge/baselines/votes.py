@@ -1,6 +1,6 @@
-"""Reference rows: what counting in the user's own history gives, without an LM. Owns: ``Majority``, ``Nearest``.
+"""Reference rows: what counting in the user's own history gives, without an LM.
 
-Not here: baselines that ask an LM. An LM that does not beat these has learned nothing of the user.
+An LM that does not beat these has learned nothing of the user.
 """
 
 from __future__ import annotations
