@@ -62,8 +62,8 @@ class Cohort:
         if not kind.labels:
             return []
         others = [p for user, p in self._members.items() if user != persona.user_id]
-        mine = _profile([*persona.bullets, *facts(past, kind)], [i.response for i in past])
-        others.sort(key=lambda other: (-_cosine(mine, _profile(other.bullets, [])), other.user_id))
+        own_profile = _profile([*persona.bullets, *facts(past, kind)], [i.response for i in past])
+        others.sort(key=lambda other: (-_cosine(own_profile, _profile(other.bullets, [])), other.user_id))
         held: dict[str, Counter[str]] = defaultdict(Counter)
         for other in others[: self.nearest]:
             for word, then in {(w, r.then) for r in other.section("decision rules") for w in _words(r)}:

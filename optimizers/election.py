@@ -40,18 +40,18 @@ class Election:
 
     def mean(self, persona: Persona) -> float | None:
         """The mean score of a persona as of then, where all items are scored; asks for nothing."""
-        known = self._known(self.as_then(persona))
-        return fmean(known.values()) if self.held and len(known) == len(self.held) else None
+        scores = self._known(self.as_then(persona))
+        return fmean(scores.values()) if self.held and len(scores) == len(self.held) else None
 
     def perfect(self, persona: Persona) -> bool:
         """The persona has nothing left to gain here; items are scored, latest first, until one says otherwise."""
         then = self.as_then(persona)
-        known = self._known(then)
-        for block in self._blocks(i for i in self._latest if i not in known):
-            if any(score < RIGHT for score in known.values()):
+        scores = self._known(then)
+        for block in self._blocks(i for i in self._latest if i not in scores):
+            if any(score < RIGHT for score in scores.values()):
                 break
             self._play(then, block)
-        return bool(self.held) and all(score >= RIGHT for score in known.values())
+        return bool(self.held) and all(score >= RIGHT for score in scores.values())
 
     def stand(
         self,
@@ -123,10 +123,10 @@ class Election:
         return self._seen.setdefault(persona.fingerprint, {})
 
     def _play(self, persona: Persona, items: Iterable[int]) -> None:
-        known = self._known(persona)
-        if missing := [i for i in items if i not in known]:
-            found = self.simulator.run(persona, [self.held[i] for i in missing])
-            known.update(zip(missing, (s.score for s in found), strict=True))
+        scores = self._known(persona)
+        if missing := [i for i in items if i not in scores]:
+            simulations = self.simulator.run(persona, [self.held[i] for i in missing])
+            scores.update(zip(missing, (s.score for s in simulations), strict=True))
 
     def _blocks(self, items: Iterable[int]) -> list[list[int]]:
         listed, size = list(items), self.simulator.concurrency

@@ -113,13 +113,13 @@ def grounded(bullet: Bullet, evidence: Evidence) -> Bullet:
         >>> grounded(rule, Evidence(kind=ResponseKind(name="text"), simulated=(), feedback=(), past=past)).evidence
         ('b',)
     """
-    known = {i.id: (i.query, i.response) for i in evidence.past}
-    known |= {s.interaction_id: (s.query, s.gold) for s in evidence.simulated if s.interaction_id not in known}
+    texts = {i.id: (i.query, i.response) for i in evidence.past}
+    texts |= {s.interaction_id: (s.query, s.gold) for s in evidence.simulated if s.interaction_id not in texts}
     if bullet.when:
-        ids = [i for i, (query, said) in known.items() if same(said, bullet.then) and _concerns(bullet, query)]
+        ids = [i for i, (query, said) in texts.items() if same(said, bullet.then) and _concerns(bullet, query)]
     elif end := _PHRASE.match(bullet.text):
         has = str.startswith if end[1] == "Starts" else str.endswith
-        plain = {i: said.strip().lower().replace('"', "'") for i, (_, said) in known.items()}  # as the phrase is quoted
+        plain = {i: said.strip().lower().replace('"', "'") for i, (_, said) in texts.items()}  # as the phrase is quoted
         ids = [i for i, said in plain.items() if has(said, end[2].lower())]
     else:
         ids = _sharing(content_words(bullet.text), evidence)
@@ -136,11 +136,11 @@ def _sharing(words: set[str], evidence: Evidence) -> list[str]:
     interactions that do themselves."""
     least = min(2, len(words))
     wrong = {s.interaction_id for s in evidence.simulated if not s.right}
-    told = {f.interaction_id: f.text for f in evidence.feedback if f.interaction_id in wrong}
-    shown = {s.interaction_id: f"{s.query} {s.gold}" for s in evidence.simulated}
-    for texts in (told, shown or {i.id: f"{i.query} {i.response}" for i in evidence.past}):
-        if found := [i for i, text in texts.items() if least and len(words & content_words(text)) >= least]:
-            return found
+    feedback_by_id = {f.interaction_id: f.text for f in evidence.feedback if f.interaction_id in wrong}
+    simulated_by_id = {s.interaction_id: f"{s.query} {s.gold}" for s in evidence.simulated}
+    for texts in (feedback_by_id, simulated_by_id or {i.id: f"{i.query} {i.response}" for i in evidence.past}):
+        if sharing_ids := [i for i, text in texts.items() if least and len(words & content_words(text)) >= least]:
+            return sharing_ids
     return []
 
 
@@ -178,8 +178,8 @@ class Momentum:
     @property
     def recurring(self) -> list[tuple[str, int]]:
         """(latest wording, number of steps) of what came up in two steps or more, most often first."""
-        found = [(text, times) for _, text, times in reversed(self._seen) if times > 1]
-        return sorted(found, key=lambda pair: -pair[1])
+        repeated = [(text, times) for _, text, times in reversed(self._seen) if times > 1]
+        return sorted(repeated, key=lambda pair: -pair[1])
 
 
 def _alike(a: frozenset[str], b: frozenset[str]) -> bool:

@@ -74,13 +74,13 @@ def score_of(
     if metric is None:
         return kind.score(example[field], prediction.get(field, "")), ""
     result = metric(example, prediction, *[None] * _further(metric))
-    said = ""
+    comment = ""
     if isinstance(result, dspy.Prediction | Mapping):
-        result, said = result["score"], str(result.get("feedback", "") or "")
+        result, comment = result["score"], str(result.get("feedback", "") or "")
     score = float(result)
     if not 0 <= score <= 1:
         raise InputError(f"metric {getattr(metric, '__name__', metric)!r} gave {score!r}: expected a score in [0, 1]")
-    return score, said
+    return score, comment
 
 
 def _further(metric: Metric) -> int:

@@ -34,14 +34,14 @@ _TAIL = 12  # responses looked at for openings and endings: the latest, since st
 def mined(incumbent: Persona, evidence: Evidence, past: Sequence[Interaction]) -> list[Edit]:
     """Drops of what the past has outgrown, then rules counted in ``past``: those that answer a recent mistake first."""
     missed = {s.gold for s in evidence.simulated if not s.right}
-    rules = [kept for rule in mined_rules(past, evidence.kind) if (kept := _current(rule, past))]
+    rules = [current for rule in mined_rules(past, evidence.kind) if (current := _current(rule, past))]
     rules.sort(key=lambda rule: (rule.then not in missed, -rule.hits))
-    found = [*rules, *mined_style(past, evidence.kind)]
+    bullets = [*rules, *mined_style(past, evidence.kind)]
     if rules and (default := _default(incumbent, past, evidence.kind)):
-        found.insert(0, default)
+        bullets.insert(0, default)
     if moved := shift(evidence.simulated, evidence.kind):
-        found.insert(0, moved)
-    return [*outdated(incumbent, past), *(Edit(op="add", bullet=bullet) for bullet in found)]
+        bullets.insert(0, moved)
+    return [*outdated(incumbent, past), *(Edit(op="add", bullet=bullet) for bullet in bullets)]
 
 
 def _current(rule: Bullet, past: Sequence[Interaction]) -> Bullet | None:
@@ -68,8 +68,8 @@ def _default(incumbent: Persona, past: Sequence[Interaction], kind: ResponseKind
 def outdated(incumbent: Persona, past: Sequence[Interaction]) -> list[Edit]:
     """Drops of learned rules that the latest interactions they speak of contradict."""
     learned = [b for b in incumbent.bullets if b.when and b.source == "learned" and not b.locked]
-    found = ((b, support(b, past)) for b in learned)
-    return [Edit(op="drop", id=b.id) for b, s in found if s.fitting >= 3 and s.contradicted]
+    supports = ((b, support(b, past)) for b in learned)
+    return [Edit(op="drop", id=b.id) for b, s in supports if s.fitting >= 3 and s.contradicted]
 
 
 def shift(simulated: Sequence[Simulated], kind: ResponseKind) -> Bullet | None:
@@ -93,14 +93,14 @@ def mined_style(past: Sequence[Interaction], kind: ResponseKind) -> list[Bullet]
     late = [i for i in past[-_TAIL:] if kind.name == "text"]
     if len(late) < 4:
         return []
-    found: list[Bullet] = []
+    style_bullets: list[Bullet] = []
     for verb, ends in (("Starts", False), ("Ends", True)):
         phrase, items = _shared(late, ends)
         if phrase:
             ids = tuple(i.id for i in items[-5:])
             text = f'{verb} with "{phrase}".'
-            found.append(Bullet(section="style", text=text, evidence=ids, hits=len(items), source="learned"))
-    return found
+            style_bullets.append(Bullet(section="style", text=text, evidence=ids, hits=len(items), source="learned"))
+    return style_bullets
 
 
 def _shared(items: Sequence[Interaction], ends: bool) -> tuple[str, list[Interaction]]:

@@ -163,7 +163,7 @@ def _remember(program: PersonalProgram, examples: Sequence[dspy.Example]) -> lis
     An example without an id is the interaction of the same query and response, where memory has one that no other
     example is: a second copy would show the answer to whoever is asked for it.
     """
-    known = {i.id for i in program.memory.interactions}
+    known_ids = {i.id for i in program.memory.interactions}
     unnamed: dict[tuple[str, str], list[str]] = defaultdict(list)
     named_already = {str(e.get("interaction_id")) for e in examples}
     for one in program.memory.interactions:
@@ -173,16 +173,16 @@ def _remember(program: PersonalProgram, examples: Sequence[dspy.Example]) -> lis
     named: list[dspy.Example] = []
     for example in examples:
         query, response = (_said(example, field) for field in (program.query_field, program.response_field))
-        given = str(example.get("interaction_id") or "")
-        if not given and (twins := unnamed.get((query, response))):
-            given = twins.pop(0)
+        item_id = str(example.get("interaction_id") or "")
+        if not item_id and (same_ids := unnamed.get((query, response))):
+            item_id = same_ids.pop(0)
         item = Interaction(
-            user_id=program.user_id, query=query, response=response, time=example.get("time"), id=given,
+            user_id=program.user_id, query=query, response=response, time=example.get("time"), id=item_id,
             metadata=program.metadata_of(example),
         )  # fmt: skip
-        if item.id not in known:
+        if item.id not in known_ids:
             fresh.append(item)
-            known.add(item.id)
+            known_ids.add(item.id)
         named.append(example.copy(interaction_id=item.id))
     if fresh:
         program.memory = program.memory.extended(fresh, user_id=program.user_id)

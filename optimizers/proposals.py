@@ -122,22 +122,22 @@ class EditProposer:
         whole = [c for edits in proposals if (c := built(incumbent, edits, evidence, self.most))]
         if turned and (last := built(incumbent, turned, evidence, self.most, turned=True)):
             whole.append(last)
-        found: dict[str, Challenger] = {}
+        by_fingerprint: dict[str, Challenger] = {}
         for challenger in whole:
-            found.setdefault(challenger.persona.fingerprint, challenger)
+            by_fingerprint.setdefault(challenger.persona.fingerprint, challenger)
             for edit in challenger.again[: self.challengers - 1]:
                 if alone := built(incumbent, [edit], evidence, 1):
-                    found.setdefault(alone.persona.fingerprint, alone)
-        return list(found.values())
+                    by_fingerprint.setdefault(alone.persona.fingerprint, alone)
+        return list(by_fingerprint.values())
 
 
 def _written(incumbent: Persona, evidence: Evidence) -> list[Edit]:
     wrong = {s.interaction_id: s for s in evidence.simulated if not s.right}
-    shown: dict[str, list[str]] = {}
+    contrasts_by_feedback: dict[str, list[str]] = {}
     for feedback in evidence.feedback:
         if feedback.interaction_id in wrong and feedback.text:
-            shown.setdefault(feedback.text, []).append(wrong[feedback.interaction_id].contrast(40))
-    blocks = ["\n".join([*contrasts, f"what it shows: {text}"]) for text, contrasts in shown.items()]
+            contrasts_by_feedback.setdefault(feedback.text, []).append(wrong[feedback.interaction_id].contrast(40))
+    blocks = ["\n".join([*contrasts, f"what it shows: {text}"]) for text, contrasts in contrasts_by_feedback.items()]
     again = [f"came up in {times} steps: {clip_tokens(text, 60)}" for text, times in evidence.recurring[:3]]
     blocks = {"mistakes": "\n\n".join([*again, *blocks])}
     return _asked(ProposeEdits, blocks, incumbent, evidence, 3)
@@ -145,12 +145,12 @@ def _written(incumbent: Persona, evidence: Evidence) -> list[Edit]:
 
 def _generalised(incumbent: Persona, evidence: Evidence, counted: Sequence[Edit], most: int) -> list[Edit]:
     latest = evidence.past[-LATEST:]
-    shown = [
+    episodes = [
         f"query: {clip_tokens(one_line(i.query), 40)}\nthe user's own response: {clip_tokens(one_line(i.response), 40)}"
         for i in latest
     ]
     rules = [e.bullet.sentence for e in counted if e.bullet]
-    blocks = {"past": "\n\n".join(shown), "counted": "\n".join(rules) or "none"}
+    blocks = {"past": "\n\n".join(episodes), "counted": "\n".join(rules) or "none"}
     return _asked(ProposeFromPast, blocks, incumbent, evidence, most)
 
 
@@ -163,15 +163,15 @@ def _asked(
 ) -> list[Edit]:
     """One LM call for at most ``most`` rules. What they rest on is counted by code, not asked of the LM."""
     failed = sorted({sentence for edits in evidence.rejected for sentence in edits})
-    shown = blocks | {"notes": incumbent.render() or "nothing yet", "failed_before": "\n".join(failed[-8:]) or "none"}
+    inputs = blocks | {"notes": incumbent.render() or "nothing yet", "failed_before": "\n".join(failed[-8:]) or "none"}
     try:
         answer = dspy.Predict(_asking(signature, _own(evidence), most), max_tokens=80 * most)(
-            **{n: fenced(text, n) for n, text in shown.items()}
+            **{n: fenced(text, n) for n, text in inputs.items()}
         )
     except AdapterParseError:
         return []  # an answer that is no list of rules proposes nothing
-    bullets = [bullet for said in answer.edits or [] if (bullet := _bullet(said))]
-    return [Edit(op="add", bullet=b) for b in bullets if not _parroted(b, shown.values())]
+    bullets = [bullet for rule in answer.edits or [] if (bullet := _bullet(rule))]
+    return [Edit(op="add", bullet=b) for b in bullets if not _parroted(b, inputs.values())]
 
 
 def _parroted(bullet: Bullet, shown: Iterable[str]) -> bool:
@@ -179,9 +179,9 @@ def _parroted(bullet: Bullet, shown: Iterable[str]) -> bool:
     the persona would hold the user's own text. Words named in quotation marks are meant to be those of the queries."""
     if not bullet.when or bullet.quoted:
         return False
-    said = re.findall(r"\w+", bullet.when.removeprefix("the query ").lower())
-    least = max(RUN, round(0.6 * len(said)))
-    runs = {tuple(said[at : at + least]) for at in range(len(said) - least + 1)}
+    condition_words = re.findall(r"\w+", bullet.when.removeprefix("the query ").lower())
+    least = max(RUN, round(0.6 * len(condition_words)))
+    runs = {tuple(condition_words[at : at + least]) for at in range(len(condition_words) - least + 1)}
     for text in shown:
         words = re.findall(r"\w+", text.lower())
         if any(tuple(words[at : at + least]) in runs for at in range(len(words) - least + 1)):
@@ -191,8 +191,8 @@ def _parroted(bullet: Bullet, shown: Iterable[str]) -> bool:
 
 def _own(evidence: Evidence) -> ResponseKind:
     """The kind of response with the labels that this user has given: a weak LM names others, with nothing behind it."""
-    given = {i.response for i in evidence.past} | {s.gold for s in evidence.simulated}
-    labels = tuple(label for label in evidence.kind.labels or () if label in given)
+    own_responses = {i.response for i in evidence.past} | {s.gold for s in evidence.simulated}
+    labels = tuple(label for label in evidence.kind.labels or () if label in own_responses)
     return replace(evidence.kind, labels=labels) if labels else evidence.kind
 
 
@@ -239,9 +239,9 @@ def built(
     """The incumbent with the first ``most`` edits that may stand; None where none may. One version later than the
     incumbent, however many edits. ``turned``: with rules that only the last response of their kind bears out; what came
     after it, which is held out, tells a change from an odd response."""
-    persona, applied, kept = incumbent, list[Edit](), list[Edit]()
+    persona, applied, accepted = incumbent, list[Edit](), list[Edit]()
     for edit in edits:
-        if len(kept) == most:
+        if len(accepted) == most:
             break
         tried = frozenset({edit.sentence}) in evidence.rejected and edit not in evidence.riders
         if tried or _copies(edit, evidence.secrets):
@@ -256,19 +256,19 @@ def built(
             continue  # over the cap, or a repetition: the incumbent cannot hold it
         applied += steps
         if steps:
-            kept.append(edit)
-    sentences = tuple(e.sentence for e in kept)
-    if not kept or persona.fingerprint == incumbent.fingerprint or frozenset(sentences) in evidence.rejected:
+            accepted.append(edit)
+    sentences = tuple(e.sentence for e in accepted)
+    if not accepted or persona.fingerprint == incumbent.fingerprint or frozenset(sentences) in evidence.rejected:
         return None
-    return Challenger(persona=_grounded(persona, incumbent, evidence), edits=sentences, again=tuple(kept))
+    return Challenger(persona=_grounded(persona, incumbent, evidence), edits=sentences, again=tuple(accepted))
 
 
 def _grounded(persona: Persona, incumbent: Persona, evidence: Evidence) -> Persona:
     """The persona with each line that the incumbent did not have, or had otherwise, resting on what speaks for it."""
-    known = {b.sentence: b for b in incumbent.bullets}
+    incumbent_sentences = {b.sentence: b for b in incumbent.bullets}
 
     def resting(bullet: Bullet) -> Bullet:
-        fresh = bullet.source == "learned" and not bullet.locked and bullet.sentence not in known
+        fresh = bullet.source == "learned" and not bullet.locked and bullet.sentence not in incumbent_sentences
         counted = bool(_SHIFT.match(bullet.text))  # by the code that made it, from what was simulated
         return grounded(bullet, evidence) if fresh and not counted else bullet
 
@@ -306,14 +306,14 @@ class RewriteProposer:
     def __call__(self, incumbent: Persona, evidence: Evidence) -> list[Challenger]:
         recurring = dict(evidence.recurring)
         texts = list(dict.fromkeys(f.text for f in evidence.feedback if f.text))
-        told = "\n".join(f"- {t}" + (f" (in {recurring[t]} steps)" if t in recurring else "") for t in texts)
-        if not told and not self.blind:
+        feedback = "\n".join(f"- {t}" + (f" (in {recurring[t]} steps)" if t in recurring else "") for t in texts)
+        if not feedback and not self.blind:
             return []
         with role("update"):
             try:
                 answer = dspy.Predict(RewritePersona, max_tokens=600)(
                     notes=fenced(incumbent.render() or "nothing yet", "notes"),
-                    feedback=fenced("none: improve the notes as you see fit" if self.blind else told, "feedback"),
+                    feedback=fenced("none: improve the notes as you see fit" if self.blind else feedback, "feedback"),
                 )
             except AdapterParseError:
                 return []

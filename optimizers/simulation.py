@@ -47,9 +47,9 @@ class Simulator:
             steps = prediction.trace.steps
         except AdapterParseError:
             prediction = dspy.Prediction(**{field: ""})
-        shown = dict.fromkeys(r.id for s in steps for r in s.recalled)
-        past = {i.id: i for i in program.memory.interactions} if shown else {}
-        score, said = score_of(self.metric, program.kind, example, prediction, field)
+        recalled_ids = dict.fromkeys(r.id for s in steps for r in s.recalled)
+        past = {i.id: i for i in program.memory.interactions} if recalled_ids else {}
+        score, comment = score_of(self.metric, program.kind, example, prediction, field)
         heard = [s.observation for s in steps if s.observation]  # a tool's words must not become the persona's
         return Simulated(
             interaction_id=str(example.get("interaction_id", "")),
@@ -57,10 +57,12 @@ class Simulator:
             answer=unheard(str(prediction.get(field, "")), heard),
             gold=str(example.get(field, "")),
             score=score,
-            said=unheard(said, heard),
+            said=unheard(comment, heard),
             actions=tuple(f"{s.action}({unheard(s.query, heard)})" for s in steps),
-            episodes=tuple(shown),
-            recalled=tuple(f"{past[i].query} -> {past[i].response}" for i in list(shown)[:EPISODES] if i in past),
+            episodes=tuple(recalled_ids),
+            recalled=tuple(
+                f"{past[i].query} -> {past[i].response}" for i in list(recalled_ids)[:EPISODES] if i in past
+            ),
         )
 
     def _map(self, work: Callable[[dspy.Example], Simulated], items: Iterable[dspy.Example]) -> list[Simulated]:

@@ -170,9 +170,9 @@ def _compile(
         try:
             with dspy.context(lm=model), view:
                 users = ingested(opened, source.read([]))
-                found = compile_users(program, users, optimizer, task=program.task, on_skip=view.skip, **same)
-                with closing(found):
-                    for result in found:
+                results = compile_users(program, users, optimizer, task=program.task, on_skip=view.skip, **same)
+                with closing(results):
+                    for result in results:
                         view.finished(result)
             state, ended = "stopped" if ledger.exceeded else "done", "FINISHED"
         except Exception:
@@ -187,11 +187,11 @@ def _compile(
 
 def _params(budget: Any, options: dict[str, Any]) -> dict[str, Any]:
     """What a run is told apart by."""
-    kept = ("recent", "epochs", "seed", "as_in_paper", "workers", "engine")
+    names = ("recent", "epochs", "seed", "as_in_paper", "workers", "engine")
     spent = {"budget_calls": budget.calls, "budget_tokens": budget.tokens, "budget_usd": budget.usd}
-    return {**{name: options[name] for name in kept}, **spent}
+    return {**{name: options[name] for name in names}, **spent}
 
 
 def _counts(view: View) -> dict[str, float]:
-    made = {"users": view.made, "failed": view.failed, "accepted": view.accepted}
-    return {**made, "calls": view.calls, "tokens": view.tokens}
+    counts = {"users": view.made, "failed": view.failed, "accepted": view.accepted}
+    return {**counts, "calls": view.calls, "tokens": view.tokens}

@@ -70,8 +70,8 @@ class Ingest:
 
     def _drained(self) -> Iterator[BadRow]:
         self.bad += len(self._found)
-        found, self._found[:] = list(self._found), []
-        yield from found
+        problems, self._found[:] = list(self._found), []
+        yield from problems
 
     def _usable(self, user: UserHistory) -> list[Interaction]:
         """The interactions that the store can take, where it refused one: that is raised, or noted and left out."""

@@ -185,14 +185,14 @@ def _split(text: str) -> list[str]:
     """Names separated by commas; a variant's own options come after ``@`` and may hold commas too."""
     from persona_dspy.judge import ABLATIONS, CONTROL
 
-    found: list[str] = []
+    names: list[str] = []
     for part in filter(None, (p.strip() for p in text.split(","))):
         option = "=" in part or part in (*ABLATIONS, CONTROL)
-        if option and "@" not in part and found and "@" in found[-1]:
-            found[-1] += f",{part}"
+        if option and "@" not in part and names and "@" in names[-1]:
+            names[-1] += f",{part}"
         else:
-            found.append(part)
-    return found
+            names.append(part)
+    return names
 
 
 def _whole(text: str) -> int:

@@ -85,9 +85,9 @@ def judge(
         ended = "FAILED"
         raise
     finally:
-        found = _written(order, task, people, chosen, results)
-        tracker.end(_metrics(found, task), ended)
-    view.close(found, task, order.out, whole, tracker.where)
+        table = _written(order, task, people, chosen, results)
+        tracker.end(_metrics(table, task), ended)
+    view.close(table, task, order.out, whole, tracker.where)
     return 0 if whole else 1
 
 
@@ -108,11 +108,11 @@ def _people(order: Order) -> tuple[Task, list[Case], tuple[str, ...]]:
 
     bad: list[BadRow] = []
     limit, wanted = which_users(order.users)
-    known = detect_task(order.source, order.task)
-    found = read_users(
-        order.source, task=known, limit=limit, users=wanted, skip_bad_rows=order.skip_bad_rows, bad_rows=bad
+    known_task = detect_task(order.source, order.task)
+    histories = read_users(
+        order.source, task=known_task, limit=limit, users=wanted, skip_bad_rows=order.skip_bad_rows, bad_rows=bad
     )
-    people = cases(found, known, queries=order.queries)
+    people = cases(histories, known_task, queries=order.queries)
     for row in bad:
         typer.echo(f"skipped: {row.reason}", err=True)
     if bad:
@@ -166,10 +166,10 @@ def _written(
 
     ids = {(p.user_id, q.id) for p in people for q in p.queries}
     rows = [r for r in results.rows if r.kind != "answer" or (r.user_id, r.query_id) in ids]
-    found = standings(rows, task, [v.name for v in chosen], expected=len(ids), seed=order.seed)
-    write_text(order.out / "table.csv", as_csv(found, task))
-    write_text(order.out / "table.md", as_markdown(found, task))
-    return found
+    table = standings(rows, task, [v.name for v in chosen], expected=len(ids), seed=order.seed)
+    write_text(order.out / "table.csv", as_csv(table, task))
+    write_text(order.out / "table.md", as_markdown(table, task))
+    return table
 
 
 def _metrics(found: Sequence[Standing], task: Task) -> dict[str, float]:

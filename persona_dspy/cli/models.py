@@ -30,8 +30,8 @@ def list_command(json_output: JsonOption = False) -> None:
     from persona_dspy.lm import list_models, models_dir
 
     if json_output:
-        found = [{"name": r.name, "file": r.file, "bytes": r.size, "here": r.present} for r in list_models()]
-        print_json({"folder": str(models_dir()), "models": found})
+        rows = [{"name": r.name, "file": r.file, "bytes": r.size, "here": r.present} for r in list_models()]
+        print_json({"folder": str(models_dir()), "models": rows})
         return
     table = Table(title=f"Models in {models_dir()}")
     for column in ("name", "file", "MB", "here"):

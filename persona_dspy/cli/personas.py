@@ -77,9 +77,9 @@ def ask(  # noqa: PLR0913 - a command's options
 
         write_text(trace_json, answer.trace.to_json() + "\n")
     if json_output:
-        told = {"user_id": document.user_id, "version": document.version, "query": query}
-        told |= {"response": answer[agent.response_field]}
-        print_json(told | ({"trace": answer.trace.to_dict()} if trace else {}))
+        fields = {"user_id": document.user_id, "version": document.version, "query": query}
+        fields |= {"response": answer[agent.response_field]}
+        print_json(fields | ({"trace": answer.trace.to_dict()} if trace else {}))
     elif trace:
         _show_trace(answer, agent)
     else:
@@ -133,8 +133,8 @@ def _asked(
             return document_of(opened, user), opened.episodes(user)
     assert persona is not None
     document = load_document(persona)
-    found = list(read_users(history, task=task, users=[document.user_id])) if history else []
-    return document, found[0].interactions if found else ()
+    histories = list(read_users(history, task=task, users=[document.user_id])) if history else []
+    return document, histories[0].interactions if histories else ()
 
 
 def show(

@@ -93,8 +93,8 @@ def _with_history(subjects: list[Subject], path: Path, skipped: Skipped | None) 
 
     bad: list[BadRow] = []
     names = [s.user_id for s in subjects]
-    found = read_users(path, users=names, skip_bad_rows=skipped is not None, bad_rows=bad)
-    episodes = {user.user_id: user.interactions for user in found}
+    histories = read_users(path, users=names, skip_bad_rows=skipped is not None, bad_rows=bad)
+    episodes = {user.user_id: user.interactions for user in histories}
     for row in bad:
         if skipped is not None:
             skipped(str(row))

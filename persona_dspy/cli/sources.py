@@ -142,8 +142,8 @@ class StoreSource:
         from persona_dspy.cli.store import open_store
 
         with open_store(self.url) as store:
-            found = (StoredHistory.of(store, user) for user in self.wanted or store.users())
-            yield from islice((history for history in found if history.interactions), self.limit)
+            histories = (StoredHistory.of(store, user) for user in self.wanted or store.users())
+            yield from islice((history for history in histories if history.interactions), self.limit)
 
     def ingest(self, store: Store | None) -> None:
         """They are there."""

@@ -31,12 +31,12 @@ def status(
 
     from persona_dspy.fleet import fleet_status
 
-    found = fleet_status(out)
+    progress = fleet_status(out)
     if json_output:
-        print_json(found)
+        print_json(progress)
         return
     table = Table(title=f"Fleet in {out}/", show_header=False)
-    for name, value in _lines(found):
+    for name, value in _lines(progress):
         table.add_row(name, value)
     Console().print(table)
 

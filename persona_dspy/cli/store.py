@@ -59,8 +59,8 @@ def sqlite_file(url: str) -> Path | None:
         >>> sqlite_file("sqlite:///personas.db"), sqlite_file("postgresql+psycopg://host/name")
         (PosixPath('personas.db'), None)
     """
-    scheme, found, rest = url.partition("://")
-    if not found:
+    scheme, separator, rest = url.partition("://")
+    if not separator:
         return Path(url)
     return Path(rest.removeprefix("/").partition("?")[0]) if scheme.startswith("sqlite") else None
 
@@ -82,12 +82,12 @@ def document_of(store: Store, user_id: str, version: int | None = None) -> Perso
     """
     from persona_dspy.errors import InputError
 
-    found = store.current(user_id) if version is None else store.version(user_id, version)
-    if found is None:
+    version_row = store.current(user_id) if version is None else store.version(user_id, version)
+    if version_row is None:
         raise InputError(
             f"user {user_id!r}: has interactions but no persona yet; type: persona-dspy compile --store ..."
         )
-    return _document(found)
+    return _document(version_row)
 
 
 def ingest(
@@ -139,8 +139,8 @@ def history(user: _User, store: StoreOption = None, json_output: JsonOption = Fa
         mark = " *" if row["current"] else ""
         scores = [f"{row[name]:.2f}" if row[name] is not None else "-" for name in ("score", "without_persona")]
         parent = "-" if row["parent"] is None else str(row["parent"])
-        told = (str(row["accepted"]), str(row["calls"]), str(row["bullets"]))
-        table.add_row(f"{row['version']}{mark}", parent, row["created"][:10], *scores, *told)
+        fields = (str(row["accepted"]), str(row["calls"]), str(row["bullets"]))
+        table.add_row(f"{row['version']}{mark}", parent, row["created"][:10], *scores, *fields)
     Console().print(table)
     typer.echo("* = current" if rows else "no persona yet")
 
@@ -193,8 +193,8 @@ def rollback(
     was = before.version if before else None
     moved = None if tracker is None else _prompt_moved(tracker, user, now)
     if json_output:
-        told = {"user_id": user, "from": was, "to": now}
-        print_json(told if moved is None else {**told, "prompt_moved": moved})
+        fields = {"user_id": user, "from": was, "to": now}
+        print_json(fields if moved is None else {**fields, "prompt_moved": moved})
         return
     typer.echo(f"version {now} is current, it was {was}")
     if moved is not None:
@@ -221,8 +221,8 @@ def export(
     count, path = 0, ""
     with open_store(store) as opened:
         for one in opened.users() if user is None else (user,):
-            found = opened.current(one)
-            if found is None and user is None:
+            version_row = opened.current(one)
+            if version_row is None and user is None:
                 continue
             target = out / persona_file_name(one)
             write_text(target, document_of(opened, one).to_json())
@@ -255,8 +255,8 @@ def import_command(
         for file in listed:
             document = load_document(file)
             record = document.alignment.model_dump(mode="json") if document.alignment else None
-            kept = opened.put_persona(document.user_id, document.to_json(), record)
-            put.append({"user_id": kept.user_id, "version": kept.version})
+            imported = opened.put_persona(document.user_id, document.to_json(), record)
+            put.append({"user_id": imported.user_id, "version": imported.version})
     if json_output:
         print_json({"imported": put})
         return

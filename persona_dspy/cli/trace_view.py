@@ -24,13 +24,13 @@ def print_trace(trace: Trace, past: Iterable[Interaction], bullets: Iterable[Bul
 
     from persona_dspy.agent import Step
 
-    known, rules = {i.id: i for i in past}, {b.id: b.sentence for b in bullets}
+    episodes_by_id, rules = {i.id: i for i in past}, {b.id: b.sentence for b in bullets}
     console.print(Rule(_plain(f"persona of {trace.user_id}, version {trace.persona_version}"), align="left"))
     console.print(_plain(trace.persona or "(empty)"), style="dim")
     console.print(Rule("steps", align="left"))
     for item in sorted([*trace.steps, *trace.calls], key=lambda found: found.at):
         if isinstance(item, Step):
-            _print_step(item, known, rules, console)
+            _print_step(item, episodes_by_id, rules, console)
         else:
             console.print(_call_line(item))
     usage = trace.usage
@@ -50,8 +50,8 @@ def _print_step(step: Step, known: dict[str, Interaction], rules: dict[str, str]
         console.print(_plain(f"          words added by the persona: {_short(rules.get(rule, rule))}"), style="dim")
     for found in step.recalled:
         episode = known.get(found.id)
-        told = f"{_short(episode.query)} -> {_short(episode.response)}" if episode else "(no longer there)"
-        console.print(_plain(f"          {found.score:7.3f}  #{found.position} {found.id}  {told}"))
+        episode_text = f"{_short(episode.query)} -> {_short(episode.response)}" if episode else "(no longer there)"
+        console.print(_plain(f"          {found.score:7.3f}  #{found.position} {found.id}  {episode_text}"))
     if step.observation:
         console.print(_plain(f"          {_short(step.observation, 3 * _SHOWN)}"))
 

@@ -56,7 +56,7 @@ def cases(users: Iterable[UserHistory], task: Task | None = None, *, queries: in
         >>> [(len(c.history), len(c.queries)) for c in cases([UserHistory(user_id="u", interactions=past)])]
         [(6, 2)]
     """
-    found: list[Case] = []
+    people: list[Case] = []
     for user in users:
         history, asked = user.interactions, tuple(q for q in user.questions if q.gold is not None)
         if not user.questions and len(history) > 1:
@@ -65,8 +65,8 @@ def cases(users: Iterable[UserHistory], task: Task | None = None, *, queries: in
             asked = tuple(Question(id=i.id, query=i.query, gold=i.response, time=i.time) for i in late)
         if asked and (task or history):
             own = task or infer_task(history)
-            found.append(Case(user_id=user.user_id, task=own, history=history, queries=asked[:queries]))
-    return found
+            people.append(Case(user_id=user.user_id, task=own, history=history, queries=asked[:queries]))
+    return people
 
 
 def scored_as(people: Sequence[Case]) -> Task:
@@ -194,8 +194,8 @@ class _Run:
                 answer = str(program(question.query))
             except AdapterParseError:
                 parsed = False
-        said: dict[str, Any] = {"query_id": question.id, "gold": str(question.gold), "answer": answer}
-        self._row(program, ledger, began, parsed=parsed and bool(answer), **said)
+        fields: dict[str, Any] = {"query_id": question.id, "gold": str(question.gold), "answer": answer}
+        self._row(program, ledger, began, parsed=parsed and bool(answer), **fields)
 
     def _account(self, program: Prepared) -> Ledger:
         return Ledger(user_id=program.user_id, parent=self.ledger)

@@ -90,8 +90,8 @@ class Results:
 
     def _keep_protocol(self, protocol: dict[str, Any], run: dict[str, Any]) -> None:
         path = self.folder / "protocol.json"
-        kept = _protocol(path) if path.exists() else {**protocol, "runs": []}
-        before = {key: value for key, value in kept.items() if key != "runs"}
+        stored = _protocol(path) if path.exists() else {**protocol, "runs": []}
+        before = {key: value for key, value in stored.items() if key != "runs"}
         now = json.loads(json.dumps(protocol))
         if before != now:
             changed = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
@@ -100,10 +100,10 @@ class Results:
                 f"{[before.get(key) for key in changed]!r}, now {[now.get(key) for key in changed]!r}); "
                 "expected the same; give another --out"
             )
-        kept["runs"].append(run)
-        self.protocol = kept
+        stored["runs"].append(run)
+        self.protocol = stored
         part = path.with_suffix(".part")
-        part.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        part.write_text(json.dumps(stored, indent=2, ensure_ascii=False) + "\n", "utf-8")
         os.replace(part, path)
 
     def add(self, row: Judged) -> None:
@@ -117,21 +117,21 @@ class Results:
 
     def answered(self, system: str, user_id: str) -> set[str]:
         """The ids of the queries that have an answer."""
-        mine = (r for r in self.rows if r.system == system and r.user_id == user_id)
-        return {r.query_id for r in mine if r.kind == "answer"}
+        rows = (r for r in self.rows if r.system == system and r.user_id == user_id)
+        return {r.query_id for r in rows if r.kind == "answer"}
 
 
 def _protocol(path: Path) -> dict[str, Any]:
     try:
-        kept = json.loads(path.read_bytes())
+        settings = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as failure:
-        kept, found = None, str(failure)
+        settings, problem = None, str(failure)
     else:
-        found = "not the keys that an evaluation writes"
-    if isinstance(kept, dict) and isinstance(kept.get("runs"), list):
-        return kept
+        problem = "not the keys that an evaluation writes"
+    if isinstance(settings, dict) and isinstance(settings.get("runs"), list):
+        return settings
     raise InputError(
-        f"{str(path)!r}: {found}; expected the settings of an evaluation as JSON; give another --out, or remove the "
+        f"{str(path)!r}: {problem}; expected the settings of an evaluation as JSON; give another --out, or remove the "
         "file where you know that the answers beside it were made with the settings of now"
     )
 
@@ -170,7 +170,7 @@ def commit() -> str:
     """The package's version, and the commit it is at where it runs from a checkout; ``+`` marks changed files."""
     here = Path(__file__).resolve().parent
     try:
-        told = subprocess.run(
+        described = subprocess.run(
             ["git", "-C", str(here), "describe", "--always", "--dirty=+", "--exclude=*"],
             capture_output=True,
             text=True,
@@ -178,5 +178,5 @@ def commit() -> str:
             check=True,
         ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
-        told = ""
-    return f"persona-dspy {version('persona-dspy')}" + (f", commit {told}" if told else "")
+        described = ""
+    return f"persona-dspy {version('persona-dspy')}" + (f", commit {described}" if described else "")

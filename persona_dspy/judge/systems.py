@@ -76,15 +76,15 @@ class Prepared:
 
     def _persona(self, k: int) -> PersonalProgram:
         changes, signature = self.variant.changes, self.task.signature()
-        given = Persona(user_id=self.user_id) if "no-persona" in changes else None
+        persona = Persona(user_id=self.user_id) if "no-persona" in changes else None
         if "no-memory" in changes:
             # An empty persona would be filled with facts counted in memory; one with a line is left alone.
-            given = Persona.from_text(_NEUTRAL, user_id=self.user_id)
+            persona = Persona.from_text(_NEUTRAL, user_id=self.user_id)
         program: PersonalProgram = PersonaAgent(
             signature,
             history=self.memory,
             user_id=self.user_id,
-            persona=given,
+            persona=persona,
             actions=self._act(0 if "no-memory" in changes else k),
             episodes_as="block" if "block" in changes else "turns",
             labels="declared" if "any-label" in changes else "own",
@@ -113,17 +113,17 @@ class Prepared:
         Raises:
             BudgetExceeded: the run's time is over; nothing is kept.
         """
-        kept = folder / self.variant.name.replace("@", "-") / persona_file_name(self.user_id)
+        path = folder / self.variant.name.replace("@", "-") / persona_file_name(self.user_id)
         if self.variant.system != "persona":
-            kept = kept.with_suffix(".txt")
-            if kept.exists():
-                self.program.profile = kept.read_text("utf-8")
+            path = path.with_suffix(".txt")
+            if path.exists():
+                self.program.profile = path.read_text("utf-8")
                 return "kept"
             self.program.prepare()
-            write_text(kept, self.program.profile)
+            write_text(path, self.program.profile)
             return ""
-        if kept.exists():
-            self.program = self.program.with_persona(load_document(kept).persona())
+        if path.exists():
+            self.program = self.program.with_persona(load_document(path).persona())
             return "kept"
         optimizer = self.setting.align(recent=self.variant.recent, epochs=self.variant.epochs)
         examples = self.program.examples()
@@ -134,7 +134,7 @@ class Prepared:
         if record.stopped.startswith("budget"):
             raise BudgetExceeded(record.stopped)
         self.program = aligned
-        write_text(kept, PersonaDocument.of(aligned.persona.value, alignment=record).to_json())
+        write_text(path, PersonaDocument.of(aligned.persona.value, alignment=record).to_json())
         return f"{record.accepted} edits accepted; {record.stopped}"
 
     def __call__(self, query: str) -> Any:

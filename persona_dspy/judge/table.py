@@ -59,39 +59,39 @@ def standings(
         (answers if row.kind == "answer" else work)[row.system].append(row)
     values = {name: _values(answers[name], task) for name in systems if answers[name]}
     means = {name: list(v.values()) for name, v in values.items()}
-    found: list[Standing] = []
+    table: list[Standing] = []
     for name, scored in values.items():
-        mine, by_user = answers[name], defaultdict[str, list[float]](list)
+        system_rows, by_user = answers[name], defaultdict[str, list[float]](list)
         for (user, _), value in scored.items():
             by_user[user].append(value)
-        metrics = task.evaluate([r.gold for r in mine], [r.answer for r in mine])
+        metrics = task.evaluate([r.gold for r in system_rows], [r.answer for r in system_rows])
         against = None
         best = best_baseline(means, task, history=Variant.parse(name).history)
         if best is not None and name != best:
             against = paired_difference(scored, values[best], higher_is_better=_higher(task), seed=seed)
         users = len(by_user)
         prepared = [r for r in work[name] if r.user_id in by_user]
-        found.append(
+        table.append(
             Standing(
                 system=name,
                 users=users,
-                queries=len(mine),
-                expected=expected or len(mine),
+                queries=len(system_rows),
+                expected=expected or len(system_rows),
                 score=mean_interval(by_user, seed=seed),
                 others={key: metrics[key] for key in task.metrics[1:]},
                 against=against,
-                unparsed=sum(not r.parsed for r in mine),
-                seconds=sum(r.seconds for r in mine) / len(mine),
-                calls=sum(r.calls for r in mine) / users,
-                tokens=sum(r.tokens for r in mine) / users,
-                usd=_usd(mine, users),
+                unparsed=sum(not r.parsed for r in system_rows),
+                seconds=sum(r.seconds for r in system_rows) / len(system_rows),
+                calls=sum(r.calls for r in system_rows) / users,
+                tokens=sum(r.tokens for r in system_rows) / users,
+                usd=_usd(system_rows, users),
                 prepare_calls=sum(r.calls for r in prepared) / users,
                 prepare_tokens=sum(r.tokens for r in prepared) / users,
                 prepare_seconds=sum(r.seconds for r in prepared) / users,
                 prepare_usd=_usd(prepared, users),
             )
         )
-    return found
+    return table
 
 
 def best_baseline(values: Mapping[str, Sequence[float]], task: Task, *, history: int | None = None) -> str | None:
@@ -117,8 +117,8 @@ def _values(rows: Sequence[Judged], task: Task) -> dict[tuple[str, str], float]:
 
 
 def _usd(rows: Sequence[Judged], users: int) -> float | None:
-    known = [r.usd for r in rows if r.usd is not None]
-    return sum(known) / users if known else None
+    prices = [r.usd for r in rows if r.usd is not None]
+    return sum(prices) / users if prices else None
 
 
 def columns(standing: Standing, task: Task) -> dict[str, Any]:
@@ -162,27 +162,27 @@ def cells(standing: Standing, task: Task) -> dict[str, str]:
     """A standing as short texts for people, by column title."""
     s, against = standing, standing.against
     arrow = "↑" if _higher(task) else "↓"
-    shown = {"system": s.system, "users": str(s.users)}
-    shown["queries"] = str(s.queries) if s.queries == s.expected else f"{s.queries} of {s.expected}"
-    shown[f"{task.metrics[0]} {arrow} [95%]"] = f"{s.score.value:.3f} [{s.score.low:.3f}, {s.score.high:.3f}]"
+    texts = {"system": s.system, "users": str(s.users)}
+    texts["queries"] = str(s.queries) if s.queries == s.expected else f"{s.queries} of {s.expected}"
+    texts[f"{task.metrics[0]} {arrow} [95%]"] = f"{s.score.value:.3f} [{s.score.low:.3f}, {s.score.high:.3f}]"
     for name, value in s.others.items():
-        shown[f"{name} {'↑' if HIGHER_IS_BETTER[name] else '↓'}"] = f"{value:.3f}"
-    shown["better than best baseline by"] = (
+        texts[f"{name} {'↑' if HIGHER_IS_BETTER[name] else '↓'}"] = f"{value:.3f}"
+    texts["better than best baseline by"] = (
         f"{against.difference.value:+.3f} [{against.difference.low:+.3f}, {against.difference.high:+.3f}]"
         if against
         else "-"
     )
-    shown["users won/lost"] = f"{against.won}/{against.lost}" if against else "-"
-    shown["unparsed"] = str(s.unparsed)
-    shown["calls/user"] = f"{s.calls:.1f}"
-    shown["tokens/user"] = f"{s.tokens:,.0f}"
-    shown["s/query"] = f"{s.seconds:.2f}"
+    texts["users won/lost"] = f"{against.won}/{against.lost}" if against else "-"
+    texts["unparsed"] = str(s.unparsed)
+    texts["calls/user"] = f"{s.calls:.1f}"
+    texts["tokens/user"] = f"{s.tokens:,.0f}"
+    texts["s/query"] = f"{s.seconds:.2f}"
     if s.usd is not None:
-        shown["usd/user"] = f"{s.usd:.4f}"
-    shown["preparation: calls, tokens, s/user"] = (
+        texts["usd/user"] = f"{s.usd:.4f}"
+    texts["preparation: calls, tokens, s/user"] = (
         f"{s.prepare_calls:.1f}, {s.prepare_tokens:,.0f}, {s.prepare_seconds:.1f}" if s.prepare_calls else "-"
     )
-    return shown
+    return texts
 
 
 def as_markdown(found: Sequence[Standing], task: Task) -> str:

@@ -57,18 +57,18 @@ class Variant:
         system, _, options = text.strip().partition("@")
         if system not in SYSTEMS + REFERENCES:
             raise InputError(f"system {system!r}: expected one of {', '.join(SYSTEMS + REFERENCES)}")
-        found: dict[str, Any] = {}
+        settings: dict[str, Any] = {}
         flags = () if system in REFERENCES else tuple(ABLATIONS) if system == "persona" else (CONTROL,)
         for option in filter(None, (o.strip() for o in options.split(","))):
-            key, given, value = option.partition("=")
-            if not given and key in flags:
-                found["changes"] = tuple(dict.fromkeys((*found.get("changes", ()), key)))
-            elif given and key in _NUMBERS and value.isdigit() and int(value) >= _NUMBERS[key]:
-                found[key] = int(value)
+            key, has_value, value = option.partition("=")
+            if not has_value and key in flags:
+                settings["changes"] = tuple(dict.fromkeys((*settings.get("changes", ()), key)))
+            elif has_value and key in _NUMBERS and value.isdigit() and int(value) >= _NUMBERS[key]:
+                settings[key] = int(value)
             else:
-                known = ", ".join([*flags, *(f"{n}=..." for n in _NUMBERS)])
-                raise InputError(f"variant {text!r}, option {option!r}: expected {system}@ with some of {known}")
-        return cls(system=system, **found)
+                expected = ", ".join([*flags, *(f"{n}=..." for n in _NUMBERS)])
+                raise InputError(f"variant {text!r}, option {option!r}: expected {system}@ with some of {expected}")
+        return cls(system=system, **settings)
 
     @property
     def name(self) -> str:
@@ -105,9 +105,9 @@ def variants(
         ['persona', 'persona@k=2', 'persona@k=4', 'persona@history=0']
     """
     plain = [Variant.parse(name) for name in (*systems, *(REFERENCES if references else ()))]
-    found = [*plain, *(Variant.parse(f"persona@{name}") for name in ablations)]
+    rows = [*plain, *(Variant.parse(f"persona@{name}") for name in ablations)]
     for curve in scale:
         key, _, values = curve.partition("=")
-        found += [Variant.parse(f"persona@{key}={value.strip()}") for value in values.split(",")]
-    found += [replace(v, history=n) for n in cold for v in plain]
-    return list(dict.fromkeys(found))
+        rows += [Variant.parse(f"persona@{key}={value.strip()}") for value in values.split(",")]
+    rows += [replace(v, history=n) for n in cold for v in plain]
+    return list(dict.fromkeys(rows))

@@ -91,7 +91,7 @@ def learning_curve(points: Sequence[CurvePoint], *, without_persona: float | Non
     """One user's curve: the incumbent as a line, accepted and refused challengers as marks. A ``plotly`` Figure whose
     traces are, in order: without persona, incumbent, accepted, refused."""
     go, figure = blank(height=260)
-    said = {p.trial: "<br>".join(label(e) for e in p.edits) + f"<br><i>{label(p.reason)}</i>" for p in points}
+    hover_texts = {p.trial: "<br>".join(label(e) for e in p.edits) + f"<br><i>{label(p.reason)}</i>" for p in points}
     last = max((p.trial for p in points), default=0)
     flat = [] if without_persona is None else [without_persona] * 2
     figure.add_trace(
@@ -126,7 +126,7 @@ def learning_curve(points: Sequence[CurvePoint], *, without_persona: float | Non
                 mode="markers",
                 name=name,
                 marker=marker,
-                customdata=[said[p.trial] for p in chosen],
+                customdata=[hover_texts[p.trial] for p in chosen],
                 hovertemplate=f"<b>{name}: %{{y:.2f}}</b><br>%{{customdata}}<extra></extra>",
             )
         )
@@ -148,9 +148,9 @@ def before_and_after(alignments: Sequence[Alignment]) -> Any:
         ("final", "aligned persona"),
     ):
         values = [getattr(a.scores, name) for a in alignments]
-        known = {str(n): [v] for n, v in enumerate(values) if v is not None}
-        if known:
-            rows.append((title, mean_interval(known), len(known)))
+        by_user = {str(n): [v] for n, v in enumerate(values) if v is not None}
+        if by_user:
+            rows.append((title, mean_interval(by_user), len(by_user)))
     _dots(go, figure, rows, [SAME, SAME, ACCENT][-len(rows) :] if rows else [])
     figure.update_xaxes(title_text="mean held-out score", range=[0, 1.02])
     return figure

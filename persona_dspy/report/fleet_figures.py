@@ -73,9 +73,9 @@ class FleetFigures:
             "learning_curve": fleet_curve([line for _, line in self._kept]),
             "gains": each_user(gains, named=False),
         }
-        made = {f"{name}.json": str(figure.to_json()) for name, figure in figures.items()}
+        files = {f"{name}.json": str(figure.to_json()) for name, figure in figures.items()}
         parts: list[str] = []
         for name, figure in figures.items():
             drawn = figure.to_html(full_html=False, include_plotlyjs=not parts, config={"displaylogo": False})
             parts.append(f"<h2>{_TITLES[name]}</h2>\n{drawn}")
-        return {**made, "figures.html": _PAGE.format("\n".join(parts))}
+        return {**files, "figures.html": _PAGE.format("\n".join(parts))}

@@ -20,16 +20,16 @@ def map_figure(
     go, figure = blank(height=420)
     size = 12 if len(users) <= 60 else 7
     for group, name in enumerate(names):
-        mine = [i for i, g in enumerate(groups) if g == group]
+        members = [i for i, g in enumerate(groups) if g == group]
         figure.add_trace(
             go.Scatter(
-                x=[xy[i][0] for i in mine],
-                y=[xy[i][1] for i in mine],
+                x=[xy[i][0] for i in members],
+                y=[xy[i][1] for i in members],
                 mode="markers+text" if len(users) <= 16 else "markers",
-                text=[label(users[i], width=200, most=24) for i in mine],
+                text=[label(users[i], width=200, most=24) for i in members],
                 textposition="top center",
-                name=label(name, width=200, most=40) + f" ({len(mine):,})",
-                customdata=mine,
+                name=label(name, width=200, most=40) + f" ({len(members):,})",
+                customdata=members,
                 marker={
                     "size": size,
                     "opacity": 0.85,
@@ -66,7 +66,7 @@ def similarity_figure(users: Sequence[str], matrix: Sequence[Sequence[float]]) -
             ygap=1 if len(users) <= 30 else 0,
         )
     )
-    shown = {"tickvals": list(range(len(users))), "ticktext": names} if len(users) <= 30 else {"showticklabels": False}
-    figure.update_xaxes(**shown, showgrid=False, zeroline=False, tickangle=-60)
-    figure.update_yaxes(**shown, showgrid=False, zeroline=False, autorange="reversed", scaleanchor="x")
+    axis = {"tickvals": list(range(len(users))), "ticktext": names} if len(users) <= 30 else {"showticklabels": False}
+    figure.update_xaxes(**axis, showgrid=False, zeroline=False, tickangle=-60)
+    figure.update_yaxes(**axis, showgrid=False, zeroline=False, autorange="reversed", scaleanchor="x")
     return figure

@@ -51,19 +51,19 @@ class Overview:
 
 def pairs(subjects: Sequence[Subject]) -> dict[str, tuple[float, float]]:
     """User -> held-out score (without persona, with the aligned one), for users who have both."""
-    found: dict[str, tuple[float, float]] = {}
+    scores: dict[str, tuple[float, float]] = {}
     for subject in subjects:
         record = alignment_of(subject)
         if record and record.scores.without_persona is not None and record.scores.final is not None:
-            found[subject.user_id] = (record.scores.without_persona, record.scores.final)
-    return found
+            scores[subject.user_id] = (record.scores.without_persona, record.scores.final)
+    return scores
 
 
 def overview(subjects: Sequence[Subject]) -> Overview:
     """Sums and means over users. What a user cost is all recorded alignments of that user, not the last one alone."""
     last = [record for record in map(alignment_of, subjects) if record]
     spent = [record.total for subject in subjects for record in _records(subject)]
-    known = [u.usd for u in spent if u.usd is not None]
+    prices = [u.usd for u in spent if u.usd is not None]
     scores = pairs(subjects)
     return Overview(
         users=len(subjects),
@@ -79,7 +79,7 @@ def overview(subjects: Sequence[Subject]) -> Overview:
         tokens=sum(u.input_tokens + u.output_tokens for u in spent),
         cached_tokens=sum(u.cached_tokens for u in spent),
         lm_seconds=sum(u.seconds for u in spent),
-        usd=sum(known) if known else None,
+        usd=sum(prices) if prices else None,
         tasks=_commonest([_LABELS.sub("", s.document.task or "") for s in subjects]),
         models=_commonest([s.document.model for s in subjects]),
     )
@@ -87,11 +87,11 @@ def overview(subjects: Sequence[Subject]) -> Overview:
 
 def _records(subject: Subject) -> list[Alignment]:
     """Each alignment once: a version that was rolled back to, or only locked, may carry its parent's record."""
-    found: list[Alignment] = []
+    records: list[Alignment] = []
     for document in subject.versions:
-        if document.alignment is not None and document.alignment not in found:
-            found.append(document.alignment)
-    return found
+        if document.alignment is not None and document.alignment not in records:
+            records.append(document.alignment)
+    return records
 
 
 def _commonest(values: Sequence[str | None]) -> tuple[str, ...]:

@@ -61,13 +61,13 @@ def report_page(
     """
     if not subjects:
         raise InputError("subjects []: expected at least one user with a persona")
-    found = overview(subjects)
+    summary = overview(subjects)
     landscape = _landscape(subjects, encoder)
     records = [record for record in map(alignment_of, subjects) if record]
     figures = {
-        "before": before_and_after(records) if found.scored else None,
-        "fleet": fleet_curve([[p.score for p in curve(r)] for r in records]) if found.scored else None,
-        "each": each_user(pairs(subjects)) if found.scored else None,
+        "before": before_and_after(records) if summary.scored else None,
+        "fleet": fleet_curve([[p.score for p in curve(r)] for r in records]) if summary.scored else None,
+        "each": each_user(pairs(subjects)) if summary.scored else None,
         "curve": learning_curve([]),
         "systems": _systems(systems),
         **landscape.pop("figures"),
@@ -80,7 +80,7 @@ def report_page(
     scripts = [_plotly(), "\n".join(_part(name) for name in _SCRIPTS)]
     page = _environment().get_template("page.html").render(
         title=title,
-        overview=found,
+        overview=summary,
         systems=systems,
         columns=_columns(systems),
         higher=HIGHER_IS_BETTER.get(systems[0].metric) if systems else None,
@@ -118,29 +118,36 @@ def _landscape(subjects: Sequence[Subject], encoder: Encoder | None) -> dict[str
     """The map, the matrix, each user's group and most similar users; what was left out, as notes."""
     personas = [s.document.persona() for s in subjects]
     terms = [set(persona_terms(p)) for p in personas]
-    found: dict[str, Any] = {"group": [None] * len(subjects), "near": [[]] * len(subjects), "names": [], "notes": []}
-    found["figures"] = {}
+    landscape: dict[str, Any] = {
+        "group": [None] * len(subjects),
+        "near": [[]] * len(subjects),
+        "names": [],
+        "notes": [],
+    }
+    landscape["figures"] = {}
     if len(subjects) == 1:
-        return found
+        return landscape
     mapped = spread([0] * len(subjects), MOST_ON_MAP)
     drawn = map_personas([personas[i] for i in mapped], encoder=encoder)
     for place, i in enumerate(mapped):
-        found["group"][i] = drawn.groups[place]
-    found["names"] = list(drawn.names)
+        landscape["group"][i] = drawn.groups[place]
+    landscape["names"] = list(drawn.names)
     similar = jaccard([terms[i] for i in mapped])
     closest = nearest(similar)
     for place, i in enumerate(mapped):
-        found["near"][i] = [[mapped[j], round(float(similar[place, j]), 3)] for j in closest[place]]
-    shown = spread(drawn.groups, MOST_IN_MATRIX)
-    found["figures"]["map"] = _placed(map_figure(drawn.users, drawn.xy, drawn.groups, drawn.names), mapped)
-    found["figures"]["similarity"] = similarity_figure(
-        [drawn.users[i] for i in shown], similar[shown][:, shown].tolist()
+        landscape["near"][i] = [[mapped[j], round(float(similar[place, j]), 3)] for j in closest[place]]
+    in_matrix = spread(drawn.groups, MOST_IN_MATRIX)
+    landscape["figures"]["map"] = _placed(map_figure(drawn.users, drawn.xy, drawn.groups, drawn.names), mapped)
+    landscape["figures"]["similarity"] = similarity_figure(
+        [drawn.users[i] for i in in_matrix], similar[in_matrix][:, in_matrix].tolist()
     )
     if len(mapped) < len(subjects):
-        found["notes"].append(f"The map shows {len(mapped):,} of {len(subjects):,} users, drawn at random.")
-    if len(shown) < len(subjects):
-        found["notes"].append(f"The matrix shows {len(shown)} of {len(subjects):,} users, each group by its share.")
-    return found
+        landscape["notes"].append(f"The map shows {len(mapped):,} of {len(subjects):,} users, drawn at random.")
+    if len(in_matrix) < len(subjects):
+        landscape["notes"].append(
+            f"The matrix shows {len(in_matrix)} of {len(subjects):,} users, each group by its share."
+        )
+    return landscape
 
 
 def _placed(figure: Any, mapped: Sequence[int]) -> Any:

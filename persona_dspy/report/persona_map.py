@@ -65,8 +65,8 @@ def persona_terms(persona: Persona) -> list[str]:
 
 def _terms(bullet: Bullet) -> list[str]:
     if bullet.when:
-        said = ["anything else"] if bullet.is_default else list(bullet.quoted) or _words(bullet.when)
-        return [f"{word} → {bullet.then.lower()}" for word in said]
+        conditions = ["anything else"] if bullet.is_default else list(bullet.quoted) or _words(bullet.when)
+        return [f"{word} → {bullet.then.lower()}" for word in conditions]
     quoted = re.findall(r'"([^"]+)"', bullet.text.lower()) if bullet.source == "fact" else []
     return quoted or _words(bullet.text)
 
@@ -82,17 +82,17 @@ def jaccard(sets: Sequence[Collection[str]]) -> NDArray[np.float64]:
     """
     from scipy.sparse import csr_matrix
 
-    known: dict[str, int] = {}
-    columns = [[known.setdefault(word, len(known)) for word in set(one)] for one in sets]
+    column_of: dict[str, int] = {}
+    columns = [[column_of.setdefault(word, len(column_of)) for word in set(one)] for one in sets]
     ends = np.cumsum([0, *map(len, columns)])
     flat = np.array([c for row in columns for c in row], dtype=np.int64)
-    held = csr_matrix((np.ones(len(flat)), flat, ends), shape=(len(sets), max(1, len(known))))
+    held = csr_matrix((np.ones(len(flat)), flat, ends), shape=(len(sets), max(1, len(column_of))))
     shared = np.asarray((held @ held.T).todense(), dtype=np.float64)
     sizes = shared.diagonal()
     either = sizes[:, None] + sizes[None, :] - shared
-    found = np.divide(shared, either, out=np.zeros_like(shared), where=either > 0)
-    np.fill_diagonal(found, 1.0)
-    return found
+    similarity = np.divide(shared, either, out=np.zeros_like(shared), where=either > 0)
+    np.fill_diagonal(similarity, 1.0)
+    return similarity
 
 
 def nearest(similarity: NDArray[np.float64], k: int = 3) -> list[list[int]]:
@@ -163,8 +163,8 @@ def _tfidf(terms: list[list[str]]) -> tuple[Any, list[str]]:
     if not any(terms):
         return csr_matrix((len(terms), 1)), [""]
     analyzer: Any = list
-    made = TfidfVectorizer(analyzer=analyzer, sublinear_tf=True, max_features=20_000)
-    return made.fit_transform(terms), list(made.get_feature_names_out())
+    vectorizer = TfidfVectorizer(analyzer=analyzer, sublinear_tf=True, max_features=20_000)
+    return vectorizer.fit_transform(terms), list(vectorizer.get_feature_names_out())
 
 
 def _reduced(weights: Any) -> NDArray[np.float64]:
@@ -208,13 +208,13 @@ def _groups(vectors: NDArray[np.float64], seed: int) -> list[int]:
     best, chosen = _CLEAR, [0] * len(vectors)
     starts: Any = 5
     for k in range(2, min(GROUPS, places, len(vectors) // 3) + 1):
-        found = KMeans(k, n_init=starts, random_state=seed).fit_predict(unit)
-        sizes = Counter(found.tolist())
+        labels = KMeans(k, n_init=starts, random_state=seed).fit_predict(unit)
+        sizes = Counter(labels.tolist())
         if len(sizes) < 2 or min(sizes.values()) < 2:  # one odd persona is no group
             continue
-        score = float(silhouette_score(unit, found, sample_size=min(len(unit), 1000), random_state=seed))
+        score = float(silhouette_score(unit, labels, sample_size=min(len(unit), 1000), random_state=seed))
         if score > best:
-            best, chosen = score, found.tolist()
+            best, chosen = score, labels.tolist()
     by_size = [group for group, _ in Counter(chosen).most_common()]
     return [by_size.index(g) for g in chosen]
 

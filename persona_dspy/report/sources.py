@@ -82,24 +82,24 @@ def read_folder(
     path = Path(folder)
     if not path.is_dir():
         raise InputError(f"{str(folder)!r}: no such folder; expected one with persona JSONs, such as personas/")
-    found: dict[str, dict[int, tuple[Path, PersonaDocument]]] = {}
+    by_user: dict[str, dict[int, tuple[Path, PersonaDocument]]] = {}
     for file in sorted(p for p in path.glob("*.json") if not p.name.startswith(".")):
         document = _read(lambda file=file: load_document(file), skipped)
         if document is None or (users is not None and document.user_id not in users):
             continue
-        mine = found.setdefault(document.user_id, {})
-        other = mine.get(document.version)
+        versions = by_user.setdefault(document.user_id, {})
+        other = versions.get(document.version)
         if other is not None and other[1] != document:
             raise InputError(
                 f"{str(file)!r} and {str(other[0])!r} both hold version {document.version} of user "
                 f"{document.user_id!r}, with other content: expected one of them in the folder"
             )
-        mine[document.version] = (file, document)
-    if not found:
+        versions[document.version] = (file, document)
+    if not by_user:
         raise InputError(f"{str(folder)!r}: expected persona JSONs{_of(users)}; type: persona-dspy compile ... --out")
     return [
-        Subject(user_id=user, versions=tuple(mine[v][1] for v in sorted(mine)), current=max(mine))
-        for user, mine in sorted(found.items())
+        Subject(user_id=user, versions=tuple(versions[v][1] for v in sorted(versions)), current=max(versions))
+        for user, versions in sorted(by_user.items())
     ]
 
 
@@ -112,17 +112,17 @@ def read_store(
         PersonaFormatError: a stored version cannot be read, unless ``skipped`` is given.
         InputError: no user has a persona.
     """
-    found: list[Subject] = []
+    subjects: list[Subject] = []
     without = 0
     for user in sorted(u for u in store.users() if users is None or u in users):
         subject = _from_store(store, user, skipped)
         if subject is None:
             without += 1
         else:
-            found.append(subject)
-    if not found:
+            subjects.append(subject)
+    if not subjects:
         raise InputError(f"store {store!r}: expected personas{_of(users)}; it has none, and {without} users without")
-    return found, without
+    return subjects, without
 
 
 def with_store(subjects: Iterable[Subject], store: Store, *, skipped: Skipped | None = None) -> list[Subject]:
@@ -130,18 +130,18 @@ def with_store(subjects: Iterable[Subject], store: Store, *, skipped: Skipped | 
     both hold a version, the folder's is shown."""
     from persona_dspy.errors import UnknownUser
 
-    made: list[Subject] = []
+    joined: list[Subject] = []
     for subject in subjects:
         try:
-            kept = _from_store(store, subject.user_id, skipped)
+            stored = _from_store(store, subject.user_id, skipped)
             episodes = store.episodes(subject.user_id)
         except UnknownUser:
-            made.append(subject)
+            joined.append(subject)
             continue
-        versions = {d.version: d for d in (*(kept.versions if kept else ()), *subject.versions)}
+        versions = {d.version: d for d in (*(stored.versions if stored else ()), *subject.versions)}
         ordered = tuple(versions[v] for v in sorted(versions))
-        made.append(replace(subject, versions=ordered, episodes=_cited(episodes, ordered)))
-    return made
+        joined.append(replace(subject, versions=ordered, episodes=_cited(episodes, ordered)))
+    return joined
 
 
 def with_episodes(subject: Subject, interactions: Iterable[Interaction]) -> Subject:
@@ -150,10 +150,10 @@ def with_episodes(subject: Subject, interactions: Iterable[Interaction]) -> Subj
     Raises:
         InputError: an interaction of another user.
     """
-    mine = list(interactions)
-    for other in (i for i in mine if i.user_id != subject.user_id):
+    episodes = list(interactions)
+    for other in (i for i in episodes if i.user_id != subject.user_id):
         raise InputError(f"interaction {other.id!r} of user {other.user_id!r}: expected user {subject.user_id!r}'s")
-    return replace(subject, episodes={**_cited(mine, subject.versions), **subject.episodes})
+    return replace(subject, episodes={**_cited(episodes, subject.versions), **subject.episodes})
 
 
 def _from_store(store: Store, user: str, skipped: Skipped | None) -> Subject | None:
@@ -224,14 +224,16 @@ def read_evaluation(path: Path | str) -> list[SystemScore]:
         metric = names[names.index("low") - 1]
     else:
         metric = next((n for n in names if n not in ("system", "users", "queries", "expected")), "")
-    found: list[SystemScore] = []
+    scores: list[SystemScore] = []
     for line, row in enumerate(rows, 2):
         score = _number(file, line, metric, row)
         low = _number(file, line, "low", row) if row.get("low") else score
         high = _number(file, line, "high", row) if row.get("high") else score
-        said = {k: v or "" for k, v in row.items() if isinstance(k, str)}
-        found.append(SystemScore(system=row["system"], metric=metric, score=score, low=low, high=high, columns=said))
-    return found
+        columns = {k: v or "" for k, v in row.items() if isinstance(k, str)}
+        scores.append(
+            SystemScore(system=row["system"], metric=metric, score=score, low=low, high=high, columns=columns)
+        )
+    return scores
 
 
 def _number(file: Path, line: int, name: str, row: Mapping[str, str | None]) -> float:

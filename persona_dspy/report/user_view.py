@@ -49,8 +49,8 @@ def user_view(subject: Subject) -> dict[str, Any]:
 
 
 def _bullet(bullet: Bullet) -> dict[str, Any]:
-    said = {"text": bullet.sentence, "source": bullet.source, "hits": bullet.hits, "locked": bullet.locked}
-    return {**said, "evidence": list(bullet.evidence)}
+    values = {"text": bullet.sentence, "source": bullet.source, "hits": bullet.hits, "locked": bullet.locked}
+    return {**values, "evidence": list(bullet.evidence)}
 
 
 def _episode(item: Interaction) -> dict[str, str | None]:
@@ -66,36 +66,36 @@ def _versions(versions: Sequence[PersonaDocument], current: int) -> list[dict[st
     """Newest first, each with what it changed in its parent; where that is not at hand, in the version before it, or
     by the record of its alignment."""
     by_number, sentences = {d.version: d for d in versions}, _sentences(versions)
-    shown: list[dict[str, Any]] = []
+    views: list[dict[str, Any]] = []
     for place, document in enumerate(versions):
         base = by_number.get(document.parent) if document.parent is not None else None
         if base is None and document.parent is not None and place:
             base = versions[place - 1]
         about = {"version": document.version, "parent": document.parent, "created": document.created_at}
-        known = base is not None or document.parent is None
-        changes = _changes(base, document) if known else _recorded(document, sentences)
-        shown.append(
+        has_parent = base is not None or document.parent is None
+        changes = _changes(base, document) if has_parent else _recorded(document, sentences)
+        views.append(
             {
                 **about,
                 "base": None if base is None else base.version,
                 "current": document.version == current,
-                "known": known,
+                "known": has_parent,
                 "changes": changes,
             }
         )
-    return shown[::-1]
+    return views[::-1]
 
 
 def _changes(base: PersonaDocument | None, document: PersonaDocument) -> list[dict[str, Any]]:
     diff = (_persona(base) if base else Persona(user_id=document.user_id)).diff(_persona(document))
-    made = [{"op": "-", "section": b.section, "parts": [["-", b.sentence]]} for b in diff.dropped]
+    changes = [{"op": "-", "section": b.section, "parts": [["-", b.sentence]]} for b in diff.dropped]
     for old, new in diff.revised:
         parts = word_diff(old.sentence, new.sentence)
         if old.locked != new.locked:
             parts.append(["+", " (locked)" if new.locked else " (unlocked)"])
-        made.append({"op": "~", "section": new.section, "parts": parts})
-    made += [{"op": "+", "section": b.section, "parts": [["+", b.sentence]]} for b in diff.added]
-    return made
+        changes.append({"op": "~", "section": new.section, "parts": parts})
+    changes += [{"op": "+", "section": b.section, "parts": [["+", b.sentence]]} for b in diff.added]
+    return changes
 
 
 def _recorded(document: PersonaDocument, sentences: dict[str, str]) -> list[dict[str, Any]]:

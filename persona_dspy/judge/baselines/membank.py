@@ -51,6 +51,6 @@ class MemoryBank(PAG):
         weighed: list[Episode] = []
         for episode in self.memory.recall(query, 8 * self.k, before=now):
             strength, last = (self._curve or [])[episode.position]
-            kept = retention((now - last) / unit, strength)
-            weighed.append(replace(episode, score=max(episode.score, 1e-6) * kept))
+            retained = retention((now - last) / unit, strength)
+            weighed.append(replace(episode, score=max(episode.score, 1e-6) * retained))
         return sorted(weighed, key=lambda e: (-e.score, -e.position))[: self.k]

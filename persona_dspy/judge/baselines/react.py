@@ -48,11 +48,11 @@ class ReAct(Baseline):
                     step = self.think(query=query, seen="\n".join(seen) or "nothing yet")
                 if step.action == "finish":
                     break
-                found = self.memory.recall(step.words or query, self.k)
+                episodes = self.memory.recall(step.words or query, self.k)
                 seen.append(f"thought: {step.thought}\nrecalled by {step.words!r}:")
                 lines = [
                     f"- {one_line(turn[self.query_field])} -> {one_line(turn[self.response_field])}"
-                    for turn in self._turns(found)
+                    for turn in self._turns(episodes)
                 ]
                 seen.append(fenced("\n".join(lines), "this user's past queries and own responses"))
             return self.answer(**inputs, observations="\n".join(seen) or "none")
