@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from requests_seen import messages, seen_lm
 
 from persona_dspy.agent import prompt as system_prompt
+from persona_dspy.agent.context import recording
 from persona_dspy.agent.prompt import as_persona, personal_adapter
 from persona_dspy.core.text import data_text
 
@@ -175,6 +176,21 @@ def test_callbacks_hear_of_each_call_as_often_as_without():
                         dspy.Predict(Ask)(question="ok?")
             heard.append(count.heard)
         assert heard[0] == heard[1]
+
+
+def test_without_dspys_postprocess_no_call_would_be_recorded():
+    with dspy.context(lm=seen_lm(lambda p: {"answer": "yes"})), recording(tools=False) as recorder, as_persona(PERSONA):
+        dspy.Predict(Ask)(question="ok?")
+    assert len(recorder.calls) == 1
+
+
+@pytest.mark.parametrize("adapter", list(system_prompt._PLAIN))
+def test_without_the_base_class_every_turn_would_be_formatted_anew(adapter):
+    system_prompt._turn_form.cache_clear()
+    personal = personal_adapter(adapter())
+    for _ in range(2):
+        personal._turn(Ask, {"question": "q", "answer": "a"})
+    assert system_prompt._turn_form.cache_info().hits == 1
 
 
 def test_nothing_is_added_outside():

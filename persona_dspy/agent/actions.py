@@ -1,7 +1,6 @@
-"""The action step: which tools are called, with what words. Owns: policies, and recall by the query itself.
+"""The action step: which tools are called, with what words.
 
-Not here: the response itself (agent.py), the tools (tools.py), the loop (react.py). In the paper's words
-``a_t ~ pi_P(. | c_t)``: the persona is in the system message of the call that chooses.
+In the paper's words ``a_t ~ pi_P(. | c_t)``: the persona is in the system message of the call that chooses.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""PersonaAgent: the paper's agent for one user. Owns: the flow recall -> act -> respond.
-
-Not here: choosing actions (act.py), wrapping other programs (personalized.py), learning a persona (optimizers), how it
-reaches the system message (system_prompt.py).
-"""
+"""PersonaAgent: the paper's agent for one user. Its flow is recall -> act -> respond."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What an agent can look up that is not its user's: Wikipedia, or a folder of documents. Owns: the sources.
+"""Knowledge sources that are not the user's own: Wikipedia, or a folder of documents.
 
-Not here: the tool that LMs call (tools.py). What comes back was written by strangers: data, never instructions.
+What comes back was written by strangers: data, never instructions.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Any DSPy program under a user's persona. Owns: ``personalize`` and ``Personalized``.
-
-Not here: the agent of the paper (agent.py), how a persona reaches the system message (system_prompt.py).
-"""
+"""Any DSPy program under a user's persona: ``personalize`` and ``Personalized``."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""What every program with a persona shares. Owns: ``PersonalProgram``, ``PersonaPrediction``, one answer's context.
-
-Not here: the flows themselves (agent.py, personalized.py), learning a persona (optimizers), learning as one goes
-(online.py).
-"""
+"""PersonalProgram: the base of every program with a persona, and PersonaPrediction, what it returns."""
 
 from __future__ import annotations
 

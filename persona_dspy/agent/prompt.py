@@ -1,7 +1,8 @@
-"""How a persona, and past turns, reach the messages of every predictor. Owns: the adapter mixin, the context.
+"""Adapters that put a persona and past turns into the messages of every predictor.
 
-Not here: what a persona says (persona.py), which turns are recalled (memory). Everything travels by ``dspy.context``:
-programs are shared and never changed, so users on other threads or tasks cannot see it.
+Everything travels by ``dspy.context``: programs are shared and never changed, so users on other threads or tasks cannot
+see it. Of this room, only this file overrides DSPy's private methods; tests/test_system_prompt.py says what breaks
+without each.
 """
 
 from __future__ import annotations
@@ -42,23 +43,23 @@ class _PersonaMixin:
         return messages
 
     def _turn(self, signature: Any, turn: Turn) -> list[dict[str, Any]]:
-        told = _only(signature, frozenset(turn))
-        if told is None:
+        shared = _only(signature, frozenset(turn))
+        if shared is None:
             return []  # a predictor about something else, such as query rewriting, gets no answers as examples
         values = {name: data_text(value).strip() if isinstance(value, str) else value for name, value in turn.items()}
-        base = type(self).__mro__[2]
-        if base in _PLAIN and all(isinstance(values[name], str) for name in told.fields):
-            tags = frozenset(told.fields) if base is dspy.XMLAdapter else frozenset[str]()
-            user, assistant = _turn_form(base, told)
-            asked, said = user, assistant
-            for name in told.input_fields:
-                asked = asked.replace(_slot(name), defused_tags(values[name], tags))
-            for name in told.output_fields:
-                said = said.replace(_slot(name), _PLAIN[base](defused_tags(values[name], tags), told, name))
+        base = type(self).__bases__[1]  # see _personal_class
+        if base in _PLAIN and all(isinstance(values[name], str) for name in shared.fields):
+            tags = frozenset(shared.fields) if base is dspy.XMLAdapter else frozenset[str]()
+            user, assistant = _turn_form(base, shared)
+            query, response = user, assistant
+            for name in shared.input_fields:
+                query = query.replace(_slot(name), defused_tags(values[name], tags))
+            for name in shared.output_fields:
+                response = response.replace(_slot(name), _PLAIN[base](defused_tags(values[name], tags), shared, name))
         else:
-            asked = str(self.format_user_message_content(told, values))
-            said = self.format_assistant_message_content(told, values)
-        return [{"role": "user", "content": asked.strip()}, {"role": "assistant", "content": said}]
+            query = str(self.format_user_message_content(shared, values))
+            response = self.format_assistant_message_content(shared, values)
+        return [{"role": "user", "content": query.strip()}, {"role": "assistant", "content": response}]
 
     def format(self, signature: Any, demos: list[Any], inputs: dict[str, Any]) -> list[dict[str, Any]]:
         messages = super().format(signature, demos, inputs)  # type: ignore[misc]
@@ -175,10 +176,10 @@ def _only(signature: Any, names: frozenset[str]) -> Any:
 @cache
 def _personal_class(base: type[Adapter]) -> type[Adapter]:
     # The base's own name: DSPy's stream listeners know adapters by it.
-    made = type(base.__name__, (_PersonaMixin, base), {"__qualname__": f"Persona{base.__name__}"})
+    personal = type(base.__name__, (_PersonaMixin, base), {"__qualname__": f"Persona{base.__name__}"})
     for name in ("format", "parse"):
-        delattr(made, name)  # DSPy wraps them once more for each subclass, and callbacks would hear of each call twice
-    return made
+        delattr(personal, name)  # DSPy wraps them again in each subclass: callbacks would hear of each call twice
+    return personal
 
 
 def personal_adapter(base: Adapter | None = None, lm: Any = None) -> Adapter:

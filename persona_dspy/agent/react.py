@@ -1,7 +1,4 @@
-"""Tools in a loop under a persona, as ReAct (arXiv 2210.03629). Owns: ``Gather``, a loop that no bad answer ends.
-
-Not here: the tools (tools.py), recall by the query itself (act.py), the response (agent.py).
-"""
+"""Tools in a loop under a persona, as ReAct (arXiv 2210.03629). An answer that cannot be read does not end the loop."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Collecting a trace while a query is answered: LM calls and tool calls. Owns: ``Recorder``.
+"""Recorder: collects LM calls and tool calls into a trace while a query is answered.
 
-Not here: the record itself (trace.py), counting and budgets (ledger.py), which go on unchanged beneath it.
+Ledgers and budgets beneath it count on unchanged.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""What a user has answered so far bounds what the user is likely to answer next. Owns: ``habitual``, ``own_labels``,
-``narrowed``.
-
-Not here: which episodes are shown (memory), the response step (agent.py).
-"""
+"""Restricts typed answers to labels the user has used before."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The actions an agent can take: what its LM may look up. Owns: the tools, and running any tool without a crash.
+"""The actions an agent can take: what its LM may look up, and how any tool runs without a crash.
 
-Not here: choosing among them (act.py), where knowledge comes from (knowledge.py). A tool works for the user in whose
-name the program runs, read from ``dspy.settings``: never a closure over one user, so programs may be shared.
+A tool works for the user of the current answer, read from ``dspy.settings``: never a closure over one user, so programs
+may be shared.
 """
 
 from __future__ import annotations

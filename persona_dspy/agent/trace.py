@@ -1,6 +1,5 @@
-"""What happened while one query was answered, step by step. Owns: the frozen record, its JSON and its spans.
+"""Trace: what happened while one query was answered, step by step; with its JSON and its spans.
 
-Not here: collecting it (recorder.py), printing it (cli), sending it to MLflow (tracking.py).
 In the paper's words: the persona is the policy, a step's action is what it chose, the observation what came back.
 """
 
