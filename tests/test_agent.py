@@ -194,3 +194,15 @@ def test_streaming_and_asyncio():
     assert "".join(p.chunk for p in parts if isinstance(p, dspy.streaming.StreamResponse)) == "quite horrible"
     assert isinstance(parts[-1], dspy.Prediction) and parts[-1].tag == "quite horrible"
     assert messages(lm.engine.requests[0])[0][1].endswith(persona("Short.").render())
+
+
+def test_of_equal_queries_the_latest_is_replayed_and_none_is_shown():
+    """``replaying``: the same query asked three times; what lies between the first and the last may be seen."""
+    queries = ["alien", "heat", "alien", "ronin", "alien", "later"]
+    past = [Interaction(user_id="u", query=q, response="drama", id=str(n)) for n, q in enumerate(queries)]
+    model = seen_lm(lambda prompt: {"tag": "drama"})
+    with dspy.context(lm=model):
+        agent = PersonaAgent("film -> tag", history=past, recall_k=9).replaying()
+        prediction = agent(film="alien")
+    recalled = {r.id for step in prediction.trace.steps for r in step.recalled}
+    assert recalled == {"1", "3"}, "as of the last time: what came before it, without the query itself"

@@ -116,3 +116,10 @@ def test_perfect_is_nothing_left_to_gain():
     simulator = Scripted(Old=[1, 1, 0, 1])
     assert not election(simulator).perfect(OLD)
     assert simulator.asked == [("Old", 3), ("Old", 2)], "no further than the first mistake"
+
+
+def test_items_are_scored_latest_first():
+    simulator = Scripted(Old=[0, 1, 1, 1], New=[1, 1, 1, 1])
+    found = election(simulator)
+    assert not found.perfect(OLD)
+    assert simulator.asked == [("Old", 3), ("Old", 2), ("Old", 1), ("Old", 0)]

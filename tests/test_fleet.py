@@ -8,10 +8,12 @@ import pytest
 
 from optimizers import PersonaAlignment
 from persona_dspy.agent.agent import PersonaAgent
+from persona_dspy.core.interactions import Interaction
 from persona_dspy.data.files import UserHistory
 from persona_dspy.errors import InputError, ModelError, StoreError
 from persona_dspy.fleet.compile import compile_users
 from persona_dspy.fleet.folder import FleetFolder, fleet_status
+from persona_dspy.fleet.user import made_from
 from persona_dspy.lm.kept_answers import recorded, unshared
 from persona_dspy.lm.ledger import Budget, Ledger
 from persona_dspy.store.store import Store
@@ -290,3 +292,12 @@ def test_wrong_options():
         compile_users(PersonaAgent(TagFilm), [], PersonaAlignment(), workers=0)
     with pytest.raises(InputError, match="engine"):
         compile_users(PersonaAgent(TagFilm), [], PersonaAlignment(), engine="spark")
+
+
+def test_what_a_user_was_made_from_includes_metadata():
+    """Other inputs of a query stand in metadata: where they change, a finished user is not finished."""
+    histories = [
+        UserHistory(user_id="u", interactions=(Interaction(user_id="u", query="q", response="r", metadata=more),))
+        for more in ({}, {"title": "Alien"}, {"title": "Heat"})
+    ]
+    assert len({made_from(history, "options") for history in histories}) == 3

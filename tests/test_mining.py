@@ -91,3 +91,10 @@ def test_what_the_past_has_outgrown_is_dropped():
     assert [e.id for e in outdated(persona, [*before, *now])] == [learned.id]
     found = mined(persona, Evidence(kind=LABEL, simulated=(), feedback=(), past=now), [*before, *now])
     assert found[0].op == "drop"
+
+
+def test_a_rule_is_outdated_once_three_interactions_speak_of_it_and_contradict_it():
+    rule = Bullet(section="decision rules", when='it mentions "ghost"', then="comedy", source="learned")
+    persona = Persona(user_id="u", bullets=(rule,))
+    past = [Interaction(user_id="u", query=f"a ghost story {n}", response="horror", id=str(n)) for n in range(3)]
+    assert [outdated(persona, past[:n]) != [] for n in range(4)] == [False, False, False, True]

@@ -132,3 +132,12 @@ def test_a_broken_state_changes_nothing(tmp_path):
     with pytest.raises(ValueError, match="user_id"):
         program.persona.load_state({"value": before.model_dump(mode="json"), "initial": {"bullets": []}})
     assert program.persona.value is before
+
+
+def test_a_section_over_its_cap_may_shrink_but_not_grow():
+    lines = tuple(Bullet(section="style", text=f"line {n} " + "word " * 40) for n in range(8))
+    full = Persona(user_id="u", bullets=lines)
+    smaller = full.apply([Edit(op="drop", id=lines[0].id)])
+    assert len(smaller.bullets) == 7, "still over the cap, and yet allowed: it came nearer"
+    with pytest.raises(InputError, match="would hold"):
+        full.apply([Edit(op="add", bullet=Bullet(section="style", text="one more line"))])

@@ -50,3 +50,11 @@ def test_the_persona_and_recency_move_an_episode_up_and_relevance_still_counts()
     assert [e.position for e in ranked([near, typical, newest], {"usual": 0.1}, 3)] == [0, 1, 8]
     scores = {e.position: e.score for e in ranked([near, typical, newest], {"usual": 0.1}, 3)}
     assert scores[8] == pytest.approx(RECENCY)
+
+
+def test_at_most_the_first_two_rules_that_fit_have_a_say():
+    rules = [Bullet(section="decision rules", when=f'it mentions "{w}"', then=w) for w in ("robot", "ghost", "horse")]
+    assert favoured(Persona(user_id="u", bullets=tuple(rules)), {"robot", "ghost", "horse"}) == {
+        "robot": RULE,
+        "ghost": RULE,
+    }
