@@ -265,7 +265,11 @@ class _LedgerActor:
         self.reserved[worker] += calls
         return ""
 
-    def settle(self, worker: int) -> None:
+    def settle(self, worker: int, usages: Sequence[tuple[str, Usage]] = ()) -> None:
+        """Give back one reservation and count what its call used, in one message: between two, another worker's check
+        would see the call twice."""
+        for role, usage in usages:
+            self.add(role, usage)
         if self.reserved[worker] > 0:
             self.reserved[worker] -= 1
             self.ledger.settle()
@@ -298,6 +302,7 @@ class _RemoteLedger(Ledger):
     def __init__(self, ray: Any, ledger_actor: Any, number: int) -> None:
         super().__init__()
         self._ray, self._ledger_actor, self._number = ray, ledger_actor, number
+        self._unsent: list[tuple[str, Usage]] = []  # of calls that are still reserved
 
     def check(self, calls: int = 1, *, tokens: int = 0) -> None:
         super().check(calls, tokens=tokens)
@@ -309,11 +314,24 @@ class _RemoteLedger(Ledger):
 
     def settle(self) -> None:
         super().settle()
-        self._ledger_actor.settle.remote(self._number)
+        self._ledger_actor.settle.remote(self._number, self._take_unsent())
 
     def add(self, named: str, usage: Usage) -> None:
         super().add(named, usage)
-        self._ledger_actor.add.remote(named, usage)
+        with self._lock:
+            self._unsent.append((named, usage))
+            reserved = self._reserved > 0
+        if not reserved:
+            self._send()
+
+    def _take_unsent(self) -> list[tuple[str, Usage]]:
+        with self._lock:
+            unsent, self._unsent = self._unsent, []
+        return unsent
+
+    def _send(self) -> None:
+        for named, usage in self._take_unsent():
+            self._ledger_actor.add.remote(named, usage)
 
     def stop(self, why: str) -> None:
         super().stop(why)
@@ -321,6 +339,7 @@ class _RemoteLedger(Ledger):
 
     def flush(self) -> None:
         """Wait until the ledger actor has counted everything."""
+        self._send()
         self._ray.get(self._ledger_actor.flush.remote())
 
 
