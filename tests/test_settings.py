@@ -16,7 +16,7 @@ import pytest
 from persona_dspy.errors import InputError, ModelError
 from persona_dspy.lm import names as settings
 from persona_dspy.lm.ledger import Ledger
-from persona_dspy.lm.names import Settings, check_lm, home_dir, resolve_lm
+from persona_dspy.lm.names import check_lm, home_dir, resolve_lm
 
 
 def test_names_go_to_dspy_with_their_options():
@@ -169,27 +169,8 @@ def test_preflight_leaves_other_engines_alone():
     assert Engine.calls == 0
 
 
-def test_defaults_are_checked_and_follow_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_the_home_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("PERSONA_DSPY_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("PERSONA_DSPY_MODELS", str(tmp_path / "models"))
-    found = Settings()
-    assert (found.recent, found.epochs, found.recall_k, found.seed) == (3, 3, 4, 0)
-    assert (found.home, found.models) == (tmp_path / "home", tmp_path / "models")
-    with pytest.raises(InputError, match=r"Settings.epochs 0: expected a whole number of at least 1"):
-        Settings(epochs=0)
+    assert home_dir() == tmp_path / "home"
     monkeypatch.delenv("PERSONA_DSPY_HOME")
     assert home_dir().name == ".persona_dspy"
-
-
-def test_defaults_agree_with_the_places_that_use_them():
-    import inspect
-
-    from optimizers import PersonaAlignment
-    from persona_dspy.agent.agent import PersonaAgent
-    from persona_dspy.core.persona import BULLET_TOKENS, SECTION_TOKENS
-
-    found = Settings()
-    align, agent = (inspect.signature(c.__init__).parameters for c in (PersonaAlignment, PersonaAgent))
-    assert (align["recent"].default, align["epochs"].default) == (found.recent, found.epochs)
-    assert agent["recall_k"].default == found.recall_k
-    assert (found.section_tokens, found.bullet_tokens) == (SECTION_TOKENS, BULLET_TOKENS)

@@ -316,13 +316,12 @@ def test_vectors_are_made_once_and_kept(store, url):
     np.testing.assert_allclose(store.vectors("u1", "v1")["i0"], [1, 0])
 
 
-def test_another_encoder_is_embedded_anew_and_the_old_one_dropped(store):
+def test_another_encoder_is_embedded_anew_beside_the_old_one(store):
     store.add_episodes("u1", [one(n) for n in range(3)])
     old, new = Dense(encoder=counting([]), name="v1"), Dense(encoder=lambda t: np.ones((len(t), 5)), name="v2")
     store.memory("u1", retriever=old)
     assert store.embed("u1", new) == 3
     assert store.vectors("u1", "v2")["i0"].shape == (5,) and store.vectors("u1", "v1")["i0"].shape == (2,)
-    assert store.drop_vectors("u1", "v1") == 3 and store.vectors("u1", "v1") == {}
     assert len(store.vectors("u1", "v2")) == 3
 
 
@@ -514,7 +513,6 @@ def test_no_byte_of_a_forgotten_user_stays_in_the_files(tmp_path):
                 gone = names[3 + round_ % 20]
                 assert store.forget(gone).scrubbed and gone.encode() not in held()
         store.put_vectors("secretive", "encoder-of-secretive", {"id-of-secretive-0": np.full(500, 1.0)})
-        store.drop_vectors("zz", "encoder-of-zz")
         assert b"word-of-secretive" in held() and b"id-of-secretive" in held()
         report = store.forget("secretive")
         assert report.scrubbed and dict(report.removed) == {

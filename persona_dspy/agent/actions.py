@@ -28,7 +28,7 @@ from persona_dspy.errors import InputError
 from persona_dspy.lm import role
 from persona_dspy.memory import content_words, favoured, ranked
 
-__all__ = ["Act", "Policy", "past_block", "search_words"]
+__all__ = ["Act", "Policy", "past_block"]
 
 Policy = Literal["fixed", "plan", "react", "plain", "none"]
 
@@ -198,18 +198,13 @@ def _ensured_recorder() -> Generator[Recorder]:
         yield recorder
 
 
-def search_words(query: str) -> str:
-    """What to recall by: the query, and what the current user's persona adds to it.
+def _steered(query: str) -> tuple[str, tuple[str, ...]]:
+    """What to recall by, and the ids of the rules that had a say in it.
 
     The query's content words (the query itself where it has hardly any, or where labels only point at a place in it),
     and the words and the response of a decision rule that fits. So the persona decides which episodes are shown, which
     every model heeds: a 135M model follows the turns it sees and hardly its system message (docs/LOG.md).
     """
-    return _steered(query)[0]
-
-
-def _steered(query: str) -> tuple[str, tuple[str, ...]]:
-    """Search words, and the ids of the rules that had a say in them."""
     answer = current_answer()
     persona, kind = answer.persona, answer.kind
     words = content_words(query)

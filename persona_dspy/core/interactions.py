@@ -11,7 +11,7 @@ from typing import Any
 
 from persona_dspy.errors import InputError
 
-__all__ = ["Episode", "Feedback", "Interaction", "Response", "Usage", "in_time_order", "parse_time"]
+__all__ = ["Episode", "Feedback", "Interaction", "Usage", "in_time_order", "parse_time"]
 
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
@@ -180,13 +180,3 @@ class Usage:
             "seconds": round(self.seconds, 3),
             "usd": self.usd,
         }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Response:
-    """What the agent answered to one query: the response as text and which episodes and actions led to it."""
-
-    query: str
-    text: str
-    episode_ids: tuple[str, ...] = ()
-    actions: tuple[str, ...] = ()

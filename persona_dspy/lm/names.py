@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,39 +20,13 @@ if TYPE_CHECKING:
     import dspy
     from dspy.utils.exceptions import LMError
 
-__all__ = ["Settings", "check_lm", "home_dir", "resolve_lm", "steady_lm"]
+__all__ = ["check_lm", "home_dir", "resolve_lm", "steady_lm"]
 
 
 def home_dir() -> Path:
     """``$PERSONA_DSPY_HOME``, else ``~/.persona_dspy``: where the store's file is by default. Not created here."""
     given = os.environ.get("PERSONA_DSPY_HOME")
     return Path(given).expanduser() if given else Path.home() / ".persona_dspy"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """The defaults, in one place. ``recent`` and ``epochs`` are the paper's n and E; token caps are estimates.
-
-    Example:
-        >>> Settings().recent, Settings(seed=7).seed
-        (3, 7)
-    """
-
-    lm: str = "local"
-    seed: int = 0
-    recent: int = 3
-    epochs: int = 3
-    recall_k: int = 4
-    section_tokens: int = 240
-    bullet_tokens: int = 60
-    home: Path = field(default_factory=home_dir)
-    models: Path = field(default_factory=models_dir)
-
-    def __post_init__(self) -> None:
-        for name, least in (("seed", 0), ("recent", 1), ("epochs", 1), ("recall_k", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise InputError(f"Settings.{name} {value!r}: expected a whole number of at least {least}")
 
 
 def resolve_lm(spec: object = "local", **overrides: Any) -> dspy.LM:

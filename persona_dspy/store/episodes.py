@@ -165,12 +165,6 @@ class EpisodeTable:
                 connection.execute(vectors.insert(), rows)
         return len(rows)
 
-    def drop_vectors(self, user_id: str, encoder: str) -> int:
-        """Remove a user's vectors of one encoder, after a change to another. Returns how many."""
-        with self._database.writing() as connection:
-            uid = self._database.known(connection, user_id)
-            return self._database.erase(connection, vectors, _vectors_of(uid, encoder))
-
     def embed(
         self,
         user_id: str,
