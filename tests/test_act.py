@@ -221,3 +221,16 @@ def test_a_real_model_chooses_what_can_be_run(policy, smol_lm):
     assert 2 <= trace.usage.calls <= 6
     assert {s.action for s in trace.steps} <= {"recall_history", "recall_profile"}
     assert not [s for s in trace.steps if s.failed and policy == "plan"], "a plan is kept to its schema"
+
+
+def test_only_the_first_two_rules_that_fit_steer_recall():
+    words = {"ghost": "horror", "wedding": "romance", "planet": "sci-fi"}
+    rules = tuple(
+        Bullet(section="decision rules", when=f'it mentions "{word}"', then=then) for word, then in words.items()
+    )
+    agent = agent_of("Decision rules:\nSome text.")
+    agent = agent.with_persona(agent.persona.value.model_copy(update={"bullets": rules}))
+    with dspy.context(lm=seen_lm(planner)):
+        (step,) = agent(film="a ghost at a wedding on some planet").trace.steps
+    assert step.steered_by == tuple(rule.id for rule in rules[:2])
+    assert "horror" in step.query and "romance" in step.query and "sci-fi" not in step.query

@@ -123,3 +123,15 @@ def test_items_are_scored_latest_first():
     found = election(simulator)
     assert not found.perfect(OLD)
     assert simulator.asked == [("Old", 3), ("Old", 2), ("Old", 1), ("Old", 0)]
+def test_the_incumbents_worst_known_item_is_played_first():
+    simulator = Scripted(Old=[1, 0.5, 0, 1, 0.25], New=[1, 1, 1, 1, 1])
+    found = election(simulator, AlwaysAccept(5), held=5)
+    found.score(OLD)
+    found.stand(OLD, NEW, ())
+    assert [item for who, item in simulator.asked if who == "New"] == [2, 4, 1, 0, 3]
+
+
+def test_items_the_incumbent_is_not_known_on_are_played_latest_first():
+    simulator = Scripted(Old=[1, 0, 0.5, 0, 1], New=[1, 1, 1, 1, 1])
+    election(simulator, AlwaysAccept(5), held=5).stand(OLD, NEW, ())
+    assert [item for who, item in simulator.asked if who == "Old"] == [4, 3, 2, 1, 0]

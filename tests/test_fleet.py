@@ -301,3 +301,16 @@ def test_what_a_user_was_made_from_includes_metadata():
         for more in ({}, {"title": "Alien"}, {"title": "Heat"})
     ]
     assert len({made_from(history, "options") for history in histories}) == 3
+def test_metadata_is_part_of_the_digest_by_which_resuming_skips_a_user():
+    """Programs may read metadata, so another value means another persona; the order of its keys does not."""
+
+    def digest(*metadata):
+        items = (
+            Interaction(user_id="u", query=f"q{n}", response="a", id=f"i{n}", metadata=values)
+            for n, values in enumerate(metadata)
+        )
+        return made_from(UserHistory(user_id="u", interactions=tuple(items)), "options")
+
+    assert digest({"genre": "drama", "year": 1979}, {}) == digest({"year": 1979, "genre": "drama"}, {})
+    others = [digest({}, {}), digest({"year": 1979}, {}), digest({"year": 1980}, {}), digest({}, {"year": 1979})]
+    assert len(set(others)) == 4

@@ -141,3 +141,16 @@ def test_a_section_over_its_cap_may_shrink_but_not_grow():
     assert len(smaller.bullets) == 7, "still over the cap, and yet allowed: it came nearer"
     with pytest.raises(InputError, match="would hold"):
         full.apply([Edit(op="add", bullet=Bullet(section="style", text="one more line"))])
+def test_a_section_that_is_over_its_cap_already_may_change_but_not_grow():
+    """Facts follow memory and may fill a section past its cap: the user's other lines must still be editable."""
+    facts = [Bullet(section="who", text=" ".join([f"fact{n}", *["word"] * 40]), source="fact") for n in range(20)]
+    persona = Persona.from_text("Who:\nLikes tea.", user_id="u").with_facts(facts)
+    (tea,) = (b for b in persona.section("who") if b.source != "fact")
+    elsewhere = persona.apply([Edit(op="add", bullet=Bullet(section="style", text="Short."))])
+    assert [b.sentence for b in elsewhere.section("style")] == ["Short."]
+    same_length = persona.apply([Edit(op="revise", id=tea.id, bullet=Bullet(section="who", text="Hates tea."))])
+    assert "Hates tea." in [b.sentence for b in same_length.section("who")]
+    assert tea.id not in {b.id for b in persona.apply([Edit(op="drop", id=tea.id)]).bullets}
+    assert persona.lock(tea.id).version == persona.version + 1
+    with pytest.raises(InputError, match="section 'who' would hold"):
+        persona.apply([Edit(op="add", bullet=Bullet(section="who", text="Likes milk."))])

@@ -58,3 +58,11 @@ def test_at_most_the_first_two_rules_that_fit_have_a_say():
         "robot": RULE,
         "ghost": RULE,
     }
+def test_only_the_first_two_rules_that_fit_favour_their_responses():
+    rules = tuple(
+        Bullet(section="decision rules", when=f'it mentions "{word}"', then=then)
+        for word, then in (("robot", "sci-fi"), ("ghost", "horror"), ("kiss", "romance"))
+    )
+    persona = Persona(user_id="u", bullets=rules)
+    assert favoured(persona, {"robot", "ghost", "kiss"}) == {"sci-fi": RULE, "horror": RULE}
+    assert favoured(persona, {"ghost", "kiss"}) == {"horror": RULE, "romance": RULE}
