@@ -141,6 +141,35 @@ def test_every_room_stands_in_the_layers():
     assert all(f'containers = ["persona_dspy.{room}"]' in contracts for room in rooms)
 
 
+# Tests of what no single file does. This list only shrinks.
+CROSSCUTTING = {
+    "architecture",
+    "crash_safety",
+    "docs",
+    "docs_commands",
+    "fleet_faults",
+    "injection",
+    "invariants",
+    "isolation",
+    "leakage",
+    "notebooks",
+    "report_browser",
+    "same_requests",
+    "wheel",
+}
+
+
+def test_every_test_file_names_a_source_file():
+    """``test_<file>.py``, ``test_<folder>_<file>.py`` where two folders have a file of that name, or a whole folder."""
+    inside = [p.relative_to(ROOT).with_suffix("") for p in MODULES]
+    files = [p for p in inside if p.name != "__init__"]
+    named = {p.name for p in files} | {f"{p.parent.name}_{p.name}" for p in files}
+    named |= {p.parent.name for p in inside if len(p.parts) > 2}
+    tests = {p.stem.removeprefix("test_") for p in (ROOT / "tests").glob("test_*.py")}
+    assert tests - named - CROSSCUTTING == set(), "name the file or the folder that is tested"
+    assert tests - named >= CROSSCUTTING, "no longer needed in the list"
+
+
 def test_importing_the_packages_is_cheap():
     heavy = "('dspy', 'mlflow', 'datasets', 'numpy', 'sklearn', 'litellm')"
     code = f"import sys, persona_dspy, optimizers, persona_dspy.cli; print(*[m for m in {heavy} if m in sys.modules])"

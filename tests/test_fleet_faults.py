@@ -12,7 +12,7 @@ from collections import Counter
 
 import dspy
 import pytest
-from test_fleet import content, history
+from test_compile import content, history
 
 from optimizers import PersonaAlignment
 from persona_dspy.agent.agent import PersonaAgent

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import dspy
 import pytest
-from test_fleet import content, history
+from test_compile import content, history
 from test_fleet_faults import command, lm_at, write_input
 
 from optimizers import PersonaAlignment

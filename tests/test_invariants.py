@@ -1,6 +1,6 @@
 """STYLE's numbered invariants and DESIGN's contracts, on synthetic users with a hidden preference and a fake LM.
 
-I5 is in test_export.py, I7 in test_fleet.py.
+I5 is in test_document.py, I7 in test_compile.py.
 """
 
 import asyncio

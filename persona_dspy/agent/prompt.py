@@ -1,7 +1,7 @@
 """Adapters that put a persona and past turns into the messages of every predictor.
 
 Everything travels by ``dspy.context``: programs are shared and never changed, so users on other threads or tasks cannot
-see it. Of this room, only this file overrides DSPy's private methods; tests/test_system_prompt.py says what breaks
+see it. Of this room, only this file overrides DSPy's private methods; tests/test_prompt.py says what breaks
 without each.
 """
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import dspy
 import pytest
-from test_fleet import content, history
+from test_compile import content, history
 from test_fleet_faults import lm_at
 
 from optimizers import PersonaAlignment
