@@ -206,6 +206,8 @@ def test_of_equal_queries_the_latest_is_replayed_and_none_is_shown():
         prediction = agent(film="alien")
     recalled = {r.id for step in prediction.trace.steps for r in step.recalled}
     assert recalled == {"1", "3"}, "as of the last time: what came before it, without the query itself"
+
+
 def test_replaying_a_repeated_query_answers_its_last_occurrence():
     """All that came before the last one may be recalled, but no occurrence of the query itself."""
     queries = ["ghost cellar", "ghost attic", "ghost cellar", "ghost garden"]

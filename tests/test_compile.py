@@ -301,6 +301,8 @@ def test_what_a_user_was_made_from_includes_metadata():
         for more in ({}, {"title": "Alien"}, {"title": "Heat"})
     ]
     assert len({made_from(history, "options") for history in histories}) == 3
+
+
 def test_metadata_is_part_of_the_digest_by_which_resuming_skips_a_user():
     """Programs may read metadata, so another value means another persona; the order of its keys does not."""
 

@@ -123,6 +123,8 @@ def test_items_are_scored_latest_first():
     found = election(simulator)
     assert not found.perfect(OLD)
     assert simulator.asked == [("Old", 3), ("Old", 2), ("Old", 1), ("Old", 0)]
+
+
 def test_the_incumbents_worst_known_item_is_played_first():
     simulator = Scripted(Old=[1, 0.5, 0, 1, 0.25], New=[1, 1, 1, 1, 1])
     found = election(simulator, AlwaysAccept(5), held=5)

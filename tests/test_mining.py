@@ -98,6 +98,8 @@ def test_a_rule_is_outdated_once_three_interactions_speak_of_it_and_contradict_i
     persona = Persona(user_id="u", bullets=(rule,))
     past = [Interaction(user_id="u", query=f"a ghost story {n}", response="horror", id=str(n)) for n in range(3)]
     assert [outdated(persona, past[:n]) != [] for n in range(4)] == [False, False, False, True]
+
+
 def test_a_rule_outlives_fewer_than_three_contradictions():
     learned = rule(["ghost"], "a")
     persona = Persona(user_id="u", bullets=(learned,))

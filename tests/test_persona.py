@@ -141,6 +141,8 @@ def test_a_section_over_its_cap_may_shrink_but_not_grow():
     assert len(smaller.bullets) == 7, "still over the cap, and yet allowed: it came nearer"
     with pytest.raises(InputError, match="would hold"):
         full.apply([Edit(op="add", bullet=Bullet(section="style", text="one more line"))])
+
+
 def test_a_section_that_is_over_its_cap_already_may_change_but_not_grow():
     """Facts follow memory and may fill a section past its cap: the user's other lines must still be editable."""
     facts = [Bullet(section="who", text=" ".join([f"fact{n}", *["word"] * 40]), source="fact") for n in range(20)]

@@ -58,6 +58,8 @@ def test_at_most_the_first_two_rules_that_fit_have_a_say():
         "robot": RULE,
         "ghost": RULE,
     }
+
+
 def test_only_the_first_two_rules_that_fit_favour_their_responses():
     rules = tuple(
         Bullet(section="decision rules", when=f'it mentions "{word}"', then=then)
