@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import lru_cache
 from typing import Any, Literal
 
 from persona_dspy.core import Interaction, metrics, parse_time
@@ -265,7 +265,7 @@ def read_time(value: object, at: Place, field: str) -> Any:
         raise at.error(field, value, "an ISO date such as 2026-01-31 or a year such as 1995") from None
 
 
-@cache
+@lru_cache(maxsize=256)  # users differ in their labels: not one class for each of a fleet, for ever
 def _signature(task: Task, instructions: str) -> Any:
     import dspy
 
