@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import urllib3.util.connection  # noqa: F401 - binds [::1] once, at its first import: not in the middle of a test
 
 # Tests that may talk to a server, or start what does. All others are unit tests.
 MAY_CONNECT = {"model", "postgres", "ray", "notebook", "browser", "loopback"}
