@@ -13,14 +13,15 @@ import pytest
 
 from optimizers import AlwaysAccept, EditProposer, HeldOutGate, PersonaAlignment
 from optimizers.proposals import Challenger
-from persona_dspy.agent.agent import PersonaAgent
+from persona_dspy.agent.agent import PersonaAgent, personalize
 from persona_dspy.core.interactions import Interaction
 from persona_dspy.core.persona import Bullet, Edit, Persona
 from persona_dspy.data.files import UserHistory
 from persona_dspy.errors import InputError
 from persona_dspy.fleet.compile import compile_users
 from persona_dspy.lm.ledger import Budget, Ledger
-from persona_dspy.testing.synthetic import LABELS, SyntheticUser, TagFilm, rule_following_lm
+from persona_dspy.testing.fake_lm import FakeLM
+from persona_dspy.testing.synthetic import LABELS, RuleFollower, SyntheticUser, TagFilm, rule_following_lm
 
 
 def agent_of(user, n=40, **options):
@@ -79,6 +80,33 @@ def test_i2_calls_of_engine_ledger_and_tracker_are_equal():
     for result in results:
         roles = {name: u.calls for name, u in result.alignment.usage.items() if name != "total"}
         assert sum(roles.values()) == result.alignment.total.calls
+
+
+class ThinksAloud(dspy.Module):
+    """Calls the LM past DSPy's adapters, then a predictor."""
+
+    def __init__(self):
+        super().__init__()
+        self.tag = dspy.Predict(TagFilm)
+
+    def forward(self, description):
+        thought = dspy.settings.lm(f"Think about: {description}")
+        assert thought
+        return self.tag(description=description)
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_i2_holds_for_calls_past_all_adapters(keeps):
+    tracker, ledger = CountingTracker(), Ledger()
+    lm = FakeLM(lambda p: None if p.outputs else "a thought", RuleFollower(), cache=keeps)
+    users = [SyntheticUser(seed=s) for s in range(2)]
+    histories = [UserHistory(user_id=u.user_id, interactions=tuple(u.interactions(12))) for u in users]
+    program = personalize(ThinksAloud(), user_id="template")
+    with dspy.context(lm=lm), ledger.recording():
+        results = list(compile_users(program, histories, PersonaAlignment(epochs=1), tracker=tracker))
+    assert all(r.document for r in results), [r.error for r in results]
+    direct = sum("Think about" in prompt.user for prompt in lm.engine.calls)
+    assert len(lm.engine.calls) == tracker.calls == ledger.usage.calls > direct > 5
 
 
 class WorsePersonas:

@@ -15,6 +15,7 @@ import dspy
 
 from persona_dspy.agent.recorder import Recorder
 from persona_dspy.core import Persona, ResponseKind
+from persona_dspy.lm import call_listeners, listening
 from persona_dspy.memory import EpisodicMemory, MemoryCut
 
 __all__ = ["Answering", "Turn", "answering", "current_answer", "recording"]
@@ -76,9 +77,13 @@ def recording(*, tools: bool = True) -> Generator[Recorder]:
     Args:
         tools: tools may be called; listening to them slows every module's call (DSPy's callbacks).
     """
-    recorder = Recorder(dspy.settings.get("usage_tracker"))
-    context: dict[str, Any] = {"usage_tracker": recorder}
-    if tools:
-        context["callbacks"] = [*(dspy.settings.get("callbacks") or []), recorder]
-    with answering(recorder=recorder), dspy.context(**context):
-        yield recorder
+    recorder = Recorder()
+    others = [listener for listener in call_listeners() if not isinstance(listener, Recorder)]  # an answer has its own
+    metered = True if tools and dspy.settings.get("persona_calls") is None else None
+    tracker = dspy.settings.get("usage_tracker")
+    with answering(recorder=recorder), listening(recorder, *others, tracker=tracker, callbacks=metered):
+        if not tools:
+            yield recorder
+            return
+        with dspy.context(callbacks=[*(dspy.settings.get("callbacks") or []), recorder]):
+            yield recorder

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 from persona_dspy.agent.context import Turn, answering, current_answer
 from persona_dspy.core import data_text, defused, defused_tags
-from persona_dspy.lm import TerseJSON, able, reserved
+from persona_dspy.lm import TerseJSON, able, adapter_call, prompt_ready, reply_ready, reserved
 
 __all__ = ["as_persona", "personal_adapter"]
 
@@ -63,8 +63,7 @@ class _PersonaMixin:
 
     def format(self, signature: Any, demos: list[Any], inputs: dict[str, Any]) -> list[dict[str, Any]]:
         messages = super().format(signature, demos, inputs)  # type: ignore[misc]
-        if (recorder := current_answer().recorder) is not None:
-            recorder.asked()
+        prompt_ready()
         return [
             {**m, "content": str(m["content"])} if isinstance(m.get("content"), _Formatted) else m for m in messages
         ]
@@ -86,30 +85,19 @@ class _PersonaMixin:
         return {name: _guard(value, tags) for name, value in values.items()}
 
     def _call_postprocess(self, *args: Any, **options: Any) -> Any:
-        if (recorder := current_answer().recorder) is not None:
-            recorder.answered()
+        reply_ready()
         return super()._call_postprocess(*args, **options)  # type: ignore[misc]
 
     def _make_json_adapter_fallback(self) -> Adapter:
         return personal_adapter(super()._make_json_adapter_fallback())  # type: ignore[misc]
 
     def __call__(self, lm: Any, lm_kwargs: Any, signature: Any, demos: Any, inputs: Any) -> list[dict[str, Any]]:
-        with reserved(), _recorded(lm):
+        with reserved(), adapter_call(lm):
             return super().__call__(lm, lm_kwargs, signature, demos, inputs)  # type: ignore[misc]
 
     async def acall(self, lm: Any, lm_kwargs: Any, signature: Any, demos: Any, inputs: Any) -> list[dict[str, Any]]:
-        with reserved(), _recorded(lm):
+        with reserved(), adapter_call(lm):
             return await super().acall(lm, lm_kwargs, signature, demos, inputs)  # type: ignore[misc]
-
-
-@contextmanager
-def _recorded(lm: Any) -> Generator[None]:
-    recorder = current_answer().recorder
-    if recorder is None:
-        yield
-        return
-    with recorder.calling(lm):
-        yield
 
 
 class _Formatted(str):

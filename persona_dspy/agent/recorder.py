@@ -1,49 +1,30 @@
-"""Recorder: collects LM calls and tool calls into a trace while a query is answered.
-
-Ledgers and budgets beneath it count on unchanged.
-"""
+"""Recorder: collects LM calls and tool calls into a trace while a query is answered."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-import dspy
 from dspy.utils.callback import BaseCallback
 from dspy.utils.callback_context import ACTIVE_CALL_ID
 
 from persona_dspy.agent.trace import Call, Recalled, Step
-from persona_dspy.core import Episode, clip_tokens, data_text, one_line
+from persona_dspy.core import Episode, Usage, clip_tokens, data_text, one_line
+from persona_dspy.lm import LMCall
 
 __all__ = ["Recorder", "recalled_of"]
 
 _SHOWN = 400  # estimated tokens of an observation that a trace keeps
 
 
-@dataclass(slots=True, kw_only=True)
-class _Draft:
-    model: str
-    role: str
-    at: float | None = None  # when the LM call now open began
-    usages: list[dict[str, Any]] = field(default_factory=list)
-
-
-_DRAFT: ContextVar[_Draft | None] = ContextVar("persona_trace_draft", default=None)
-
-
 class Recorder(BaseCallback):
     """Steps and LM calls of one answer, in the order they began; may be written to by several threads.
 
-    The persona adapters say when LM calls begin and end; as DSPy's usage tracker it is told tokens, and tells whoever
-    tracked usage before it; as a DSPy callback it sees tools.
+    It listens to the meter for LM calls, and to DSPy's callbacks for tools.
     """
 
-    def __init__(self, tracker: Any = None) -> None:
-        self.tracker = tracker
+    def __init__(self) -> None:
         self.started = time.time()
         self.calls: list[Call] = []
         self.steps: list[Step] = []
@@ -71,66 +52,23 @@ class Recorder(BaseCallback):
         if running is not None:
             self._found[running] = (*self._found.get(running, ()), *episodes)
 
-    # --- LM calls: told by the persona adapters, which send every prompt -----------------------------------------
-
-    @contextmanager
-    def calling(self, lm: Any) -> Generator[None]:
-        """An adapter's work on one predictor's call: prompts, LM calls (a fallback's too), parsing."""
-        draft = _Draft(model=str(getattr(lm, "model", "")), role=dspy.settings.get("persona_role") or "respond")
-        token = _DRAFT.set(draft)
-        try:
-            yield
-        except BaseException:
-            self.answered(failed=True)
-            raise
-        finally:
-            _DRAFT.reset(token)
-
-    def asked(self) -> None:
-        """A prompt is ready: the LM call begins."""
-        draft = _DRAFT.get()
-        if draft is not None:
-            draft.at, draft.usages = self.now, []
-
-    def answered(self, *, failed: bool = False) -> None:
-        """The LM call that began last has ended; nothing where none is open (its answer could not be parsed)."""
-        draft = _DRAFT.get()
-        if draft is None or draft.at is None:
-            return
-        at, draft.at = draft.at, None
-        self._note_call(draft, at, self.now - at, draft.usages, failed=failed)
-
-    def add_usage(self, lm: str, usage_entry: dict[str, Any]) -> None:
-        """DSPy's usage-tracker protocol: one entry for each answer that an engine gave."""
-        draft = _DRAFT.get()
-        if draft is not None and draft.at is not None:
-            draft.usages.append(dict(usage_entry))
-        else:  # an LM called past all adapters, by a program's own code: how long it took is not known
-            self._note_call(_Draft(model=lm, role="respond"), self.now, 0.0, [usage_entry])
-        if self.tracker is not None:
-            self.tracker.add_usage(lm, usage_entry)
-
-    def _note_call(
-        self, draft: _Draft, at: float, seconds: float, usages: Sequence[dict[str, Any]], *, failed: bool = False
-    ) -> None:
-        counts = [0, 0, 0]
-        for usage in usages:
-            details = usage.get("prompt_tokens_details") or {}
-            cached = details.get("cached_tokens") if isinstance(details, dict) else getattr(details, "cached_tokens", 0)
-            for n, found in enumerate((usage.get("prompt_tokens"), usage.get("completion_tokens"), cached)):
-                counts[n] += found or 0
-        call = Call(
-            role=draft.role,
-            model=draft.model,
-            at=round(at, 6),
-            seconds=round(seconds, 6),
-            input_tokens=counts[0],
-            output_tokens=counts[1],
-            cached_tokens=counts[2],
-            cached=not usages and not failed,
-            failed=failed,
+    def call_ended(self, call: LMCall) -> None:
+        """The meter reports an LM call."""
+        cached = call.outcome in ("cached", "replayed")
+        usage = Usage() if cached else call.usage
+        self.calls.append(
+            Call(
+                role=call.role,
+                model=call.model,
+                at=round(call.began - self._began, 6),
+                seconds=round(call.seconds, 6),
+                input_tokens=usage.input_tokens,
+                output_tokens=usage.output_tokens,
+                cached_tokens=usage.cached_tokens,
+                cached=cached,
+                failed=call.raised,
+            )
         )
-        self.calls.append(call)
 
     # --- Tool calls: DSPy's callbacks, installed only where there are tools ---------------------------------------
 
@@ -157,15 +95,6 @@ class Recorder(BaseCallback):
                 failed=exception is not None,
             )
         )
-
-    @property
-    def usage_data(self) -> Any:
-        """DSPy's usage-tracker protocol, for trackers opened inside this one."""
-        return getattr(self.tracker, "usage_data", {})
-
-    def get_total_tokens(self) -> dict[str, dict[str, Any]]:
-        """DSPy's usage-tracker protocol."""
-        return self.tracker.get_total_tokens() if self.tracker is not None else {}
 
 
 def recalled_of(episodes: Iterable[Episode]) -> tuple[Recalled, ...]:

@@ -1,5 +1,14 @@
 from .answer_folder import CallFolder as CallFolder
 from .answer_folder import CallLog as CallLog
+from .calls import CallListener as CallListener
+from .calls import LMCall as LMCall
+from .calls import adapter_call as adapter_call
+from .calls import call_listeners as call_listeners
+from .calls import listening as listening
+from .calls import parse_usage as parse_usage
+from .calls import prompt_ready as prompt_ready
+from .calls import reply_ready as reply_ready
+from .calls import role as role
 from .kept_answers import UserCalls as UserCalls
 from .kept_answers import recorded as recorded
 from .kept_answers import recording_calls as recording_calls
@@ -8,7 +17,6 @@ from .ledger import Budget as Budget
 from .ledger import Ledger as Ledger
 from .ledger import current_ledger as current_ledger
 from .ledger import reserved as reserved
-from .ledger import role as role
 from .local.catalogue import fetch_model as fetch_model
 from .local.catalogue import list_models as list_models
 from .local.catalogue import models_dir as models_dir

@@ -14,9 +14,8 @@ import asyncio
 import hashlib
 import json
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import cache, lru_cache
@@ -27,7 +26,8 @@ from dspy.clients.call_result import attributes
 
 from persona_dspy.errors import StoreError
 from persona_dspy.lm.answer_folder import CallLog
-from persona_dspy.lm.ledger import CALL_DRAFT, current_ledger, reserved
+from persona_dspy.lm.calls import OpenCall, metering, open_call, parse_usage, replayed, take_over
+from persona_dspy.lm.ledger import current_ledger, reserved
 
 __all__ = ["UserCalls", "call_key", "recorded", "recording_calls", "unshared"]
 
@@ -176,40 +176,48 @@ class _Recorded:
 
     def __call__(self, prompt: Any = None, *, messages: Any = None, **options: Any) -> Any:
         calls: UserCalls | None = dspy.settings.get("persona_calls")
-        if calls is None or "request" in options or not isinstance(prompt, str | None):
+        if calls is None:
             return super().__call__(prompt, messages=messages, **options)  # type: ignore[misc]
+        if "request" in options or not isinstance(prompt, str | None):
+            with metering(self, sent=False):
+                return super().__call__(prompt, messages=messages, **options)  # type: ignore[misc]
         slot = self._slot(calls, prompt, messages, options)
+        take_over()
         while True:
             record, first, flying = calls.find(slot)
             if record is not None:
-                return _answer(record, first)
+                return _answer(self, record, first)
             if flying is None:
                 break
             flying.result()
         try:
-            with reserved(_tokens_at_least(prompt, messages)), _made() as keep:
+            with reserved(_tokens_at_least(prompt, messages)), metering(self) as call:
                 outputs = super().__call__(prompt, messages=messages, **options)  # type: ignore[misc]
-                calls.keep(slot, keep(outputs))
+                calls.keep(slot, _record(call, outputs))
                 return outputs
         finally:
             calls.give_up(slot)
 
     async def acall(self, prompt: Any = None, *, messages: Any = None, **options: Any) -> Any:
         calls: UserCalls | None = dspy.settings.get("persona_calls")
-        if calls is None or "request" in options or not isinstance(prompt, str | None):
+        if calls is None:
             return await super().acall(prompt, messages=messages, **options)  # type: ignore[misc]
+        if "request" in options or not isinstance(prompt, str | None):
+            with metering(self, sent=False):
+                return await super().acall(prompt, messages=messages, **options)  # type: ignore[misc]
         slot = self._slot(calls, prompt, messages, options)
+        take_over()
         while True:
             record, first, flying = calls.find(slot)
             if record is not None:
-                return _answer(record, first)
+                return _answer(self, record, first)
             if flying is None:
                 break
             await asyncio.shield(asyncio.wrap_future(flying))  # whoever is cancelled here cancels nobody's call
         try:
-            with reserved(_tokens_at_least(prompt, messages)), _made() as keep:
+            with reserved(_tokens_at_least(prompt, messages)), metering(self) as call:
                 outputs = await super().acall(prompt, messages=messages, **options)  # type: ignore[misc]
-                calls.keep(slot, keep(outputs))
+                calls.keep(slot, _record(call, outputs))
                 return outputs
         finally:
             calls.give_up(slot)
@@ -222,9 +230,9 @@ class _Recorded:
 
     def update_history(self, entry: dict[str, Any]) -> None:
         """DSPy's last word on a call: usage and price, for the record and the ledger."""
-        draft = CALL_DRAFT.get()
-        if draft is not None:
-            draft |= {"usage": dict(entry.get("usage") or {}), "cost": entry.get("cost")}
+        call = open_call()
+        if call is not None and call.lm is self:
+            call.history = {"usage": dict(entry.get("usage") or {}), "cost": entry.get("cost")}
 
 
 @cache
@@ -238,30 +246,13 @@ def _tokens_at_least(prompt: Any, messages: Any) -> int:
     return sum(len(text) for text in texts if isinstance(text, str)) // _CHARS
 
 
-@contextmanager
-def _made() -> Generator[Callable[[Any], dict[str, Any]]]:
-    """A call that is being made: what it cost goes to the ledger when it ends; yields what makes a record of it."""
-    draft: dict[str, Any] = {}
-    began, token, ledger, failed = time.monotonic(), CALL_DRAFT.set(draft), current_ledger(), True
-
-    def record(outputs: Any) -> dict[str, Any]:
-        seconds = round(time.monotonic() - began, 3)
-        return {"outputs": outputs, "usage": draft.get("usage") or {}, "cost": draft.get("cost"), "seconds": seconds}
-
-    try:
-        yield record
-        failed = False
-    finally:
-        CALL_DRAFT.reset(token)
-        if ledger is not None:
-            ledger.report(draft, time.monotonic() - began, failed=failed)
+def _record(call: OpenCall, outputs: Any) -> dict[str, Any]:
+    usage, cost = call.history.get("usage") or {}, call.history.get("cost")
+    return {"outputs": outputs, "usage": usage, "cost": cost, "seconds": round(call.seconds, 3)}
 
 
-def _answer(record: dict[str, Any], first: bool) -> Any:
+def _answer(lm: Any, record: dict[str, Any], first: bool) -> Any:
     """A kept answer, and its place in the ledger: paid in an earlier run, or asked twice in this one."""
-    ledger = current_ledger()
-    if ledger is not None and first:
-        ledger.replay(record.get("usage") or {}, float(record.get("seconds") or 0.0), record.get("cost"))
-    elif ledger is not None:
-        ledger.hit()
+    seconds, usd = float(record.get("seconds") or 0.0), record.get("cost")
+    replayed(lm, parse_usage([record.get("usage") or {}], seconds=seconds, usd=usd) if first else None)
     return [attributes(output) for output in record["outputs"]]

@@ -1,8 +1,4 @@
-"""Counts every LM call and stops the work where a budget ends. Owns: Budget, Ledger, roles.
-
-Not here: MLflow (tracking.py). A Ledger hooks into DSPy at its two per-call points, both scoped by ``dspy.context``
-and so safe under threads: the usage tracker (tokens; not called for cache hits) and the callbacks (time, failures).
-"""
+"""Adds up what LM calls cost, by role, and stops the work where a budget ends."""
 
 from __future__ import annotations
 
@@ -12,22 +8,16 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import dspy
-from dspy.utils.callback import BaseCallback
-from dspy.utils.callback_context import ACTIVE_CALL_ID
 
 from persona_dspy.core import Usage
 from persona_dspy.errors import BudgetExceeded, InputError
+from persona_dspy.lm.calls import LMCall, call_listeners, listening
 
-__all__ = ["CALL_DRAFT", "Budget", "Ledger", "Role", "current_ledger", "reserved", "role"]
+__all__ = ["Budget", "Ledger", "current_ledger", "reserved"]
 
-CALL_DRAFT: ContextVar[dict[str, Any] | None] = ContextVar("persona_call_draft", default=None)
-"""What DSPy said of the LM call that a recorded LM is making here: ``usage``, ``entries`` of it, ``cost``."""
 _RESERVED: ContextVar[bool] = ContextVar("persona_call_reserved", default=False)
-
-Role = Literal["respond", "act", "loss", "update", "summarise"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +48,7 @@ _OPTIONS = {
 _OPTIONS[False, "usd"] = " or --budget-usd"
 
 
-class Ledger(BaseCallback):
+class Ledger:
     """What LM calls cost, by role, for one user (or, as ``parent``, for a whole fleet).
 
     A call is counted when its engine answered or failed, never for cache hits. ``check`` is called by the persona
@@ -79,22 +69,20 @@ class Ledger(BaseCallback):
         self.user_id, self.budget, self.parent = user_id, budget or Budget(), parent
         self._lock = threading.Lock()
         self._by_role: dict[str, Usage] = {}
-        self._open: dict[str, tuple[float, str, list[dict[str, Any]], Any]] = {}
         self._reserved = 0
         self._began = time.monotonic()
         self.exceeded = self._stopped = ""
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Ledger:
+    def __deepcopy__(self, memo: dict[int, object]) -> Ledger:
         return self  # an account, not a value: a copy would split the count
 
     @contextmanager
     def recording(self) -> Generator[Ledger]:
         """Count every LM call made inside, in this thread and in those that copy its context."""
-        callbacks = [c for c in dspy.settings.get("callbacks", []) if not isinstance(c, Ledger)]
-        if dspy.settings.get("persona_calls") is None:  # recorded LMs report by themselves; a callback costs DSPy an
-            callbacks.append(self)  # inspection of every module's and adapter's arguments
-        with dspy.context(usage_tracker=self, callbacks=callbacks, persona_ledger=self):
-            yield self
+        others = [listener for listener in call_listeners() if not isinstance(listener, Ledger)]
+        callbacks = dspy.settings.get("persona_calls") is None  # recorded LMs report by themselves; a callback costs
+        with listening(self, *others, callbacks=callbacks), dspy.context(persona_ledger=self):  # DSPy an inspection of
+            yield self  # every module's and adapter's arguments
 
     @property
     def root(self) -> Ledger:
@@ -176,61 +164,13 @@ class Ledger(BaseCallback):
         if self.parent is not None:
             self.parent.settle()
 
-    def report(self, draft: dict[str, Any], seconds: float, *, failed: bool) -> None:
-        """A recorded LM's call has ended; ``draft`` is its ``CALL_DRAFT``."""
-        named, entries = dspy.settings.get("persona_role", "respond"), draft.get("entries") or []
-        if failed and not entries:
-            self._add(named, Usage(calls=1, failures=1, seconds=seconds))
+    def call_ended(self, call: LMCall) -> None:
+        """Count an LM call. One that an earlier run paid for costs a user what it cost then, so that a resumed user
+        stops and reports as an uninterrupted one; for the ledgers above it is a cache hit."""
+        if call.outcome == "replayed":
+            self._add(call.role, call.usage, above=Usage(cache_hits=1))
         else:
-            self._add(named, _usage(entries or [{}], seconds, draft.get("cost")))
-
-    def hit(self) -> None:
-        """An answer that this run had already: no call."""
-        self._add(dspy.settings.get("persona_role", "respond"), Usage(cache_hits=1))
-
-    def replay(self, entry: dict[str, Any], seconds: float, usd: float | None) -> None:
-        """An answer that an earlier, interrupted run paid for. The user's account counts it as the call it was, so
-        that a resumed user costs, stops and reports as an uninterrupted one; the fleet's counts a cache hit."""
-        named = dspy.settings.get("persona_role", "respond")
-        paid = _usage([entry], seconds, usd)
-        self._add(named, paid, above=Usage(cache_hits=1))
-
-    # --- DSPy's hooks -------------------------------------------------------------------------------------------
-
-    def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
-        with self._lock:
-            self._open[call_id] = (time.monotonic(), dspy.settings.get("persona_role", "respond"), [], instance)
-
-    def add_usage(self, lm: str, usage_entry: dict[str, Any]) -> None:
-        """One entry per answer that an engine gave (DSPy's usage-tracker protocol)."""
-        draft = CALL_DRAFT.get()
-        if draft is not None:
-            draft.setdefault("entries", []).append(dict(usage_entry))
-            return
-        with self._lock:
-            opened = self._open.get(ACTIVE_CALL_ID.get() or "")
-            if opened is not None:
-                opened[2].append(dict(usage_entry))
-                return
-        self._add(dspy.settings.get("persona_role", "respond"), _usage([dict(usage_entry)], 0.0, None))
-
-    def on_lm_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
-        with self._lock:
-            opened = self._open.pop(call_id, None)
-        if opened is None:
-            return
-        began, named, entries, lm = opened
-        if exception is not None and not entries:
-            self._add(named, Usage(calls=1, failures=1, seconds=time.monotonic() - began))
-        elif not entries:
-            self._add(named, Usage(cache_hits=1))
-        else:
-            self._add(named, _usage(entries, time.monotonic() - began, _cost(lm, outputs)))
-
-    def get_total_tokens(self) -> dict[str, dict[str, Any]]:
-        """DSPy's usage-tracker protocol; totals of this ledger under one name."""
-        total = self.usage
-        return {"all": {"prompt_tokens": total.input_tokens, "completion_tokens": total.output_tokens}}
+            self.add(call.role, call.usage)
 
     def _add(self, named: str, usage: Usage, *, above: Usage | None = None) -> None:
         """Count ``usage``; the ledgers above count ``above`` instead, where given."""
@@ -242,29 +182,6 @@ class Ledger(BaseCallback):
     def add(self, named: str, usage: Usage) -> None:
         """Count what was spent elsewhere, such as in another process."""
         self._add(named, usage)
-
-
-def _usage(entries: list[dict[str, Any]], seconds: float, usd: float | None) -> Usage:
-    total = Usage(seconds=seconds, usd=usd)
-    for entry in entries:
-        details = entry.get("prompt_tokens_details") or {}
-        cached = details.get("cached_tokens") if isinstance(details, dict) else getattr(details, "cached_tokens", 0)
-        total += Usage(
-            calls=1,
-            input_tokens=entry.get("prompt_tokens") or 0,
-            output_tokens=entry.get("completion_tokens") or 0,
-            cached_tokens=cached or 0,
-        )
-    return total
-
-
-def _cost(lm: Any, outputs: Any) -> float | None:
-    """DSPy's price of the call that returned ``outputs``: found in the LM's history by identity, not by position,
-    since other threads append to it meanwhile. None where history is off or the model has no known price."""
-    for entry in reversed(list(getattr(lm, "history", []) or [])[-64:]):
-        if entry.get("outputs") is outputs:
-            return entry.get("cost")
-    return None
 
 
 def current_ledger() -> Ledger | None:
@@ -291,10 +208,3 @@ def reserved(tokens: int = 0) -> Generator[None]:
     finally:
         _RESERVED.reset(token)
         ledger.settle()
-
-
-@contextmanager
-def role(name: Role) -> Generator[None]:
-    """LM calls inside count under ``name``."""
-    with dspy.context(persona_role=name):
-        yield

@@ -115,7 +115,9 @@ def check_lm(lm: dspy.LM) -> None:
     probe = lm.copy(cache=False, num_retries=0)
     probe.callbacks = []
     try:
-        with dspy.context(callbacks=[], usage_tracker=None, disable_history=True, persona_ledger=None):
+        with dspy.context(
+            callbacks=[], usage_tracker=None, disable_history=True, persona_ledger=None, persona_listeners=()
+        ):
             probe("Reply with the word OK.")
     except LMError as error:
         said = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(" .")

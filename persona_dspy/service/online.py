@@ -19,6 +19,7 @@ import dspy
 from persona_dspy.agent import PersonalProgram, Recorder, answering
 from persona_dspy.core import Interaction, Persona, PersonaDocument
 from persona_dspy.errors import InputError, UnknownUser
+from persona_dspy.lm import call_listeners
 
 __all__ = ["OnlineAlignment", "Outcome"]
 
@@ -176,7 +177,14 @@ class OnlineAlignment:
 
     def _work(self, program: PersonalProgram, user: _User) -> Outcome:
         callbacks = [c for c in dspy.settings.get("callbacks") or [] if not isinstance(c, Recorder)]
-        outer = dspy.context(callbacks=callbacks, caller_modules=None, send_stream=None, stream_listeners=[])
+        listeners = tuple(listener for listener in call_listeners() if not isinstance(listener, Recorder))
+        outer = dspy.context(
+            callbacks=callbacks,
+            persona_listeners=listeners,
+            caller_modules=None,
+            send_stream=None,
+            stream_listeners=[],
+        )
         with answering(afresh=True), outer:  # nothing of the answer during which the response was observed
             before = program.persona.value
             aligned = self.optimizer.compile(program, trainset=program.examples())
