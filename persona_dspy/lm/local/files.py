@@ -7,10 +7,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from persona_dspy.core import write_text
 from persona_dspy.errors import ModelFileError
 
 __all__ = ["check_gguf", "model_name", "models_dir", "weights_hash"]
@@ -87,8 +87,4 @@ def _read_hashes() -> dict[str, object]:
 
 def _remember(path: Path, entry: list[object]) -> None:
     with suppress(OSError):
-        models_dir().mkdir(parents=True, exist_ok=True)
-        known = {**_read_hashes(), str(path): entry}
-        with tempfile.NamedTemporaryFile("w", dir=models_dir(), delete=False, encoding="utf-8") as file:
-            json.dump(known, file, indent=1)
-        os.replace(file.name, models_dir() / _HASHES)
+        write_text(models_dir() / _HASHES, json.dumps({**_read_hashes(), str(path): entry}, indent=1))
