@@ -316,10 +316,10 @@ class _RemoteLedger(Ledger):
         super().settle()
         self._ledger_actor.settle.remote(self._number, self._take_unsent())
 
-    def add(self, named: str, usage: Usage) -> None:
-        super().add(named, usage)
+    def add(self, role: str, usage: Usage) -> None:
+        super().add(role, usage)
         with self._lock:
-            self._unsent.append((named, usage))
+            self._unsent.append((role, usage))
             reserved = self._reserved > 0
         if not reserved:
             self._send()

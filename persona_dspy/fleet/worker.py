@@ -82,10 +82,10 @@ class _ParentLedger(Ledger):
         refusals.append(why)
         answered.set()
 
-    def add(self, named: str, usage: Usage) -> None:
-        super().add(named, usage)
+    def add(self, role: str, usage: Usage) -> None:
+        super().add(role, usage)
         with self._guard:
-            self._unreported[named] = self._unreported.get(named, Usage()) + usage
+            self._unreported[role] = self._unreported.get(role, Usage()) + usage
 
     def settle(self) -> None:
         super().settle()

@@ -1,4 +1,4 @@
-"""Which LM is meant and what its calls cost: names, ledger, kept answers, local engines."""
+"""Which LM a name means and what its calls cost: names, meter, ledger, kept answers, local engines."""
 
 import lazy_loader
 

@@ -1,7 +1,4 @@
-"""Where paid answers are kept per user until the user is finished. Owns: ``CallFolder``, one file a user, ``user_key``.
-
-Not here: what asks it (call_cache.py), who is finished (fleet_folder.py).
-"""
+"""Stores the answers a user has paid for in a folder, one file a user."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ __all__ = ["CallFolder", "CallLog"]
 
 
 class CallLog(Protocol):
-    """Where answers are kept: ``CallFolder`` is one."""
+    """A store of answers per user, such as ``CallFolder``."""
 
     def load(self, user_id: str) -> Iterator[dict[str, Any]]: ...
 
@@ -95,15 +92,15 @@ class CallFolder:
 
     def forget(self, user_id: str) -> int:
         """Remove a user's answers; how many there were."""
-        found = sum(1 for _ in self.load(user_id))
+        count = sum(1 for _ in self.load(user_id))
         self._file(user_id).unlink(missing_ok=True)
-        return found
+        return count
 
     def _file(self, user_id: str) -> Path:
         return self.folder / f"{user_key(user_id)}.jsonl"
 
 
 def _plain(value: Any) -> Any:
-    """What an answer holds beside text, such as tool calls, as JSON."""
+    """JSON of what an answer holds besides text, such as tool calls."""
     dump = getattr(value, "model_dump", None)
     return dump(mode="json") if callable(dump) else str(value)

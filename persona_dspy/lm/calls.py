@@ -1,4 +1,4 @@
-"""The meter around an LM call: it sees each call begin and end, and tells its listeners what the call cost.
+"""The meter around an LM call: it sees each call begin and end, and reports to its listeners what the call cost.
 
 DSPy reports usage to a usage tracker (not for cache hits), begin and end to callbacks, and the price in the LM's
 history. Callbacks slow every module and adapter, so fleets and answers without tools do without them: there, recorded
@@ -52,7 +52,7 @@ class LMCall:
         began: when, by ``time.perf_counter()``.
         seconds: wall time of the call, cache hits included.
         usage: what it cost; of a replayed call, what it had cost then.
-        raised: the call ended with an exception; usage may be known all the same.
+        raised: the call ended with an exception; an engine may have reported usage before.
     """
 
     outcome: Literal["answered", "failed", "cached", "replayed"]
@@ -65,7 +65,7 @@ class LMCall:
 
 
 class CallListener(Protocol):
-    """Hears of each LM call made inside ``listening``; called in the thread that made the call, and must not raise."""
+    """Gets each LM call made inside ``listening``, in the thread that made the call; must not raise."""
 
     def call_ended(self, call: LMCall) -> None: ...
 
@@ -102,8 +102,8 @@ class OpenCall:
 
     Attributes:
         began: ``time.perf_counter()`` at its beginning; None while it has not begun, and once it is reported.
-        entries: what DSPy's usage tracker was told of it.
-        history: DSPy's entry for the LM's history: full usage, and the price as ``cost``; empty where not known.
+        entries: usage that DSPy reported to its usage tracker.
+        history: DSPy's entry for the LM's history: full usage, and the price as ``cost``; empty where unknown.
     """
 
     __slots__ = ("began", "call_id", "entries", "history", "lm", "outer", "role")
@@ -126,7 +126,7 @@ class OpenCall:
         return 0.0 if self.began is None else time.perf_counter() - self.began
 
     def end(self, *, raised: bool = False, sent: bool = False) -> None:
-        """Tell the listeners; nothing where it is told already. ``sent``: an engine was asked, so no cache hit."""
+        """Report the call, at most once. ``sent``: an engine was asked, so it is no cache hit."""
         if self.began is None:
             return
         began, seconds, self.began = self.began, self.seconds, None
@@ -138,7 +138,7 @@ class OpenCall:
         else:
             outcome, usage = "cached", Usage(cache_hits=1)
         model = str(getattr(self.lm, "model", ""))
-        _tell(
+        _report(
             LMCall(
                 outcome=outcome, model=model, role=self.role, began=began, seconds=seconds, usage=usage, raised=raised
             )
@@ -153,24 +153,24 @@ def _current_role() -> str:
 
 
 def call_listeners() -> tuple[CallListener, ...]:
-    """Who hears of LM calls made here."""
+    """The listeners of LM calls made here."""
     return dspy.settings.get("persona_listeners") or ()
 
 
-def _tell(call: LMCall) -> None:
+def _report(call: LMCall) -> None:
     for listener in call_listeners():
         listener.call_ended(call)
 
 
 @contextmanager
 def listening(*listeners: CallListener, tracker: Any = None, callbacks: bool | None = None) -> Generator[None]:
-    """Exactly ``listeners`` hear of the LM calls made inside, in this thread and in those that copy its context.
+    """Report LM calls made inside to ``listeners`` alone; in this thread, and in those that copy its context.
 
     Args:
-        tracker: a DSPy usage tracker that is told usage as well.
-        callbacks: whether to hear of calls from DSPy's callbacks; None = as it is outside.
+        tracker: a DSPy usage tracker that gets usage as well.
+        callbacks: whether the meter is one of DSPy's callbacks inside; None = as outside.
     """
-    context: dict[str, Any] = {"persona_listeners": listeners, "usage_tracker": Meter(_behind(tracker))}
+    context: dict[str, Any] = {"persona_listeners": listeners, "usage_tracker": Meter(_inner_tracker(tracker))}
     if callbacks is not None:
         others = [c for c in dspy.settings.get("callbacks") or [] if not isinstance(c, Meter)]
         context["callbacks"] = [*others, Meter()] if callbacks else others
@@ -185,7 +185,7 @@ class Meter(BaseCallback):
         self.tracker = tracker
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Meter:
-        return self  # DSPy copies trackers for threads: a copy of the inner one would lose what it is told
+        return self  # DSPy copies trackers for threads: a copy of the inner one would lose usage
 
     def add_usage(self, lm: str, usage_entry: dict[str, Any]) -> None:
         """One entry for each answer that an engine gave."""
@@ -195,7 +195,7 @@ class Meter(BaseCallback):
         else:
             usage = parse_usage([usage_entry])
             now = time.perf_counter()
-            _tell(LMCall(outcome="answered", model=lm, role=_current_role(), began=now, seconds=0.0, usage=usage))
+            _report(LMCall(outcome="answered", model=lm, role=_current_role(), began=now, seconds=0.0, usage=usage))
         if self.tracker is not None:
             self.tracker.add_usage(lm, usage_entry)
 
@@ -221,17 +221,17 @@ class Meter(BaseCallback):
             return
         _OPEN.set(call.outer)
         call.history = _history_entry(call.lm, outputs) if exception is None else {}
-        past_us = not isinstance(dspy.settings.get("usage_tracker"), Meter)  # a tracker of the program's own was told
-        call.end(raised=exception is not None, sent=past_us and bool(call.history.get("usage")))
+        bypassed = not isinstance(dspy.settings.get("usage_tracker"), Meter)  # by a tracker of the program's own
+        call.end(raised=exception is not None, sent=bypassed and bool(call.history.get("usage")))
 
 
-def _behind(tracker: Any) -> Any:
+def _inner_tracker(tracker: Any) -> Any:
     return tracker.tracker if isinstance(tracker, Meter) else tracker
 
 
 def _history_entry(lm: Any, outputs: Any) -> dict[str, Any]:
-    """DSPy's account of the call that returned ``outputs``: found in the LM's history by identity, not by position,
-    since other threads append to it meanwhile. Empty where history is off."""
+    """DSPy's history entry of the call that returned ``outputs``: found by identity, not by position, since other
+    threads append to the history meanwhile. Empty where history is off."""
     for entry in reversed(list(getattr(lm, "history", []) or [])[-64:]):
         if entry.get("outputs") is outputs:
             return entry
@@ -239,8 +239,8 @@ def _history_entry(lm: Any, outputs: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def _heard() -> Generator[None]:
-    """The meter is the usage tracker inside, over whichever tracker the program has opened for itself."""
+def _metered_tracker() -> Generator[None]:
+    """Makes the meter the usage tracker inside, around the tracker that a program has opened for itself."""
     tracker = dspy.settings.get("usage_tracker")
     if isinstance(tracker, Meter) or not call_listeners():
         yield
@@ -254,12 +254,12 @@ def _heard() -> Generator[None]:
 
 @contextmanager
 def metering(lm: Any, *, sent: bool = True) -> Generator[OpenCall]:
-    """One call of ``lm`` is made inside. ``sent``: an engine is asked; False where DSPy's cache may answer."""
+    """Meter the one call of ``lm`` inside. ``sent``: an engine is asked; False where DSPy's cache may answer."""
     take_over()
     call, raised = OpenCall(lm), True
     token = _OPEN.set(call)
     try:
-        with _heard():
+        with _metered_tracker():
             yield call
         raised = False
     finally:
@@ -268,24 +268,24 @@ def metering(lm: Any, *, sent: bool = True) -> Generator[OpenCall]:
 
 
 def open_call() -> OpenCall | None:
-    """The LM call under way, of an LM that reports by itself."""
+    """The LM call under way."""
     return _OPEN.get()
 
 
 def take_over() -> None:
-    """From here on an LM reports its call by itself: the adapter's account of it is not needed."""
+    """From here on the LM reports its call itself, so the adapter does not."""
     call = _OPEN.get()
     if isinstance(call, _AdapterCall):
         call.began = None
 
 
 def replayed(lm: Any, usage: Usage | None) -> None:
-    """A kept answer took the place of a call. ``usage``: what it had cost an earlier run, at its first use in this one;
-    None = this run has used it before."""
+    """Report an answer that was kept instead of a call. ``usage``: what it cost the earlier run that paid for it; None
+    where this run has counted it before."""
     outcome = "cached" if usage is None else "replayed"
     model, now = str(getattr(lm, "model", "")), time.perf_counter()
     usage = usage or Usage(cache_hits=1)
-    _tell(LMCall(outcome=outcome, model=model, role=_current_role(), began=now, seconds=0.0, usage=usage))
+    _report(LMCall(outcome=outcome, model=model, role=_current_role(), began=now, seconds=0.0, usage=usage))
 
 
 # --- An adapter's calls ----------------------------------------------------------------------------------------------
@@ -299,14 +299,14 @@ class _AdapterCall(OpenCall):
 
 @contextmanager
 def adapter_call(lm: Any) -> Generator[None]:
-    """An adapter's work on one predictor's call: prompt, LM call, parsing; a fallback's work lies inside it."""
+    """Meter an adapter's work on one predictor's call: prompt, LM call, parsing. A fallback's work is nested in it."""
     if not call_listeners():
         yield
         return
     call = _AdapterCall(lm, began=False)
     token = _OPEN.set(call)
     try:
-        with _heard():
+        with _metered_tracker():
             yield
     except BaseException:
         call.end(raised=True)

@@ -1,11 +1,8 @@
-"""Answers that were paid for, kept per user until the user is finished, so that a killed run pays none of them twice.
+"""Keeps the answers a user has paid for until the user is finished, so that a killed run pays for none of them twice.
 
-Owns: ``UserCalls`` (one user's answers while the user is worked on), ``recorded(lm)`` (an LM that asks them first).
-Not here: where answers are kept (call_folder.py), who is finished (fleet_folder.py), what calls cost (ledger.py).
-
-DSPy's own disk cache knows no user and so cannot forget one: a recorded LM never uses it. A key is a digest of model,
-messages and options, ``rollout_id`` included; where the LM has ``cache=False`` (each call is a sample of its own) the
-n-th call of a key is answered by the n-th record. A record is in the file before the program sees the answer.
+A recorded LM never uses DSPy's disk cache, which does not know users and so cannot forget one. An answer's key is a
+digest of model, messages and options, ``rollout_id`` included. Where the LM has ``cache=False`` each call is a sample
+of its own: the n-th record of a key answers its n-th call. A record is on disk before the program sees the answer.
 """
 
 from __future__ import annotations
@@ -32,18 +29,18 @@ from persona_dspy.lm.ledger import current_ledger, reserved
 __all__ = ["UserCalls", "call_key", "recorded", "recording_calls", "unshared"]
 
 _SECRET = frozenset({"api_key", "api_base", "base_url", "headers", "extra_headers", "timeout", "num_retries", "cache"})
-_CHARS = 8  # a token has fewer characters on average: what is estimated with it is there at least
+_CHARS = 8  # more than a token has on average, so that estimates are lower bounds
 
 
 def call_key(model: str, prompt: Any, messages: Any, options: dict[str, Any]) -> str:
-    """A digest of all that decides an answer: equal requests have equal keys, whatever the process or the address.
+    """A digest of everything that decides an answer: equal requests have equal keys in every process.
 
     Example:
         >>> call_key("m", "hello", None, {"api_key": "a"}) == call_key("m", "hello", None, {"api_key": "b"})
         True
     """
-    kept = {name: value for name, value in options.items() if name not in _SECRET and value is not None}
-    text = json.dumps([model, prompt, messages, kept], sort_keys=True, default=_plain)
+    deciding = {name: value for name, value in options.items() if name not in _SECRET and value is not None}
+    text = json.dumps([model, prompt, messages, deciding], sort_keys=True, default=_content)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
@@ -52,8 +49,8 @@ def _schema_of(form: Any) -> Any:
     return form.model_json_schema()
 
 
-def _plain(value: Any) -> Any:
-    """What JSON has no form for, by its content: never by its address, which differs between processes."""
+def _content(value: Any) -> Any:
+    """A JSON form by content; ``str`` could give an address, which differs between processes."""
     schema = getattr(value, "model_json_schema", None)
     if isinstance(value, type) and callable(schema):
         return _schema_of(value)
@@ -62,10 +59,10 @@ def _plain(value: Any) -> Any:
 
 
 class UserCalls:
-    """One user's answers while the user is worked on. Thread-safe; equal calls at the same time are made once.
+    """One user's answers during a run. Thread-safe; equal calls at the same time are made once.
 
     Args:
-        log: where they are kept; None = only in memory, for this run.
+        log: where answers are stored; None = only in memory, for this run.
 
     Attributes:
         failed: why the log refused a record; the answer is used all the same, since it was paid.
@@ -74,42 +71,42 @@ class UserCalls:
     def __init__(self, user_id: str, log: CallLog | None = None) -> None:
         self.user_id, self.log = user_id, log
         self._kept: dict[str, dict[str, Any]] = {}
-        self._flying: dict[str, Future[None]] = {}
-        self._fresh: set[str] = set()  # kept before this run and not yet asked for in it
-        self._asked: Counter[str] = Counter()
+        self._pending: dict[str, Future[None]] = {}
+        self._unused: set[str] = set()  # of an earlier run, not yet used in this one
+        self._counts: Counter[str] = Counter()
         self._lock = threading.Lock()
         self.failed: StoreError | None = None
         for record in log.load(user_id) if log is not None else ():
             if record["key"] not in self._kept:
                 self._kept[record["key"]] = record
-                self._fresh.add(record["key"])
+                self._unused.add(record["key"])
 
     def slot(self, key: str, *, sample: bool) -> str:
-        """The key under which a call is kept; for samples the n-th call of a key has a slot of its own."""
+        """The key of an answer's record; for samples the n-th call of a key has a slot of its own."""
         if not sample:
             return key
         with self._lock:
-            self._asked[key] += 1
-            return f"{key}.{self._asked[key]}"
+            self._counts[key] += 1
+            return f"{key}.{self._counts[key]}"
 
-    def find(self, slot: str) -> tuple[dict[str, Any] | None, bool, Future[None] | None]:
-        """(record, whether it was paid before this run and is seen for the first time in it, what to wait for).
+    def look_up(self, slot: str) -> tuple[dict[str, Any] | None, bool, Future[None] | None]:
+        """(record, whether this is the first use of an earlier run's record, the pending call to wait for).
 
-        (None, False, None): the caller makes the call, and ends with ``keep`` or ``give_up``.
+        (None, False, None): the caller makes the call, then calls ``keep`` or ``release``.
         """
         with self._lock:
             record = self._kept.get(slot)
             if record is not None:
-                first = slot in self._fresh
-                self._fresh.discard(slot)
-                return record, first, None
-            flying = self._flying.get(slot)
-            if flying is None:
-                self._flying[slot] = Future()
-            return None, False, flying
+                replay = slot in self._unused
+                self._unused.discard(slot)
+                return record, replay, None
+            pending = self._pending.get(slot)
+            if pending is None:
+                self._pending[slot] = Future()
+            return None, False, pending
 
     def keep(self, slot: str, record: dict[str, Any]) -> None:
-        """Keep an answer, on disk before anybody sees it. Where the disk refuses it, no further call may begin."""
+        """Keep an answer, on disk before anybody sees it. Where the disk refuses it, further calls are refused."""
         record = {"key": slot, **record}
         try:
             if self.log is not None:
@@ -121,54 +118,54 @@ class UserCalls:
                 ledger.root.stop("answers cannot be kept")
         with self._lock:
             self._kept[slot] = record
-        self.give_up(slot)
+        self.release(slot)
 
-    def give_up(self, slot: str) -> None:
-        """The call ended; whoever waits for it looks again."""
+    def release(self, slot: str) -> None:
+        """End a pending call; those who wait for it look it up again."""
         with self._lock:
-            flying = self._flying.pop(slot, None)
-        if flying is not None:
-            flying.set_result(None)
+            pending = self._pending.pop(slot, None)
+        if pending is not None:
+            pending.set_result(None)
 
 
 @contextmanager
 def recording_calls(calls: UserCalls) -> Generator[UserCalls]:
-    """Recorded LMs called inside answer from ``calls`` first and keep there what they had to ask."""
+    """Recorded LMs called inside answer from ``calls`` where they can, and keep new answers there."""
     with dspy.context(persona_calls=calls, disable_history=False):
         yield calls
 
 
 def recorded(lm: Any) -> Any:
-    """``lm`` as one that keeps its answers per user; what is no ``dspy.LM``, or is one already, comes back as it is.
+    """A copy of ``lm`` that keeps its answers per user. Recorded LMs and anything but a ``dspy.LM`` are returned as is.
 
-    A light copy: engine and connections are shared. Outside of ``recording_calls`` it is a plain LM without a cache.
-    Its history stays empty: a fleet's would fill the memory.
+    Copies share engine and connections. Outside of ``recording_calls`` it is a plain LM without a cache. Its history
+    stays empty, since a fleet's would fill the memory.
     """
     if not isinstance(lm, dspy.LM) or isinstance(lm, _Recorded):
         return lm
-    twin = lm.copy()
-    twin.__class__ = _recorded_class(type(lm))
-    twin._samples, twin.cache = not lm.cache, False  # type: ignore[attr-defined]
-    return twin
+    copied = lm.copy()
+    copied.__class__ = _recorded_class(type(lm))
+    copied._samples, copied.cache = not lm.cache, False  # type: ignore[attr-defined]
+    return copied
 
 
 def unshared(lm: Any) -> Any:
-    """``lm`` over connections of its own; itself where DSPy does not own them.
+    """A copy of ``lm`` with connections of its own; ``lm`` itself where DSPy does not own them.
 
     Copies of an LM share DSPy's pool of connections, whose lock is held over a system call at each call: among 64
     threads it bounded a process at a third of what its CPU could do (docs/results/fleet.md).
     """
     if not isinstance(lm, dspy.LM) or not isinstance(lm.engine, str):
         return lm
-    twin = lm.copy()
-    if type(twin) is not type(lm):  # a copy() that makes something else of it
+    copied = lm.copy()
+    if type(copied) is not type(lm):  # a custom copy() that returns another class
         return lm
-    dspy.LM.__setstate__(twin, {})  # what makes a pickled LM's connections anew, and changes nothing else
-    return twin
+    dspy.LM.__setstate__(copied, {})  # opens new connections, as for a pickled LM, and changes nothing else
+    return copied
 
 
 class _Recorded:
-    """Over ``dspy.LM``: looks up, asks, keeps."""
+    """Mixin over ``dspy.LM``: looks an answer up, or asks the LM and keeps the answer."""
 
     _samples: bool
     model: str
@@ -184,19 +181,19 @@ class _Recorded:
         slot = self._slot(calls, prompt, messages, options)
         take_over()
         while True:
-            record, first, flying = calls.find(slot)
+            record, replay, pending = calls.look_up(slot)
             if record is not None:
-                return _answer(self, record, first)
-            if flying is None:
+                return _answer(self, record, replay)
+            if pending is None:
                 break
-            flying.result()
+            pending.result()
         try:
             with reserved(_tokens_at_least(prompt, messages)), metering(self) as call:
                 outputs = super().__call__(prompt, messages=messages, **options)  # type: ignore[misc]
                 calls.keep(slot, _record(call, outputs))
                 return outputs
         finally:
-            calls.give_up(slot)
+            calls.release(slot)
 
     async def acall(self, prompt: Any = None, *, messages: Any = None, **options: Any) -> Any:
         calls: UserCalls | None = dspy.settings.get("persona_calls")
@@ -208,19 +205,19 @@ class _Recorded:
         slot = self._slot(calls, prompt, messages, options)
         take_over()
         while True:
-            record, first, flying = calls.find(slot)
+            record, replay, pending = calls.look_up(slot)
             if record is not None:
-                return _answer(self, record, first)
-            if flying is None:
+                return _answer(self, record, replay)
+            if pending is None:
                 break
-            await asyncio.shield(asyncio.wrap_future(flying))  # whoever is cancelled here cancels nobody's call
+            await asyncio.shield(asyncio.wrap_future(pending))  # cancelling the wait must not cancel the call
         try:
             with reserved(_tokens_at_least(prompt, messages)), metering(self) as call:
                 outputs = await super().acall(prompt, messages=messages, **options)  # type: ignore[misc]
                 calls.keep(slot, _record(call, outputs))
                 return outputs
         finally:
-            calls.give_up(slot)
+            calls.release(slot)
 
     def _slot(self, calls: UserCalls, prompt: Any, messages: Any, options: dict[str, Any]) -> str:
         samples = self._samples if options.get("cache") is None else not options["cache"]
@@ -229,7 +226,7 @@ class _Recorded:
         return calls.slot(key, sample=samples)
 
     def update_history(self, entry: dict[str, Any]) -> None:
-        """DSPy's last word on a call: usage and price, for the record and the ledger."""
+        """Takes usage and price from DSPy, instead of a history."""
         call = open_call()
         if call is not None and call.lm is self:
             call.history = {"usage": dict(entry.get("usage") or {}), "cost": entry.get("cost")}
@@ -241,7 +238,7 @@ def _recorded_class(base: type) -> type:
 
 
 def _tokens_at_least(prompt: Any, messages: Any) -> int:
-    """So that a prompt which alone would pass a bound on tokens, such as a poisoned user's huge text, is never sent."""
+    """A lower bound of a prompt's tokens: one that alone exceeds a budget (a hostile user's huge text) is not sent."""
     texts = [prompt, *(m.get("content") for m in messages or ())]
     return sum(len(text) for text in texts if isinstance(text, str)) // _CHARS
 
@@ -251,8 +248,8 @@ def _record(call: OpenCall, outputs: Any) -> dict[str, Any]:
     return {"outputs": outputs, "usage": usage, "cost": cost, "seconds": round(call.seconds, 3)}
 
 
-def _answer(lm: Any, record: dict[str, Any], first: bool) -> Any:
-    """A kept answer, and its place in the ledger: paid in an earlier run, or asked twice in this one."""
+def _answer(lm: Any, record: dict[str, Any], replay: bool) -> Any:
+    """A kept answer, reported to the meter as a replay or as a cache hit."""
     seconds, usd = float(record.get("seconds") or 0.0), record.get("cost")
-    replayed(lm, parse_usage([record.get("usage") or {}], seconds=seconds, usd=usd) if first else None)
+    replayed(lm, parse_usage([record.get("usage") or {}], seconds=seconds, usd=usd) if replay else None)
     return [attributes(output) for output in record["outputs"]]

@@ -52,8 +52,8 @@ class Ledger:
     """What LM calls cost, by role, for one user (or, as ``parent``, for a whole fleet).
 
     A call is counted when its engine answered or failed, never for cache hits. ``check`` is called by the persona
-    adapters before each call and raises once a bound is reached, so that work stops between calls. ``exceeded`` says
-    which of this ledger's own bounds stopped something, or is empty.
+    adapters before each call and raises once a bound is reached, so that work stops between calls. ``exceeded`` is
+    the bound of this ledger that stopped work, or empty.
 
     Example:
         >>> ledger = Ledger(budget=Budget(calls=100))
@@ -74,7 +74,7 @@ class Ledger:
         self.exceeded = self._stopped = ""
 
     def __deepcopy__(self, memo: dict[int, object]) -> Ledger:
-        return self  # an account, not a value: a copy would split the count
+        return self  # a copy would split the count
 
     @contextmanager
     def recording(self) -> Generator[Ledger]:
@@ -86,12 +86,12 @@ class Ledger:
 
     @property
     def root(self) -> Ledger:
-        """The account that all others add up in: the fleet's."""
+        """The topmost ledger, the fleet's, in which all others add up."""
         return self if self.parent is None else self.parent.root
 
     @property
     def ended(self) -> str:
-        """Which bound, of this ledger's or of one above it, has stopped something; or empty."""
+        """The bound, of this ledger or of one above it, that has stopped work; or empty."""
         return self.exceeded or (self.parent.ended if self.parent is not None else "")
 
     @property
@@ -135,7 +135,7 @@ class Ledger:
             ("seconds", time.monotonic() - self._began, budget.seconds),
         )
         for name, used, bound in bounds:
-            # nothing asked for: only what is wholly spent counts
+            # A check for 0 calls fails only once the budget is used up.
             if bound is not None and (used >= bound if calls or not tokens else used > bound):
                 who = f" of user {self.user_id!r}" if self.user_id else ""
                 self.exceeded = name
@@ -150,16 +150,16 @@ class Ledger:
             self._reserved = max(0, self._reserved - calls)
 
     def stop(self, why: str) -> None:
-        """Let no further call begin: whoever works on this account ends before the next one, as with a spent budget."""
+        """Refuse every further call, as a spent budget does. ``why`` becomes part of the error."""
         self._stopped = why
 
     @property
     def stopping(self) -> str:
-        """What ``stop`` was called with, or empty."""
+        """The reason given to ``stop``, or empty."""
         return self._stopped
 
     def settle(self) -> None:
-        """Give back one reservation: the call it was for has ended (and was counted) or was not made."""
+        """Release one reservation: its call has ended (and was counted) or was not made."""
         self._release()
         if self.parent is not None:
             self.parent.settle()
@@ -172,27 +172,27 @@ class Ledger:
         else:
             self.add(call.role, call.usage)
 
-    def _add(self, named: str, usage: Usage, *, above: Usage | None = None) -> None:
-        """Count ``usage``; the ledgers above count ``above`` instead, where given."""
+    def _add(self, role: str, usage: Usage, *, above: Usage | None = None) -> None:
+        """Count ``usage``; the ledgers above count ``above`` instead, unless it is None."""
         with self._lock:
-            self._by_role[named] = self._by_role.get(named, Usage()) + usage
+            self._by_role[role] = self._by_role.get(role, Usage()) + usage
         if self.parent is not None:
-            self.parent.add(named, above or usage)
+            self.parent.add(role, above or usage)
 
-    def add(self, named: str, usage: Usage) -> None:
-        """Count what was spent elsewhere, such as in another process."""
-        self._add(named, usage)
+    def add(self, role: str, usage: Usage) -> None:
+        """Count ``usage``, such as that of another process."""
+        self._add(role, usage)
 
 
 def current_ledger() -> Ledger | None:
-    """The ledger whose ``recording()`` block this call is in."""
+    """The ledger of the innermost ``recording()`` block."""
     return dspy.settings.get("persona_ledger")
 
 
 @contextmanager
 def reserved(tokens: int = 0) -> Generator[None]:
-    """One LM call made inside is within the budget, or ``BudgetExceeded`` is raised; nested blocks reserve one call
-    together. ``tokens``: what its prompt has at least."""
+    """Reserve one LM call in the budget, or raise ``BudgetExceeded``. Nested blocks reserve one call together.
+    ``tokens``: a lower bound of its prompt's length."""
     ledger = current_ledger()
     if ledger is None:
         yield

