@@ -12,7 +12,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
-from persona_dspy.core import Bullet, Interaction, Persona, ResponseKind
+from persona_dspy.core import Bullet, Interaction, Persona, ResponseKind, mentions
 from persona_dspy.errors import InputError
 from persona_dspy.memory import content_words, facts
 
@@ -77,9 +77,8 @@ class Cohort:
         return [self._rule(then, found) for then, found in sorted(rules.items())]
 
     def _rule(self, then: str, found: list[tuple[int, str]]) -> Bullet:
-        words = [f'"{word}"' for _, word in sorted(found, key=lambda pair: (-pair[0], pair[1]))[:WORDS]]
-        when = "it mentions " + (words[0] if len(words) == 1 else ", ".join(words[:-1]) + " or " + words[-1])
-        return Bullet(section="decision rules", when=when, then=then, source="learned")
+        words = [word for _, word in sorted(found, key=lambda pair: (-pair[0], pair[1]))[:WORDS]]
+        return Bullet(section="decision rules", when=mentions(words), then=then, source="learned")
 
 
 def _words(rule: Bullet) -> set[str]:

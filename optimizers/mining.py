@@ -21,6 +21,8 @@ from persona_dspy.core import (
     Persona,
     ResponseKind,
     count_tokens,
+    mentions,
+    parse_number,
 )
 from persona_dspy.memory import mined_rules
 
@@ -46,12 +48,12 @@ def mined(incumbent: Persona, evidence: Evidence, past: Sequence[Interaction]) -
 
 def _current(rule: Bullet, past: Sequence[Interaction]) -> Bullet | None:
     """The rule with those of its words that the latest interactions still bear out; None where none is left."""
-    alone = {word: rule.model_copy(update={"when": _mentions([word])}) for word in rule.quoted}
+    alone = {word: rule.model_copy(update={"when": mentions([word])}) for word in rule.quoted}
     words = [word for word, single in alone.items() if support(single, past).borne_out]
     if len(words) == len(rule.quoted):
         return rule
     values = rule.model_dump(exclude={"id", "when"})
-    return Bullet(**values, when=_mentions(words)) if words else None
+    return Bullet(**values, when=mentions(words)) if words else None
 
 
 def _default(incumbent: Persona, past: Sequence[Interaction], kind: ResponseKind) -> Bullet | None:
@@ -76,7 +78,7 @@ def shift(simulated: Sequence[Simulated], kind: ResponseKind) -> Bullet | None:
     """For ratings: how far the user is from us, where all recent differences point one way (at least two of them)."""
     if kind.name != "rating":
         return None
-    pairs = [(_number(s.gold), _number(s.answer)) for s in simulated]
+    pairs = [(parse_number(s.gold), parse_number(s.answer)) for s in simulated]
     gaps = [gold - answer for gold, answer in pairs if gold is not None and answer is not None]
     off = [gap for gap in gaps if gap]
     if len(off) < 2 or len(off) * 2 < len(gaps) or not (all(g > 0 for g in off) or all(g < 0 for g in off)):
@@ -140,7 +142,7 @@ def fitted(persona: Persona, bullet: Bullet) -> list[Edit]:
             home = home or rule
         elif rest := [word for word in rule.quoted if word not in bullet.quoted]:
             if len(rest) < len(rule.quoted):
-                edits.append(Edit(op="revise", id=rule.id, bullet=rule.model_copy(update={"when": _mentions(rest)})))
+                edits.append(Edit(op="revise", id=rule.id, bullet=rule.model_copy(update={"when": mentions(rest)})))
         else:
             edits.append(Edit(op="drop", id=rule.id))
     if home is None:
@@ -148,20 +150,8 @@ def fitted(persona: Persona, bullet: Bullet) -> list[Edit]:
     joined = list(dict.fromkeys([*home.quoted, *bullet.quoted]))
     if len(joined) == len(home.quoted):
         return edits
-    if count_tokens(f'If {_mentions(joined)}, answer "{bullet.then}".') > BULLET_TOKENS:
+    if count_tokens(f'If {mentions(joined)}, answer "{bullet.then}".') > BULLET_TOKENS:
         return [*edits, Edit(op="add", bullet=bullet)]
     evidence = tuple(dict.fromkeys([*home.evidence, *bullet.evidence]))[-5:]
-    merged = home.model_copy(update={"when": _mentions(joined), "evidence": evidence, "hits": home.hits + bullet.hits})
+    merged = home.model_copy(update={"when": mentions(joined), "evidence": evidence, "hits": home.hits + bullet.hits})
     return [*edits, Edit(op="revise", id=home.id, bullet=merged)]
-
-
-def _mentions(words: Sequence[str]) -> str:
-    listed = [f'"{word}"' for word in words]
-    return "it mentions " + (listed[0] if len(listed) == 1 else ", ".join(listed[:-1]) + " or " + listed[-1])
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None

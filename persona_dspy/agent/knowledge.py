@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 from shutil import rmtree
 from typing import Any, Protocol
 
+from persona_dspy.core import write_text
 from persona_dspy.errors import DataError, InputError, RunError
 
 __all__ = ["Document", "KnowledgeSource", "LocalCorpus", "PageCache", "Wikipedia"]
@@ -158,10 +158,7 @@ class PageCache:
         """Keep the pages, whole or not at all."""
         file = self._file(user_id, key)
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handle, name = tempfile.mkstemp(dir=file.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as out:
-            json.dump([asdict(d) for d in documents], out, ensure_ascii=False)
-        Path(name).replace(file)
+        write_text(file, json.dumps([asdict(d) for d in documents], ensure_ascii=False), mode=0o600)
 
     def forget(self, user_id: str) -> int:
         """Remove all that is kept of a user; returns how many files there were."""

@@ -25,6 +25,7 @@ from .intervals import Paired as Paired
 from .intervals import mean_interval as mean_interval
 from .intervals import paired_difference as paired_difference
 from .metrics import HIGHER_IS_BETTER as HIGHER_IS_BETTER
+from .metrics import parse_number as parse_number
 from .persona import BULLET_TOKENS as BULLET_TOKENS
 from .persona import NOTHING_ELSE as NOTHING_ELSE
 from .persona import Bullet as Bullet
@@ -39,5 +40,6 @@ from .text import defused as defused
 from .text import defused_tags as defused_tags
 from .text import echoes as echoes
 from .text import fenced as fenced
+from .text import mentions as mentions
 from .text import one_line as one_line
 from .text import unheard as unheard

@@ -6,11 +6,11 @@ Not here: a task's own metrics over many answers (metrics.py, lamp.py).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 
-from persona_dspy.core.metrics import closeness, exact_match, text_overlap
+from persona_dspy.core.metrics import closeness, exact_match, parse_number, text_overlap
 
 __all__ = ["ResponseKind"]
 
@@ -78,11 +78,5 @@ class ResponseKind:
         return response
 
 
-def _numbers(texts: Iterable[str] | Sequence[str]) -> list[float]:
-    found: list[float] = []
-    for text in texts:
-        try:
-            found.append(float(text))
-        except ValueError:
-            continue
-    return found
+def _numbers(texts: Iterable[str]) -> list[float]:
+    return [number for text in texts if (number := parse_number(text)) is not None]

@@ -43,13 +43,17 @@ def persona_path(path: str | os.PathLike[str], user_id: str) -> Path:
     return target / persona_file_name(user_id) if target.is_dir() else target
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, *, mode: int = 0o644) -> None:
     """As ``write_bytes``, in UTF-8."""
-    write_bytes(path, text.encode())
+    write_bytes(path, text.encode(), mode=mode)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that it is never seen half-written: a temporary file beside it, flushed, then renamed."""
+def write_bytes(path: Path, content: bytes, *, mode: int = 0o644) -> None:
+    """Write a file so that it is never seen half-written: a temporary file beside it, flushed, then renamed.
+
+    Args:
+        mode: who may read it; 0o600 for what only this account may see.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
     try:
@@ -57,7 +61,7 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)
+        os.chmod(name, mode)
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)

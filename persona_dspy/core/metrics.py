@@ -23,6 +23,7 @@ __all__ = [
     "exact_match",
     "macro_f1",
     "mae",
+    "parse_number",
     "parse_rating",
     "rmse",
     "rouge1",
@@ -52,13 +53,23 @@ def exact_match(gold: str, answer: str) -> float:
     return float(gold.strip() == answer.strip())
 
 
-def parse_rating(text: object, low: float, high: float) -> float | None:
-    """A rating in ``[low, high]`` from text, or None where it is no number of that range ("nan" and "9" included)."""
+def parse_number(text: str) -> float | None:
+    """The number that a text is ("nan" and "inf" are numbers), or None.
+
+    Example:
+        >>> parse_number(" 4.5 "), parse_number("four")
+        (4.5, None)
+    """
     try:
-        value = float(str(text).strip())
+        return float(text)
     except ValueError:
         return None
-    return value if math.isfinite(value) and low <= value <= high else None
+
+
+def parse_rating(text: object, low: float, high: float) -> float | None:
+    """A rating in ``[low, high]`` from text, or None where it is no number of that range ("nan" and "9" included)."""
+    value = parse_number(str(text))
+    return value if value is not None and math.isfinite(value) and low <= value <= high else None
 
 
 def closeness(gold: str, answer: str, low: float, high: float) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "defused_tags",
     "echoes",
     "fenced",
+    "mentions",
     "one_line",
     "unheard",
 ]
@@ -134,6 +135,17 @@ def fenced(text: str, source: str) -> str:
         </data>
     """
     return f'<data source="{one_line(source)}">\n{data_text(text).strip()}\n</data>'
+
+
+def mentions(words: Sequence[str]) -> str:
+    """The condition of a decision rule that looks for one of ``words`` (at least one).
+
+    Example:
+        >>> mentions(["ghost", "demon", "cellar"])
+        'it mentions "ghost", "demon" or "cellar"'
+    """
+    *most, last = [f'"{word}"' for word in words]
+    return f"it mentions {', '.join(most)} or {last}" if most else f"it mentions {last}"
 
 
 def echoes(text: str, heard: str, *, words: int = 5) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
 
-from persona_dspy.core import Interaction, metrics, parse_time
+from persona_dspy.core import Interaction, ResponseKind, metrics, parse_time
 from persona_dspy.errors import DataError, InputError
 
 __all__ = ["Place", "Task", "checked_text", "read_time"]
@@ -210,10 +210,14 @@ class Task:
             >>> get_task("lamp-3").score("5", "4")
             0.75
         """
-        text = "" if answer is None else str(answer)
+        return self._responses.score(gold, "" if answer is None else answer)
+
+    @property
+    def _responses(self) -> ResponseKind:
+        choices = self.choices or ()
         if self.rating:
-            return metrics.closeness(gold, text, *self.rating)
-        return metrics.exact_match(gold, text) if self.labels else metrics.text_overlap(gold, text)
+            return ResponseKind(name="rating", labels=choices, low=self.rating[0], high=self.rating[1])
+        return ResponseKind(name="label" if choices else "text", labels=choices)
 
     def evaluate(self, golds: Sequence[str], answers: Sequence[object]) -> dict[str, float]:
         """The task's own metrics over many answers, in the order of ``metrics``. ``HIGHER_IS_BETTER`` has directions.

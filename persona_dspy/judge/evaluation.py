@@ -19,6 +19,7 @@ from typing import Any
 import dspy
 from dspy.utils.exceptions import AdapterParseError
 
+from persona_dspy.core import parse_number
 from persona_dspy.data import Question, Task, UserHistory, infer_task
 from persona_dspy.errors import BudgetExceeded, InputError
 from persona_dspy.judge.results import Judged, Results
@@ -88,7 +89,8 @@ def scored_as(people: Sequence[Case]) -> Task:
         return first
     if first.rating:
         ends = [float(end) for p in people if p.task.rating for end in p.task.rating]
-        ends += [float(gold) for p in people for q in p.queries if _is_number(gold := str(q.gold))]
+        golds = (parse_number(str(q.gold)) for p in people for q in p.queries)
+        ends += [gold for gold in golds if gold is not None and isfinite(gold)]
         return replace(first, rating=(floor(min(ends)), ceil(max(ends))))
     if first.labels is None:
         return first
@@ -140,13 +142,6 @@ def evaluate(
     return all(
         {q.id for q in person.queries} <= results.answered(variant.name, person.user_id) for person, variant in work
     )
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return isfinite(float(text))
-    except ValueError:
-        return False
 
 
 def _nothing(row: Judged) -> None:

@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from persona_dspy.core import Usage
+from persona_dspy.core import Usage, write_text
 from persona_dspy.errors import DataError, InputError
 
 __all__ = ["Judged", "Results", "commit", "data_hash"]
@@ -102,9 +102,7 @@ class Results:
             )
         stored["runs"].append(run)
         self.protocol = stored
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(stored, indent=2, ensure_ascii=False) + "\n", "utf-8")
-        os.replace(part, path)
+        write_text(path, json.dumps(stored, indent=2, ensure_ascii=False) + "\n")
 
     def add(self, row: Judged) -> None:
         """Append one row, on disk when this returns. Thread-safe."""

@@ -13,7 +13,7 @@ from functools import cache
 from statistics import fmean, median, pstdev
 from typing import Any
 
-from persona_dspy.core import NOTHING_ELSE, Bullet, Interaction, ResponseKind
+from persona_dspy.core import NOTHING_ELSE, Bullet, Interaction, ResponseKind, mentions, parse_number
 from persona_dspy.memory.ranking import counts_sentence
 
 __all__ = ["facts", "mined_rules"]
@@ -75,7 +75,7 @@ def _topic_facts(past: Sequence[Interaction]) -> list[Bullet]:
 
 
 def _rating_facts(past: Sequence[Interaction], kind: ResponseKind) -> list[Bullet]:
-    values = [float(i.response) for i in past if _is_number(i.response)]
+    values = [number for i in past if (number := parse_number(i.response)) is not None]
     if len(values) < 3:
         return []
     mean, spread = fmean(values), pstdev(values)
@@ -156,12 +156,10 @@ def mined_rules(interactions: Sequence[Interaction], kind: ResponseKind, *, most
         found.sort(key=lambda mark: (-mark[0], mark[1]))
         best = found[:6]
         ids = {i.id: i for _, _, items in best for i in items}
-        words = [f'"{word}"' for _, word, _ in best]
-        listed = words[0] if len(words) == 1 else ", ".join(words[:-1]) + " or " + words[-1]
         rules.append(
             Bullet(
                 section="decision rules",
-                when=f"it mentions {listed}",
+                when=mentions([word for _, word, _ in best]),
                 then=label,
                 evidence=tuple(list(ids)[-_EVIDENCE:]),
                 hits=len(ids),
@@ -196,11 +194,3 @@ def _rule_fact(when: str, then: str, items: Sequence[Interaction]) -> Bullet:
 
 def _recent(items: Sequence[Interaction]) -> tuple[str, ...]:
     return tuple(i.id for i in items[-_EVIDENCE:])
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

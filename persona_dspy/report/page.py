@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from importlib.resources import files
 from typing import Any
 
-from persona_dspy.core import HIGHER_IS_BETTER
+from persona_dspy.core import HIGHER_IS_BETTER, parse_number
 from persona_dspy.errors import InputError, RunError
 from persona_dspy.report.figures import before_and_after, curve, each_user, fleet_curve, learning_curve, systems_figure
 from persona_dspy.report.map_figures import map_figure, similarity_figure
@@ -247,8 +247,7 @@ def _number(value: float) -> str:
 
 def _brief(cell: str, signed: bool = False) -> str:
     """A cell of an evaluation's CSV for people; what is no number stays as it is."""
-    try:
-        value = float(cell)
-    except ValueError:
+    value = parse_number(cell)
+    if value is None:
         return cell
     return f"{value:+.3f}".replace("-", "−") if signed else _number(value)

@@ -6,11 +6,12 @@ import csv
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona_dspy.agent import Trace
-from persona_dspy.core import Interaction, PersonaDocument, load_document, parse_document
+from persona_dspy.core import Interaction, PersonaDocument, load_document, parse_document, parse_number
 from persona_dspy.errors import DataError, InputError, PersonaFormatError
 
 if TYPE_CHECKING:
@@ -237,11 +238,8 @@ def read_evaluation(path: Path | str) -> list[SystemScore]:
 
 
 def _number(file: Path, line: int, name: str, row: Mapping[str, str | None]) -> float:
-    try:
-        value = float(row.get(name) or "")
-    except ValueError:
-        value = float("nan")
-    if value != value or value in (float("inf"), float("-inf")):
+    value = parse_number(row.get(name) or "")
+    if value is None or not isfinite(value):
         raise DataError(str(file), line=line, field=name, value=row.get(name), expected="a number")
     return value
 

@@ -1,0 +1,37 @@
+"""Files are written whole or not at all, for those who may read them."""
+
+import os
+import stat
+
+import pytest
+
+from persona_dspy.agent import PageCache
+from persona_dspy.core import write_bytes, write_text
+
+
+def mode(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_a_file_that_cannot_be_renamed_leaves_the_old_one_and_nothing_beside_it(tmp_path, monkeypatch):
+    file = tmp_path / "deep" / "file.txt"
+    write_text(file, "old ü")
+
+    def full(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="disk full"):
+        write_bytes(file, b"new")
+    assert file.read_text("utf-8") == "old ü"
+    assert list(file.parent.iterdir()) == [file]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows knows no such modes")
+def test_files_are_readable_to_all_unless_told_otherwise_and_cached_pages_to_one_account(tmp_path):
+    write_text(tmp_path / "open", "")
+    write_text(tmp_path / "closed", "", mode=0o600)
+    assert (mode(tmp_path / "open"), mode(tmp_path / "closed")) == (0o644, 0o600)
+    PageCache(tmp_path / "pages").put("ana", "key", [])
+    (page,) = (tmp_path / "pages").rglob("*.json")
+    assert (mode(page), mode(page.parent)) == (0o600, 0o700)
