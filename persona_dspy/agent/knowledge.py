@@ -44,7 +44,7 @@ class KnowledgeSource(Protocol):
 
 
 class LocalCorpus:
-    """Documents of this machine, found by BM25 (``bm25s``); the source that needs no network.
+    """Documents of this machine, found by BM25; the source that needs no network.
 
     Args:
         documents: the documents; ``from_path`` reads them.
@@ -88,26 +88,22 @@ class LocalCorpus:
         return cls(found)
 
     def search(self, query: str, k: int) -> Sequence[Document]:
-        words = _words(query)
+        ranking, index = self._ranking
+        words = ranking.encode([query])[0]
         if not words or k < 1:
             return []
-        scores = self._index.get_scores(words)
+        scores = index.scores(words, None)
         best = sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:k]
         return [self.documents[i] for i in best if scores[i] > 0]
 
     @cached_property
-    def _index(self) -> Any:
-        import bm25s
+    def _ranking(self) -> tuple[Any, Any]:
+        from persona_dspy.memory import BM25  # imports numpy, which a page cache does not need
 
-        index = bm25s.BM25(method="lucene")
-        index.index([_words(f"{d.title} {d.text}") for d in self.documents], show_progress=False)
-        return index
-
-
-def _words(text: str) -> list[str]:
-    from persona_dspy.memory import tokenize
-
-    return tokenize(text)
+        ranking = BM25()
+        index = ranking.index()
+        index.add(ranking.encode([f"{d.title} {d.text}" for d in self.documents]))
+        return ranking, index
 
 
 def _read(file: Path) -> str:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from functools import cache
 from statistics import fmean, median, pstdev
 from typing import Any
 
 from persona_dspy.core import NOTHING_ELSE, Bullet, Interaction, ResponseKind, mentions, parse_number
 from persona_dspy.memory.ranking import counts_sentence
+from persona_dspy.memory.stop_words import STOP_WORDS
 
 __all__ = ["facts", "mined_rules"]
 
@@ -172,14 +172,7 @@ def mined_rules(interactions: Sequence[Interaction], kind: ResponseKind, *, most
 
 def content_words(text: str) -> set[str]:
     """Lower-case words of four letters or more that are not English function words."""
-    return {w for w in re.findall(r"[^\W\d_]{4,}", text.lower()) if w not in _stop_words()}
-
-
-@cache
-def _stop_words() -> frozenset[str]:
-    from bm25s.stopwords import STOPWORDS_EN_PLUS
-
-    return frozenset(STOPWORDS_EN_PLUS)
+    return {w for w in re.findall(r"[^\W\d_]{4,}", text.lower()) if w not in STOP_WORDS}
 
 
 def _fact(section: Any, text: str, items: Sequence[Interaction], hits: int) -> Bullet:

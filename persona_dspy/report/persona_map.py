@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from persona_dspy.core import Bullet, Persona
 from persona_dspy.errors import InputError
+from persona_dspy.memory import STOP_WORDS
 
 __all__ = ["Encoder", "PersonaMap", "jaccard", "map_personas", "nearest", "persona_terms", "persona_text", "spread"]
 
@@ -150,10 +151,7 @@ def map_personas(personas: Sequence[Persona], *, encoder: Encoder | None = None,
 
 
 def _words(text: str) -> list[str]:
-    from bm25s.stopwords import STOPWORDS_EN_PLUS
-
-    stop = frozenset(STOPWORDS_EN_PLUS)
-    return [w for w in re.findall(r"[^\W_]+", text.lower()) if w not in stop]
+    return [w for w in re.findall(r"[^\W_]+", text.lower()) if w not in STOP_WORDS]
 
 
 def _tfidf(terms: list[list[str]]) -> tuple[Any, list[str]]:
