@@ -16,7 +16,7 @@ from pathlib import Path
 from shutil import rmtree
 from typing import Any, Protocol
 
-from persona_dspy.core import write_text
+from persona_dspy.core import Erasure, write_text
 from persona_dspy.errors import DataError, InputError, RunError
 
 __all__ = ["Document", "KnowledgeSource", "LocalCorpus", "PageCache", "Wikipedia"]
@@ -156,14 +156,18 @@ class PageCache:
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_text(file, json.dumps([asdict(d) for d in documents], ensure_ascii=False), mode=0o600)
 
-    def forget(self, user_id: str) -> int:
-        """Remove all that is kept of a user; returns how many files there were."""
+    def forget(self, user_id: str) -> Erasure:
+        """Remove all that is kept of a user; says how many files there were.
+
+        Raises:
+            RunError: the user's folder cannot be removed.
+        """
         folder = self._file(user_id, "").parent
         count = sum(1 for _ in folder.iterdir()) if folder.is_dir() else 0
         rmtree(folder, ignore_errors=True)
         if folder.exists():
             raise RunError(f"cache {str(folder)!r}: cannot be removed; expected a folder this process may write to")
-        return count
+        return Erasure(place=str(self.folder), removed={"files": count})
 
     def _file(self, user_id: str, key: str) -> Path:
         names = [sha256(text.encode("utf-8", "replace")).hexdigest()[:40] for text in (user_id, f"{user_id}\0{key}")]

@@ -1,7 +1,4 @@
-"""``persona-dspy forget``: everything kept of a user, removed and accounted for. Owns: where it looks, what it prints.
-
-Not here: the removing (persona_dspy/forget.py).
-"""
+"""``persona-dspy forget``: everything kept of a user, removed and accounted for."""
 
 from __future__ import annotations
 
@@ -105,8 +102,9 @@ def _places(store: str | None, out: list[Path] | None, uri: str | None) -> tuple
 
 
 def _is_output(folder: Path) -> bool:
-    absolute = folder.absolute()
-    return folder.is_dir() or absolute.with_name(f".{absolute.name}.fleet").is_dir()
+    from persona_dspy.fleet import has_fleet
+
+    return folder.is_dir() or has_fleet(folder)
 
 
 def _print(user: str, done: list[Erasure], notes: list[str], *, as_json: bool) -> None:

@@ -14,6 +14,9 @@ from .document import load_document as load_document
 from .document import load_persona as load_persona
 from .document import parse_document as parse_document
 from .document import save_persona as save_persona
+from .erasure import Erasure as Erasure
+from .erasure import Forgets as Forgets
+from .erasure import Removal as Removal
 from .interactions import Episode as Episode
 from .interactions import Feedback as Feedback
 from .interactions import Interaction as Interaction

@@ -12,15 +12,15 @@ import sqlite3
 import threading
 import time
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from persona_dspy.core import PersonaDocument, persona_file_name, user_key, write_text
+from persona_dspy.core import Erasure, PersonaDocument, persona_file_name, user_key, write_text
 from persona_dspy.errors import InputError, StoreError
 from persona_dspy.lm import CallFolder
 
-__all__ = ["FleetFolder", "State", "fleet_status"]
+__all__ = ["FleetFolder", "State", "fleet_status", "forget_in_fleet", "has_fleet"]
 
 State = Literal["done", "stopped", "failed"]
 """``done``: never redone from the same inputs. ``stopped``: a budget of the fleet, or an interruption, ended it early:
@@ -147,6 +147,35 @@ class FleetFolder:
         with self._writing, _store_errors(self.path):
             rows = self._journal.execute("DELETE FROM users WHERE key = ?", (user_key(user_id),)).rowcount
         return {"persona_files": int(existed), "journal_rows": rows, "lm_answers": self.calls.forget(user_id)}
+
+
+def has_fleet(path: str | os.PathLike[str]) -> bool:
+    """Whether a fleet was ever compiled into this folder, which itself may be gone."""
+    return _hidden_folder(Path(path)).is_dir()
+
+
+def forget_in_fleet(path: str | os.PathLike[str], user_id: str) -> Erasure:
+    """Remove what a fleet keeps of a user: the persona file, the journal's row, answers. The journal is rewritten, so
+    that its free pages hold nothing either. Where it cannot be read, the answers go and the note names it.
+
+    Raises:
+        InputError: a compile is at work in the folder.
+    """
+    if not has_fleet(path):
+        return Erasure(place=str(path))
+    journal = _hidden_folder(Path(path)) / "journal.db"
+    try:
+        with FleetFolder(path) as fleet:
+            removed = fleet.forget(user_id)
+        with closing(sqlite3.connect(journal, timeout=30, isolation_level=None)) as connection:
+            connection.execute("PRAGMA secure_delete=ON")
+            connection.execute("VACUUM")
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    except (StoreError, sqlite3.Error) as failure:
+        answers = CallFolder(journal.with_name("calls")).forget(user_id)
+        return Erasure(place=str(path), removed={"kept LM answers": answers}, note=f"{journal} ({str(failure)[:200]})")
+    names = {"persona_files": "persona files", "lm_answers": "kept LM answers", "journal_rows": "journal rows"}
+    return Erasure(place=str(path), removed={names[kind]: count for kind, count in removed.items()})
 
 
 def fleet_status(path: str | os.PathLike[str]) -> dict[str, Any]:

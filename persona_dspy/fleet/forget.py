@@ -1,11 +1,9 @@
 """Forgetting a user everywhere: store, exported files, fleets' and evaluations' folders, tracking, caches.
 
-Owns: ``forget_user``, and what of a folder is a user's. Not here: the store's own part (store.py), MLflow's
-(forget_tracked.py), rows of tables (forget_tables.py), what the terminal shows (cli/forget.py).
-
-Each place is searched by content, not only by the name a file should have: whoever renamed an export is forgotten too.
-Nothing stops it half-way for good: a place that was emptied reports nothing the next time, and a file that cannot be
-read or removed is named in the place's note.
+The store, the tracker, caches and a fleet's folder remove what they keep themselves; files that people may have copied
+or renamed are searched here, by content and not only by the name a file should have. Nothing stops it half-way for
+good: a place that was emptied reports nothing the next time, and a file that cannot be read or removed is named in the
+place's note.
 """
 
 from __future__ import annotations
@@ -18,17 +16,13 @@ import shutil
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
-from persona_dspy.core import persona_file_name, write_bytes, write_text
-from persona_dspy.errors import InputError, StoreError
-from persona_dspy.lm import CallFolder
-from persona_dspy.tracking import TrackedErasure, look_at, without_user
-
-if TYPE_CHECKING:
-    from persona_dspy.store import Store
+from persona_dspy.core import Erasure, Forgets, persona_file_name, write_bytes, write_text
+from persona_dspy.errors import InputError
+from persona_dspy.fleet.folder import forget_in_fleet
+from persona_dspy.tracking import look_at, without_user
 
 __all__ = ["Erasure", "dspy_cache_entries", "forget_in_folder", "forget_user"]
 
@@ -36,38 +30,13 @@ _Removing = Callable[[Path, str], tuple[str, int, str]]  # of ``_without``
 _LARGEST = 64 * 1024 * 1024  # bytes of a JSON file that may be a persona
 
 
-class Tracked(Protocol):
-    """A tracker that can forget: ``tracking.MlflowTracker``."""
-
-    def forget(self, user_id: str) -> TrackedErasure: ...
-
-
-class Cache(Protocol):
-    """Anything that keeps a user's text under the user's name: ``CallFolder``, ``knowledge.PageCache``."""
-
-    def forget(self, user_id: str) -> int: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Erasure:
-    """What was removed of a user in one place, by kind; ``note``: what is left to do there, or empty."""
-
-    place: str
-    removed: Mapping[str, int] = field(default_factory=dict[str, int])
-    note: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-safe form."""
-        return {"place": self.place, "removed": dict(self.removed), "note": self.note}
-
-
 def forget_user(
     user_id: str,
     *,
-    store: Store | None = None,
+    store: Forgets | None = None,
     folders: Iterable[Path] = (),
-    tracker: Tracked | None = None,
-    caches: Mapping[str, Cache] | None = None,
+    tracker: Forgets | None = None,
+    caches: Mapping[str, Forgets] | None = None,
 ) -> list[Erasure]:
     """Remove everything kept of a user in the given places; what was removed, place by place.
 
@@ -90,18 +59,10 @@ def forget_user(
         raise InputError(f"user {user_id!r}: expected an id that is not blank")
     # Folders first: where a compile is at work nothing is removed at all, for it would only write again.
     done = [forget_in_folder(folder, user_id) for folder in folders]
-    if store is not None:
-        gone = store.forget(user_id)
-        removed = {name.removeprefix("persona_"): count for name, count in gone.removed.items() if count}
-        note = "" if gone.scrubbed or not removed else "dead rows stay on disk until the database is vacuumed"
-        done.append(Erasure(place="store", removed=removed, note=note))
-    if tracker is not None:
-        tracked = tracker.forget(user_id)
-        removed = {name.replace("_", " "): count for name, count in tracked.to_dict().items() if count}
-        done.append(Erasure(place="MLflow", removed=removed, note=tracked.note))
-    for name, cache in (caches or {}).items():
-        count = cache.forget(user_id)
-        done.append(Erasure(place=name, removed={"files": count} if count else {}))
+    for place, owner in (("store", store), ("MLflow", tracker), *(caches or {}).items()):
+        if owner is not None:
+            removal = owner.forget(user_id)
+            done.append(Erasure(place=place, removed=removal.counts, note=removal.note))
     return done
 
 
@@ -112,15 +73,9 @@ def forget_in_folder(folder: Path, user_id: str) -> Erasure:
     removed stop nothing: the note names them.
     """
     counts = {"persona files": 0, "table rows": 0, "kept LM answers": 0, "journal rows": 0, "whole LM caches": 0}
-    hidden = folder.absolute().with_name(f".{folder.absolute().name}.fleet")
-    unread: list[str] = []
-    if hidden.is_dir():
-        try:
-            told = _of_fleet(folder, hidden, user_id)
-        except (StoreError, sqlite3.Error) as failure:
-            told = {"kept LM answers": CallFolder(hidden / "calls").forget(user_id)}
-            unread.append(f"{hidden / 'journal.db'} ({str(failure)[:200]})")
-        counts.update(told)
+    fleet = forget_in_fleet(folder, user_id)
+    counts.update(fleet.removed)
+    unread = [fleet.note] if fleet.note else []
     work: list[tuple[Path, _Removing]] = [(file, _without) for file in _below(folder, unread)]
     work += [(folder / "protocol.json", _protocol), (folder / "lm-cache", _cache)]
     for path, remove in work:
@@ -228,17 +183,3 @@ def _cache(folder: Path, _: str) -> tuple[str, int, str]:
         return "whole LM caches", 0, ""
     shutil.rmtree(folder)
     return "whole LM caches", 1, ""
-
-
-def _of_fleet(folder: Path, hidden: Path, user_id: str) -> dict[str, int]:
-    """Of a compile: its journal is rewritten, so that its free pages hold nothing either."""
-    from persona_dspy.fleet.folder import FleetFolder
-
-    with FleetFolder(folder) as fleet:
-        told = fleet.forget(user_id)
-    with closing(sqlite3.connect(hidden / "journal.db", timeout=30, isolation_level=None)) as connection:
-        connection.execute("PRAGMA secure_delete=ON")
-        connection.execute("VACUUM")
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    names = {"persona_files": "persona files", "lm_answers": "kept LM answers", "journal_rows": "journal rows"}
-    return {names[kind]: count for kind, count in told.items()}

@@ -68,6 +68,16 @@ class Forgotten:
     removed: Mapping[str, int]
     scrubbed: bool
 
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Rows removed, by what they are to people; tables that held none are left out."""
+        return {table.removeprefix("persona_"): rows for table, rows in self.removed.items() if rows}
+
+    @property
+    def note(self) -> str:
+        """What is left to do, or empty."""
+        return "" if self.scrubbed or not self.counts else "dead rows stay on disk until the database is vacuumed"
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe form."""
         return {**asdict(self), "removed": dict(self.removed)}

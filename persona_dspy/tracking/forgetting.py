@@ -42,6 +42,11 @@ class TrackedErasure:
     soft: list[str] = field(default_factory=list[str])
     unread: list[str] = field(default_factory=list[str])
 
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Counts by kind, named for people; kinds of which there was none are left out."""
+        return {kind.replace("_", " "): count for kind, count in self.to_dict().items() if count}
+
     def to_dict(self) -> dict[str, int]:
         """Counts by kind."""
         return {name: getattr(self, name) for name in ("runs", "artifacts", "table_rows", "prompts", "traces")}
