@@ -126,7 +126,7 @@ def evaluate(
         # Equal calls of different systems are each made and paid; at temperature 0 DSPy warns of the id for that.
         warnings.filterwarnings("ignore", message="rollout_id has no effect")
         with run.ledger.recording(), ThreadPoolExecutor(workers) as pool:
-            jobs = [pool.submit(contextvars.copy_context().run, run.one, *one) for one in work]
+            jobs = [pool.submit(contextvars.copy_context().run, run.one_or_stop, *one) for one in work]
             try:
                 wait(jobs, return_when=FIRST_EXCEPTION)
                 for job in jobs:
@@ -151,6 +151,14 @@ def _nothing(row: Judged) -> None:
 class _Run:
     def __init__(self, setting: Setting, results: Results, ledger: Ledger, on_row: Callable[[Judged], None]) -> None:
         self.setting, self.results, self.ledger, self.on_row = setting, results, ledger, on_row
+
+    def one_or_stop(self, person: Case, variant: Variant) -> None:
+        """``one``; where it raises, all that runs beside it ends at its next LM call, before the main thread hears."""
+        try:
+            self.one(person, variant)
+        except BaseException:
+            self.ledger.stop("interrupted")
+            raise
 
     def one(self, person: Case, variant: Variant) -> None:
         """All queries of one user to one system."""
