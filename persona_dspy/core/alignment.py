@@ -1,6 +1,5 @@
-"""The record of an alignment: every step, its scores and its cost. Owns: the frozen, JSON-safe values.
-
-Not here: doing it (optimizers). Written into the persona JSON, MLflow artifacts and the store.
+"""The record of an alignment: every step, its scores and its cost, as frozen, JSON-safe values. Written into the
+persona JSON, MLflow artifacts and the store.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What kind of answer a program gives: one of some labels, a rating, or text. Owns: telling it, scoring it, typing it.
-
-Not here: a task's own metrics over many answers (metrics.py, lamp.py).
-"""
+"""What kind of answer a program gives: one of some labels, a rating, or text; how it is scored and typed."""
 
 from __future__ import annotations
 

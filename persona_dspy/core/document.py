@@ -1,7 +1,7 @@
-"""Persona JSON: the file that is shipped. Owns: the format ``persona-dspy/persona/1``, its JSON Schema, file names.
+"""Persona JSON, the file that is shipped: the format ``persona-dspy/persona/1`` and its JSON Schema.
 
-Not here: DSPy's own checkpoints (``program.save``), the store. A program in another language needs only
-``system_prompt``: the exact text of the persona.
+A program in another language needs only ``system_prompt``: the exact text of the persona. DSPy's own checkpoints
+(``program.save``) are something else.
 """
 
 from __future__ import annotations
@@ -149,10 +149,10 @@ def load_document(path: str | os.PathLike[str]) -> PersonaDocument:
 
 def parse_document(data: Any, name: str = "<persona>") -> PersonaDocument:
     """A document from parsed JSON; older schemas are upgraded first."""
-    found = data.get("schema") if isinstance(data, dict) else None
-    if found != SCHEMA:
+    schema = data.get("schema") if isinstance(data, dict) else None
+    if schema != SCHEMA:
         raise PersonaFormatError(
-            f"{name}: schema {found!r}; expected {SCHEMA!r}" + (", upgrade persona-dspy to read it" if found else "")
+            f"{name}: schema {schema!r}; expected {SCHEMA!r}" + (", upgrade persona-dspy to read it" if schema else "")
         )
     try:
         return PersonaDocument.model_validate(data)

@@ -1,4 +1,4 @@
-"""Frozen values that flow through the system. Owns: their shape and checks. Not here: files, storage, LMs."""
+"""Frozen values that flow through the system, and the checks they pass."""
 
 from __future__ import annotations
 

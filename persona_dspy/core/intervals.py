@@ -1,7 +1,6 @@
-"""How sure a score is: bootstrap intervals over users, paired differences. Owns: the statistics.
+"""How sure a score is: bootstrap intervals over users, paired differences.
 
-Not here: what a score is (metrics.py), tables (standings.py). Users are what is drawn anew, not queries: queries of
-one user are not independent.
+Users are what is drawn anew, not queries: queries of one user are not independent.
 """
 
 from __future__ import annotations
@@ -70,7 +69,7 @@ def mean_interval(
     def pooled(s: Any, n: Any, axis: int = -1) -> Any:
         return s.sum(axis=axis) / n.sum(axis=axis)
 
-    found = bootstrap(
+    ends = bootstrap(
         (sums, counts),
         pooled,
         paired=True,
@@ -80,7 +79,7 @@ def mean_interval(
         method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return Interval(value=value, low=float(found.low), high=float(found.high))
+    return Interval(value=value, low=float(ends.low), high=float(ends.high))
 
 
 def paired_difference(

@@ -1,5 +1,4 @@
-"""Accuracy, macro-F1, MAE, RMSE, ROUGE: pure functions over answers. Owns: the formulas. Not here: which task uses
-which (``lamp.py``), intervals over users (``evaluate.py``).
+"""Accuracy, macro-F1, MAE, RMSE, ROUGE: pure functions over answers.
 
 Corpus metrics take ``golds`` and ``answers`` of one length, both as text, and follow LaMP's official evaluation
 (arXiv 2304.11406, ``eval/evaluation.py`` of LaMP-Benchmark/LaMP). METEOR, which LaMP's training script prints but its
@@ -84,8 +83,8 @@ def closeness(gold: str, answer: str, low: float, high: float) -> float:
     """
     if low >= high:
         raise InputError(f"rating range ({low!r}, {high!r}): expected low < high, such as (1, 5)")
-    given = parse_rating(answer, low, high)
-    return 0.0 if given is None else 1.0 - abs(_gold_rating(gold, low, high) - given) / (high - low)
+    rating = parse_rating(answer, low, high)
+    return 0.0 if rating is None else 1.0 - abs(_gold_rating(gold, low, high) - rating) / (high - low)
 
 
 def text_overlap(gold: str, answer: str) -> float:
@@ -201,8 +200,8 @@ def _gold_rating(gold: str, low: float, high: float) -> float:
 def _errors(golds: Sequence[str], answers: Sequence[str], low: float, high: float) -> list[float]:
     errors: list[float] = []
     for gold, answer in _paired(golds, answers):
-        wanted, given = _gold_rating(gold, low, high), parse_rating(answer, low, high)
-        errors.append(max(wanted - low, high - wanted) if given is None else abs(wanted - given))
+        wanted, rating = _gold_rating(gold, low, high), parse_rating(answer, low, high)
+        errors.append(max(wanted - low, high - wanted) if rating is None else abs(wanted - rating))
     return errors
 
 

@@ -1,8 +1,4 @@
-"""The persona: a user's own system prompt as an immutable value, and that value as a DSPy parameter.
-
-Owns: bullets, sections, edits, versions, rendering, diff. Not here: how a persona reaches an LM (system_prompt.py),
-how it is learned (optimizers), its files (export.py).
-"""
+"""The persona: a user's own system prompt as an immutable value, and that value as a DSPy parameter."""
 
 from __future__ import annotations
 
@@ -181,7 +177,7 @@ class Persona(BaseModel):
         """
         section: Section = "preferences"
         bullets = [b for b in like.bullets if b.locked] if like else []
-        kept = {b.id for b in bullets}
+        ids = {b.id for b in bullets}
         for raw in text.splitlines():
             line = one_line(raw).lstrip("-*# ").strip()
             heading = line.rstrip(":").strip().lower()
@@ -189,9 +185,9 @@ class Persona(BaseModel):
                 section = _BY_TITLE.get(heading, heading)  # type: ignore[assignment]
             elif line and line != _OPENING:
                 bullet = Bullet(section=section, text=line, source=source)
-                if bullet.id not in kept:
+                if bullet.id not in ids:
                     bullets.append(bullet)
-                    kept.add(bullet.id)
+                    ids.add(bullet.id)
         if not bullets:
             raise InputError(f"persona text {text!r}: expected at least one line about the user")
         version, parent = (like.version + 1, like.version) if like else (0, None)
@@ -282,22 +278,22 @@ class Persona(BaseModel):
 
     def diff(self, other: Persona) -> PersonaDiff:
         """What turns this persona into ``other``; evidence and hit counts do not count as changes."""
-        mine, theirs = {b.id: b for b in self.bullets}, {b.id: b for b in other.bullets}
-        both = [(mine[i], theirs[i]) for i in mine if i in theirs]
+        before, after = {b.id: b for b in self.bullets}, {b.id: b for b in other.bullets}
+        both = [(before[i], after[i]) for i in before if i in after]
         return PersonaDiff(
-            added=tuple(b for i, b in theirs.items() if i not in mine),
-            dropped=tuple(b for i, b in mine.items() if i not in theirs),
+            added=tuple(b for i, b in after.items() if i not in before),
+            dropped=tuple(b for i, b in before.items() if i not in after),
             revised=tuple((a, b) for a, b in both if (a.sentence, a.locked) != (b.sentence, b.locked)),
         )
 
     def _next(self, bullets: Iterable[Bullet]) -> Persona:
         ordered = tuple(_in_section_order(bullets))
-        grown = Persona(user_id=self.user_id, bullets=ordered, version=self.version + 1, parent=self.version)
+        new = Persona(user_id=self.user_id, bullets=ordered, version=self.version + 1, parent=self.version)
         for name in SECTIONS:
-            used = sum(count_tokens(b.sentence) for b in grown.section(name))
+            used = sum(count_tokens(b.sentence) for b in new.section(name))
             if used > SECTION_TOKENS and used > sum(count_tokens(b.sentence) for b in self.section(name)):
                 raise InputError(f"section {name!r} would hold {used} tokens: expected at most {SECTION_TOKENS}")
-        return grown
+        return new
 
 
 def _in_section_order(bullets: Iterable[Bullet]) -> list[Bullet]:

@@ -1,5 +1,4 @@
-"""LaMP-1: how an author's own paper becomes an interaction. Owns: the pair of references to choose from. Not here:
-the task table (``lamp.py``).
+"""LaMP-1: how an author's own paper becomes an interaction: a pair of references to choose from.
 
 A LaMP-1 profile holds the author's papers and no citation, so there is no real (query, response) to learn from. What
 is known for certain is what the author wrote, and that authors cite themselves. So a paper becomes the question
@@ -135,9 +134,9 @@ def pair(texts: Mapping[str, str], earlier: Sequence[Interaction], user_id: str)
     title = texts["title"]
     before = [str(i.metadata["title"]) for i in earlier if i.metadata.get("title")]
     before = [t for t in before if t != title]
-    mine = words(title)
+    title_words = words(title)
     # max keeps the first of equals: the latest paper wins a draw
-    own = max(reversed(before), key=lambda t: len(words(t) & mine), default=title)
+    own = max(reversed(before), key=lambda t: len(words(t) & title_words), default=title)
     seed = f"{user_id}\0{title}"
     other = distractor([*before, title], seed)
     paper = title if before else ""

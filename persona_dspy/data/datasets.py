@@ -1,5 +1,4 @@
-"""A data file as a memory-mapped Hugging Face dataset, one row a user. Owns: its columns. Not here: reading the file
-(``histories.py``).
+"""A data file as a memory-mapped Hugging Face dataset, one row a user.
 
 For random access and shuffling over more users than memory holds; ``read_users`` is enough to walk a file once.
 """
@@ -50,7 +49,7 @@ def as_dataset(
     from datasets.exceptions import DatasetGenerationError
 
     path = Path(path).resolve()
-    known = detect_task(path, task)
+    named_task = detect_task(path, task)
     source = path.stat()
     text, time = datasets.Value("string"), datasets.Value("timestamp[us, tz=UTC]")
     interaction = {f.name: time if f.name == "time" else text for f in fields(Interaction)}
@@ -59,9 +58,15 @@ def as_dataset(
         {"user_id": text, "interactions": datasets.List(interaction), "questions": datasets.List(question)}
     )
     # size and time stand for the content in the name of the Arrow files
-    given = {"path": str(path), "task": known, "skip": skip_bad_rows, "size": source.st_size, "at": source.st_mtime_ns}
+    arguments = {
+        "path": str(path),
+        "task": named_task,
+        "skip": skip_bad_rows,
+        "size": source.st_size,
+        "at": source.st_mtime_ns,
+    }
     try:
-        return datasets.Dataset.from_generator(_rows, features=features, cache_dir=str(cache_dir), gen_kwargs=given)
+        return datasets.Dataset.from_generator(_rows, features=features, cache_dir=str(cache_dir), gen_kwargs=arguments)
     except DatasetGenerationError as error:
         raise (error.__cause__ or error) from None  # the reader's own error, which says the file and the row
 

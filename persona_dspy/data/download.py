@@ -1,5 +1,4 @@
-"""The official LaMP files over HTTP. Owns: their addresses and a download that can be continued. Not here: reading
-them (``histories.py``).
+"""The official LaMP files over HTTP: their addresses, and a download that can be continued.
 
 A file is written to ``<name>.part`` and renamed last: a file of the final name is complete. A cut download is
 continued by ``Range``, guarded by ``If-Range`` (the server's ETag or date), so that two versions are never joined.

@@ -1,5 +1,4 @@
-"""Files to user histories. Owns: ``read_users``: walking a file of any size with one user in memory. Not here: bytes
-and JSON (``rows.py``), what a row says (``history_rows.py``), tasks (``task.py``, ``lamp.py``), the store.
+"""Files to user histories: a file of any size is read with one user in memory.
 
 Three forms, told apart by content: JSON lines of interactions; LaMP's official ``questions.json`` with
 ``outputs.json`` beside it (one question a user); OPPU-style ``users.json`` (several questions a user).
@@ -74,14 +73,14 @@ def read_users(
     rules = Rules(skip_bad_rows, bad_rows)
     wanted = None if users is None else frozenset([users] if isinstance(users, str) else users)
     form = rows.file_form(path)
-    known = detect_task(path, task)
+    file_task = detect_task(path, task)
     if form == "lines":
-        found = _from_lines(path, known, wanted, rules)
-    elif known is None:
+        histories = _from_lines(path, file_task, wanted, rules)
+    elif file_task is None:
         raise Place(file=str(path)).error("task", task, "a LaMP task", "Name it, such as --task lamp-2m")
     else:
-        found = _from_array(path, known, wanted, rules)
-    return islice(_all_wanted(found, wanted, path), limit)
+        histories = _from_array(path, file_task, wanted, rules)
+    return islice(_all_wanted(histories, wanted, path), limit)
 
 
 def detect_task(path: str | Path, task: Task | str | None = None) -> Task | None:
@@ -118,9 +117,9 @@ def outputs_path(path: Path) -> Path:
     return path.with_name(name)
 
 
-def _all_wanted(found: Iterator[UserHistory], wanted: frozenset[str] | None, path: Path) -> Iterator[UserHistory]:
+def _all_wanted(histories: Iterator[UserHistory], wanted: frozenset[str] | None, path: Path) -> Iterator[UserHistory]:
     missing = set(wanted or ())
-    for user in found:
+    for user in histories:
         missing.discard(user.user_id)
         yield user
         if wanted and not missing:
@@ -143,14 +142,14 @@ def _from_lines(path: Path, task: Task | None, wanted: frozenset[str] | None, ru
             offsets.append(offset)
     with rows.open_data(path) as file:
         for user_id, (numbers, offsets) in places.items():
-            ids, kept = UniqueIds(), list[Interaction]()
+            ids, interactions = UniqueIds(), list[Interaction]()
             for number, offset in zip(numbers, offsets, strict=True):
                 file.seek(offset)
                 line = file.readline()
                 new = rules.attempt(partial(_admitted, line, task, ids, Place(file=str(path), line=number)))
                 if new:
-                    kept.append(new)
-            yield UserHistory(user_id=user_id, interactions=tuple(in_time_order(kept)))
+                    interactions.append(new)
+            yield UserHistory(user_id=user_id, interactions=tuple(in_time_order(interactions)))
 
 
 def _admitted(line: bytes, task: Task | None, ids: UniqueIds, at: Place) -> Interaction:

@@ -1,7 +1,4 @@
-"""What a row of a data file says of a user. Owns: ``UserHistory``, ``Question``, ``BadRow``, the fields of a JSON line,
-of a LaMP official row and of an OPPU-style row. Not here: bytes and JSON (``rows.py``), walking a file
-(``histories.py``), what a task makes of an item (``task.py``).
-"""
+"""What a row of a data file says of a user: a JSON line, a row of LaMP's official form, an OPPU-style row."""
 
 from __future__ import annotations
 
@@ -180,18 +177,18 @@ def array_user(
 def _questions(asked: Any, task: Task, at: Place, rules: Rules) -> tuple[Question, ...]:
     if not isinstance(asked, list):
         raise at.error("query", asked, 'a list such as [{"id": "10", "input": "...", "gold": "..."}]')
-    kept: dict[str, Question] = {}
+    questions: dict[str, Question] = {}
 
     def build(number: int, row: Any) -> None:
         inner = at.inside(f"query[{number}].")
         question = _question(row, task, None, inner)
-        if question.id in kept:
+        if question.id in questions:
             raise inner.error("id", question.id, "an id that is unique within the user")
-        kept[question.id] = question
+        questions[question.id] = question
 
     for number, row in enumerate(asked):
         rules.attempt(partial(build, number, row))
-    return tuple(kept.values())
+    return tuple(questions.values())
 
 
 def _question(row: Any, task: Task, golds: Mapping[str, Any] | None, at: Place) -> Question:
@@ -226,14 +223,14 @@ def _profile(items: list[Any], user_id: str, task: Task, at: Place, rules: Rules
             dated.append((time[0], inner, item))
     if all(time is not None for time, _, _ in dated):
         dated.sort(key=lambda entry: entry[0])  # type: ignore[arg-type,return-value]  # stable: file order on a draw
-    ids, kept = UniqueIds(), list[Interaction]()
+    ids, interactions = UniqueIds(), list[Interaction]()
 
     def build(item: Any, inner: Place) -> Interaction:
-        made = task.interaction(item, user_id, earlier=kept, at=inner)
-        return ids.admit(made, item.get("id") not in (None, ""), inner)
+        interaction = task.interaction(item, user_id, earlier=interactions, at=inner)
+        return ids.admit(interaction, item.get("id") not in (None, ""), inner)
 
     for _, inner, item in dated:
         new = rules.attempt(partial(build, item, inner))
         if new:
-            kept.append(new)
-    return tuple(kept)
+            interactions.append(new)
+    return tuple(interactions)

@@ -1,6 +1,5 @@
-"""Which task: LaMP's tasks as one table, and the task of a plain history. Owns: LaMP's labels, field names, metrics,
-pattern of the official input, and which keys of a profile item are the query and the response; ``infer_task``. Not
-here: what a task can do (``task.py``), LaMP-1's pairs (``citation.py``), files (``histories.py``).
+"""LaMP's tasks as one table - labels, field names, metrics, pattern of the official input, which keys of a profile item
+are the query and the response - and the task of a plain history.
 
 LaMP: arXiv 2304.11406. Its "LaMP_2" is two tasks under one name: movie tags (2M, the newer) and news (2N, the older).
 """
@@ -190,8 +189,8 @@ def infer_task(interactions: Sequence[Interaction], signature: str | None = None
     """
     users = {i.user_id for i in interactions}
     if len(users) != 1:
-        shown = sorted(users)[:3]
-        raise InputError(f"interactions of {len(users)} users {shown!r}: expected one user's, at least one interaction")
+        first = sorted(users)[:3]
+        raise InputError(f"interactions of {len(users)} users {first!r}: expected one user's, at least one interaction")
     query_field, response_field = _field_names(signature or "query -> response")
     responses = [i.response.strip() for i in interactions]
     rating = _common_scale(responses)
@@ -210,13 +209,13 @@ def infer_task(interactions: Sequence[Interaction], signature: str | None = None
 
 
 def _field_names(signature: str) -> tuple[str, str]:
-    found = re.fullmatch(r"\s*([A-Za-z]\w*)\s*(?::\s*str\s*)?->\s*([A-Za-z]\w*)\s*(?::\s*str\s*)?", signature)
-    if found is None or found[1] == found[2]:
+    match = re.fullmatch(r"\s*([A-Za-z]\w*)\s*(?::\s*str\s*)?->\s*([A-Za-z]\w*)\s*(?::\s*str\s*)?", signature)
+    if match is None or match[1] == match[2]:
         raise InputError(
             f"signature {signature!r}: expected one input and one output name, such as 'description -> tag'"
             " (give richer signatures to PersonaAgent in Python)"
         )
-    return found[1], found[2]
+    return match[1], match[2]
 
 
 def _common_scale(responses: Sequence[str]) -> tuple[int, int] | None:

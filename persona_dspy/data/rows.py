@@ -1,5 +1,4 @@
-"""Data files as raw rows, one at a time. Owns: recognising a file's form by its content, streaming it, and errors
-about bytes and JSON. Not here: what the fields of a row mean (``histories.py``).
+"""Data files as raw rows, one at a time: a file's form by its content, and errors about bytes and JSON.
 
 Nothing here holds more of a file than one row (JSON array: ijson; JSON lines: one line), however large the file.
 """
@@ -60,8 +59,8 @@ def file_form(path: Path) -> Literal["array", "lines"]:
         if head.lstrip()[1:].lstrip()[:7] in (b'"task":', b'"golds"') or b'"golds"' in head[:200]:
             raise at.error(None, "a LaMP outputs.json", "the questions.json beside it")
         return "lines"
-    shown = head[:40].decode("utf-8", "replace")
-    raise at.error(None, shown, f"UTF-8 text that starts with '[' (a LaMP file) or '{{' ({_JSONL})")
+    start = head[:40].decode("utf-8", "replace")
+    raise at.error(None, start, f"UTF-8 text that starts with '[' (a LaMP file) or '{{' ({_JSONL})")
 
 
 def array_rows(path: Path) -> Iterator[tuple[int, Any]]:

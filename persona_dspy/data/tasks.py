@@ -1,7 +1,4 @@
-"""What is asked of a user's program. Owns: ``Task`` (field names, labels, metrics, how an input or a profile item is
-read), ``Place`` (where a value was read), ``checked_text``. Not here: which tasks there are (``lamp.py``), files
-(``histories.py``), formulas (``metrics.py``).
-"""
+"""What is asked of a user's program, and how its answers are read and scored."""
 
 from __future__ import annotations
 
@@ -101,11 +98,11 @@ class Task:
             'It rained.'
         """
         at = at or Place(file="<input>")
-        given = checked_text(text, at, "input", f"the official input of {self.name}, not an empty one")
-        found = re.search(self.input_pattern, given)
-        if found is None:
+        official = checked_text(text, at, "input", f"the official input of {self.name}, not an empty one")
+        match = re.search(self.input_pattern, official)
+        if match is None:
             raise at.error("input", text, f"an official input of {self.name} ({self.title})", "Check --task")
-        groups = [g.strip() for g in found.groups()]
+        groups = [g.strip() for g in match.groups()]
         if not all(groups):
             raise at.error("input", text, "text after the instruction, not nothing")
         return self.make_query(*groups) if self.make_query else groups[-1]
@@ -139,7 +136,7 @@ class Task:
         self, item: object, user_id: str, *, earlier: Sequence[Interaction] = (), at: Place | None = None
     ) -> Interaction:
         """One profile item as something the user did. ``earlier``: this same user's interactions before it (LaMP-1
-        builds its query from them; see ``citation.py``); other tasks ignore them.
+        builds its query from them); other tasks ignore them.
 
         Raises:
             DataError: a field is missing, blank, of the wrong type, or not among ``choices``.
@@ -262,7 +259,7 @@ def checked_text(value: object, at: Place, field: str, expected: str = "text tha
 
 
 def read_time(value: object, at: Place, field: str) -> Any:
-    """``records.parse_time`` whose error says where. Returns an aware datetime or None."""
+    """``parse_time`` whose error says where. Returns an aware datetime or None."""
     try:
         return parse_time(value)
     except (InputError, OverflowError):

@@ -58,12 +58,12 @@ def forget_user(
     if not user_id.strip():
         raise InputError(f"user {user_id!r}: expected an id that is not blank")
     # Folders first: where a compile is at work nothing is removed at all, for it would only write again.
-    done = [forget_in_folder(folder, user_id) for folder in folders]
+    erasures = [forget_in_folder(folder, user_id) for folder in folders]
     for place, owner in (("store", store), ("MLflow", tracker), *(caches or {}).items()):
         if owner is not None:
             removal = owner.forget(user_id)
-            done.append(Erasure(place=place, removed=removal.counts, note=removal.note))
-    return done
+            erasures.append(Erasure(place=place, removed=removal.counts, note=removal.note))
+    return erasures
 
 
 def forget_in_folder(folder: Path, user_id: str) -> Erasure:
@@ -104,10 +104,10 @@ def dspy_cache_entries() -> tuple[Path, int]:
 
 
 def _below(folder: Path, unread: list[str]) -> Iterator[Path]:
-    def closed(failure: OSError) -> None:
+    def note_unread(failure: OSError) -> None:
         unread.append(f"{failure.filename} ({failure.strerror})")
 
-    for at, _, names in os.walk(folder, onerror=closed):
+    for at, _, names in os.walk(folder, onerror=note_unread):
         yield from (Path(at, name) for name in names)
 
 
@@ -125,14 +125,14 @@ def _without(file: Path, user_id: str) -> tuple[str, int, str]:
     if not file.is_file():
         return "table rows", 0, "leads to no file"
     if file.suffix in (".json", ".part"):
-        mine, trouble = _is_persona_of(file, user_id)
-        if mine:
+        of_user, trouble = _is_persona_of(file, user_id)
+        if of_user:
             file.unlink(missing_ok=True)
-        return "persona files", int(mine), trouble
-    kept, gone, trouble = without_user(file.read_bytes(), file.suffix, user_id)
-    if gone:
-        write_bytes(file, kept)
-    return "table rows", gone, trouble
+        return "persona files", int(of_user), trouble
+    others, count, trouble = without_user(file.read_bytes(), file.suffix, user_id)
+    if count:
+        write_bytes(file, others)
+    return "table rows", count, trouble
 
 
 def _is_persona_of(file: Path, user_id: str) -> tuple[bool, str]:
@@ -159,12 +159,12 @@ def _protocol(file: Path, user_id: str) -> tuple[str, int, str]:
     try:
         data = json.loads(file.read_bytes())
         runs = data["runs"]
-        gone = sum(_unnamed(run, user_id) for run in runs)
+        count = sum(_unnamed(run, user_id) for run in runs)
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError, csv.Error):
         return "table rows", 0, "not as an evaluation writes it: remove the user's name under 'runs' by hand"
-    if gone:
+    if count:
         write_text(file, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
-    return "table rows", gone, ""
+    return "table rows", count, ""
 
 
 def _unnamed(run: dict[str, Any], user_id: str) -> bool:
@@ -172,9 +172,9 @@ def _unnamed(run: dict[str, Any], user_id: str) -> bool:
     named = next(csv.reader([run.get("users") or ""], skipinitialspace=True), [])
     if user_id not in [name.strip() for name in named] + named:
         return False
-    kept = io.StringIO()
-    csv.writer(kept, lineterminator="").writerow(n for n in named if user_id not in (n, n.strip()))
-    run["users"] = kept.getvalue()
+    others = io.StringIO()
+    csv.writer(others, lineterminator="").writerow(n for n in named if user_id not in (n, n.strip()))
+    run["users"] = others.getvalue()
     return True
 
 

@@ -1,6 +1,4 @@
-"""Removing one user from an MLflow server or file. Owns: what of MLflow is a user's: runs, artifacts, prompts, traces,
-rows of tables. Not here: writing them (tracking.py, the only importer of mlflow), which rows are a user's
-(forget_tables.py), the rest of the system (forget.py).
+"""Removing one user from an MLflow server or file: runs, artifacts, prompts, traces, rows of tables.
 
 MLflow deletes softly: a deleted run stays in the database, and its artifacts on disk, until ``mlflow gc``. With a
 database URI this module does what that command does; a server is asked to delete, and has to run the command itself.
@@ -63,15 +61,15 @@ def forget_tracked(client: Any, uri: str, user_id: str, failures: tuple[type[Exc
     """
     erased = TrackedErasure()
     experiments = [e.experiment_id for e in _pages(client.search_experiments, view_type=_ALL)]
-    mine: list[Any] = []
+    own_runs: list[Any] = []
     for run in _pages(client.search_runs, experiment_ids=experiments, run_view_type=_ALL):
         if _named(run.data.tags, user_id):
-            mine.append(run)
+            own_runs.append(run)
         elif not {USER_TAG, KEY_TAG} & set(run.data.tags):  # a whole batch's
             _without_rows(client, run.info.run_id, user_id, failures, erased)
-    ids = {run.info.run_id for run in mine}
+    ids = {run.info.run_id for run in own_runs}
     _traces(client, experiments, user_id, ids, erased)
-    for run in mine:
+    for run in own_runs:
         _run(client, run, erased)
     for prompt in list(_pages(client.search_prompts)):
         if prompt.name == f"persona-{user_key(user_id)}" or _named(prompt.tags or {}, user_id):
@@ -113,18 +111,18 @@ def _run(client: Any, run: Any, erased: TrackedErasure) -> None:
 
 def _traces(client: Any, experiments: list[str], user_id: str, runs: set[str], erased: TrackedErasure) -> None:
     for experiment in experiments:
-        found: list[str] = []
+        trace_ids: list[str] = []
         for trace in _pages(client.search_traces, locations=[experiment], include_spans=False):
-            told = {**trace.info.trace_metadata, **trace.info.tags}
-            theirs = _named(told, user_id) or told.get("mlflow.trace.user") == user_id
-            if theirs or told.get("mlflow.sourceRun") in runs:
-                found.append(trace.info.trace_id)
-                if location := told.get("mlflow.artifactLocation"):
+            tags = {**trace.info.trace_metadata, **trace.info.tags}
+            of_user = _named(tags, user_id) or tags.get("mlflow.trace.user") == user_id
+            if of_user or tags.get("mlflow.sourceRun") in runs:
+                trace_ids.append(trace.info.trace_id)
+                if location := tags.get("mlflow.artifactLocation"):
                     client._tracing_client._get_artifact_repo_for_trace(trace.info).delete_artifacts()
                     _remove_folder(location)
-        for start in range(0, len(found), 100):
-            client.delete_traces(experiment_id=experiment, trace_ids=found[start : start + 100])
-        erased.traces += len(found)
+        for start in range(0, len(trace_ids), 100):
+            client.delete_traces(experiment_id=experiment, trace_ids=trace_ids[start : start + 100])
+        erased.traces += len(trace_ids)
 
 
 def _files(client: Any, run_id: str, path: str | None = None) -> Iterator[str]:
@@ -157,9 +155,9 @@ def _without_rows_in(client: Any, run_id: str, path: str, user_id: str, erased: 
     """Why it could not be searched, or empty."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(client.download_artifacts(run_id, path, folder))
-        kept, count, trouble = without_user(file.read_bytes(), file.suffix, user_id)
+        others, count, trouble = without_user(file.read_bytes(), file.suffix, user_id)
         if count:
-            file.write_bytes(kept)
+            file.write_bytes(others)
             parent = PurePosixPath(path).parent.as_posix()
             client.log_artifact(run_id, str(file), None if parent == "." else parent)
             erased.table_rows += count
@@ -172,9 +170,9 @@ def _remove_folder(uri: str) -> None:
     if parsed.scheme not in ("", "file"):
         return
     folder = Path(unquote(parsed.path))
-    for one in (folder, folder.parent):
-        if one.is_dir() and not any(one.iterdir()):
-            one.rmdir()
+    for empty in (folder, folder.parent):
+        if empty.is_dir() and not any(empty.iterdir()):
+            empty.rmdir()
 
 
 def _settle(uri: str, erased: TrackedErasure) -> str:

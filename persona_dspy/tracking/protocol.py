@@ -1,5 +1,4 @@
-"""What a tracker is. Owns: the ``Tracker`` protocol, ``NullTracker``, names that all may see. Not here: MLflow
-(tracking.py)."""
+"""What a tracker is, and the one that writes nothing."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""One user's rows in a table of any origin. Owns: which rows of a file are a user's, and its bytes without them.
+"""One user's rows in a table of any origin, and the table's bytes without them.
 
-Not here: which files are looked at (forget.py, forget_tracked.py). Pure functions; bytes of other rows stay as they
-are, except in JSON, where the table is written anew.
+Pure functions; bytes of other rows stay as they are, except in JSON, where the table is written anew.
 """
 
 from __future__ import annotations
@@ -33,19 +32,19 @@ def without_user(content: bytes, suffix: str, user_id: str) -> tuple[bytes, int,
     """
     if suffix == ".json":
         return _json_without(content, user_id)
-    text, gone, trouble = content.decode("utf-8", "surrogateescape"), 0, ""  # every byte comes back as it was
+    text, count, trouble = content.decode("utf-8", "surrogateescape"), 0, ""  # every byte comes back as it was
     if suffix == ".csv":
         try:
-            text, gone = _csv_without(text, user_id)
+            text, count = _csv_without(text, user_id)
         except csv.Error as failure:
             trouble = str(failure)
     else:
         lines = text.split("\n")  # not splitlines: rows may hold U+2028 and its like
-        kept = [line for line in lines if not _is_of(line.removeprefix(_BOM), user_id)]
-        text, gone = "\n".join(kept), len(lines) - len(kept)
+        others = [line for line in lines if not _is_of(line.removeprefix(_BOM), user_id)]
+        text, count = "\n".join(others), len(lines) - len(others)
     if not trouble and any("\udc80" <= character <= "\udcff" for character in text):
         trouble = "not UTF-8"
-    return text.encode("utf-8", "surrogateescape"), gone, trouble
+    return text.encode("utf-8", "surrogateescape"), count, trouble
 
 
 def look_at(unread: Iterable[str]) -> str:
@@ -66,10 +65,10 @@ def _json_without(content: bytes, user_id: str) -> tuple[bytes, int, str]:
     names, rows = table["columns"], table["data"]
     if not isinstance(names, list) or not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
         return content, 0, "'columns' and 'data' that are no table"
-    kept = _others(names, rows, user_id)
-    if len(kept) == len(rows):
+    others = _others(names, rows, user_id)
+    if len(others) == len(rows):
         return content, 0, ""
-    return json.dumps({**table, "data": kept}).encode(), len(rows) - len(kept), ""
+    return json.dumps({**table, "data": others}).encode(), len(rows) - len(others), ""
 
 
 def _others(names: list[Any], rows: list[list[Any]], user_id: str) -> list[list[Any]]:
@@ -93,11 +92,11 @@ def _is_of(line: str, user_id: str) -> bool:
 def _csv_without(text: str, user_id: str) -> tuple[str, int]:
     mark = _BOM if text.startswith(_BOM) else ""
     lines = list(io.StringIO(text.removeprefix(mark), newline=""))
-    reader, names, kept, gone, at = csv.reader(lines), list[str](), [mark], 0, 0
+    reader, names, others, count, at = csv.reader(lines), list[str](), [mark], 0, 0
     for row in reader:
         if not names or _others(names, [row], user_id):
-            kept += lines[at : reader.line_num]
+            others += lines[at : reader.line_num]
         else:
-            gone += 1
+            count += 1
         names, at = names or row, reader.line_num
-    return "".join(kept), gone
+    return "".join(others), count

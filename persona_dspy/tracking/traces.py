@@ -1,7 +1,4 @@
-"""Traces on their way to MLflow: its form of a span, and a queue. Owns: both. Imports no mlflow: that is tracking.py's.
-
-Not here: what a trace is (trace.py), the call to MLflow (tracking.py).
-"""
+"""Traces on their way to MLflow: its form of a span, and a queue. Imports no mlflow: only the tracker does."""
 
 from __future__ import annotations
 
@@ -115,8 +112,8 @@ def wire_spans(trace: Trace) -> tuple[str, list[dict[str, Any]]]:
         (['PersonaAgent u1'], 'tr-')
     """
     trace_id = secrets.token_hex(16)
-    found = trace.spans()
-    ids = [_coded(secrets.token_hex(8)) for _ in found]
+    spans = trace.spans()
+    ids = [_coded(secrets.token_hex(8)) for _ in spans]
     return f"tr-{trace_id}", [
         {
             "trace_id": _coded(trace_id),
@@ -129,7 +126,7 @@ def wire_spans(trace: Trace) -> tuple[str, list[dict[str, Any]]]:
             "status": {"code": "STATUS_CODE_ERROR" if span.failed else "STATUS_CODE_OK", "message": ""},
             "events": [],
         }
-        for n, span in enumerate(found)
+        for n, span in enumerate(spans)
     ]
 
 

@@ -1,8 +1,7 @@
-"""Where runs and traces are written down. Owns: MlflowTracker - the only importer of mlflow.
+"""Runs, users and traces written to MLflow; the only importer of mlflow.
 
-Not here: what is written (alignment.py, export.py), a trace on its way (trace_sending.py). The core knows trackers only
-as things that get finished users. MLflow works in a thread of its own behind a bounded queue: when it is slow or down,
-the fleet goes on and what is missing is counted.
+The fleet knows trackers only as things that get finished users. MLflow works in a thread of its own behind a bounded
+queue: when it is slow or down, the fleet goes on and what is missing is counted.
 """
 
 from __future__ import annotations
@@ -119,14 +118,14 @@ class MlflowTracker:
 
     def _waited(self, thread: threading.Thread) -> bool:
         """Whether all is written; waits as long as users are, one in ``_PATIENCE`` seconds at least."""
-        told, written, since = False, self._written, time.monotonic()
+        end_sent, written, since = False, self._written, time.monotonic()
         while thread.is_alive() and time.monotonic() - since < _PATIENCE:
-            if told:
+            if end_sent:
                 thread.join(1.0)
             else:
                 with suppress(queue.Full):
                     self._queue.put(None, timeout=1.0)
-                    told = True
+                    end_sent = True
             if self._written != written:
                 written, since = self._written, time.monotonic()
         return not thread.is_alive()
@@ -134,8 +133,8 @@ class MlflowTracker:
     @property
     def where(self) -> str:
         file = "://" in self.uri and not self.uri.startswith("http")
-        shown = f"mlflow ui --backend-store-uri {self.uri}" if file else self.uri
-        return f"{shown} ({self.trouble})" if self.trouble else shown
+        command = f"mlflow ui --backend-store-uri {self.uri}" if file else self.uri
+        return f"{command} ({self.trouble})" if self.trouble else command
 
     def trace(self, trace: Trace) -> str:
         """Write down how one answer came about, as a trace with spans; its id. Takes some 50 ms: see ``tracing``.
@@ -190,13 +189,13 @@ class MlflowTracker:
         """
         client, name = self._connect(), prompt_name(user_id)
         try:
-            found = {p.tags.get("persona_version"): p.version for p in self._prompts(name)}
-            if str(version) in found:
-                client.set_prompt_alias(name, "current", found[str(version)])
+            versions = {p.tags.get("persona_version"): p.version for p in self._prompts(name)}
+            if str(version) in versions:
+                client.set_prompt_alias(name, "current", versions[str(version)])
                 return
         except _failures() as failure:
             raise RunError(f"MLflow at {self.uri!r} did not move an alias: {str(failure)[:200]}") from failure
-        raise InputError(f"prompt of {user_id!r}: version {version!r}: expected one of {sorted(map(str, found))}")
+        raise InputError(f"prompt of {user_id!r}: version {version!r}: expected one of {sorted(map(str, versions))}")
 
     def forget(self, user_id: str) -> TrackedErasure:
         """Remove a user's runs with artifacts, prompts, traces and rows of tables: from a database for good; a server
@@ -210,11 +209,11 @@ class MlflowTracker:
         if not client.search_prompts(f"name = '{name}'"):
             return []
         last = max((int(v.version) for v in client.search_prompt_versions(name)), default=0)
-        found = (client.get_prompt_version(name, number) for number in range(1, last + 1))
-        return [prompt for prompt in found if prompt is not None]
+        prompts = (client.get_prompt_version(name, number) for number in range(1, last + 1))
+        return [prompt for prompt in prompts if prompt is not None]
 
     def _work(self) -> None:
-        told = time.monotonic()
+        curves_at = time.monotonic()
         while True:
             try:
                 task = self._queue.get(timeout=_EVERY)
@@ -229,14 +228,14 @@ class MlflowTracker:
                 well = self._safely(self._prompt, document) and well
             self.lost += not well
             self._written += well
-            if time.monotonic() - told > _EVERY:
+            if time.monotonic() - curves_at > _EVERY:
                 self._safely(self._curves)
-                told = time.monotonic()
+                curves_at = time.monotonic()
 
-    def _safely(self, work: Any, *given: Any) -> bool:
+    def _safely(self, work: Any, *arguments: Any) -> bool:
         """Whether it went well; tracking that fails must not end the fleet."""
         try:
-            work(*given)
+            work(*arguments)
         except _failures() as failure:
             self.trouble = self.trouble or f"MLflow failed: {str(failure)[:200]}"
             return False
@@ -265,8 +264,8 @@ class MlflowTracker:
     def _prompt(self, document: PersonaDocument) -> None:
         client, name = self._connect(), prompt_name(document.user_id)
         tags = {"persona_version": str(document.version), "persona_dspy.user": user_key(document.user_id)}
-        made = client.register_prompt(name, document.system_prompt or " ", f"version {document.version}", tags)
-        client.set_prompt_alias(name, "current", made.version)
+        prompt = client.register_prompt(name, document.system_prompt or " ", f"version {document.version}", tags)
+        client.set_prompt_alias(name, "current", prompt.version)
 
     def _curves(self) -> None:
         """The totals so far, by how many users they are of."""
@@ -296,9 +295,9 @@ class MlflowTracker:
 
         try:
             client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
-            found = client.get_experiment_by_name(self.experiment)
+            experiment = client.get_experiment_by_name(self.experiment)
             self._experiment_id = (
-                found.experiment_id if found else client.create_experiment(self.experiment, self._artifacts())
+                experiment.experiment_id if experiment else client.create_experiment(self.experiment, self._artifacts())
             )
         except _failures() as failure:
             raise RunError(

@@ -1,7 +1,4 @@
-"""A fleet's table while the fleet runs: ``users.csv`` in a temporary folder. Owns: ``UsersTable``.
-
-Not here: what a row holds (run_figures.py), who gets the file (tracking.py).
-"""
+"""A fleet's table while the fleet runs: ``users.csv`` in a temporary folder."""
 
 from __future__ import annotations
 

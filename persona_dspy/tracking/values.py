@@ -1,7 +1,4 @@
-"""What a tracker writes, as plain values. Owns: parameters, metrics and table row of a document, totals of a fleet.
-
-Not here: writing them (tracking.py).
-"""
+"""What a tracker writes, as plain values: parameters, metrics and table row of a document, totals of a fleet."""
 
 from __future__ import annotations
 
@@ -26,28 +23,28 @@ def params_of(document: PersonaDocument) -> dict[str, str]:
 
 def metrics_of(alignment: Alignment) -> list[tuple[str, float, int]]:
     """(name, value, step): held-out score after each step, batch scores, usage by role."""
-    found: list[tuple[str, float, int]] = []
+    values: list[tuple[str, float, int]] = []
     score = alignment.scores.initial
     for number, step in enumerate(alignment.steps, 1):
         for trial in step.trials:
             if trial.accepted and trial.challenger_score is not None:
                 score = trial.challenger_score
         if score is not None:
-            found.append(("held_out_score", score, number))
+            values.append(("held_out_score", score, number))
         if step.scores:
-            found.append(("simulated_score", sum(step.scores) / len(step.scores), number))
-        found.append(("step_calls", step.usage.calls, number))
+            values.append(("simulated_score", sum(step.scores) / len(step.scores), number))
+        values.append(("step_calls", step.usage.calls, number))
     for name, value in alignment.scores.model_dump().items():
         if value is not None:
-            found.append((f"score_{name}", value, 0))
-    found += [("accepted", alignment.accepted, 0), ("gate_size", alignment.gate_size, 0)]
+            values.append((f"score_{name}", value, 0))
+    values += [("accepted", alignment.accepted, 0), ("gate_size", alignment.gate_size, 0)]
     for role, usage in alignment.usage.items():
         prefix = "" if role == "total" else f"{role}_"
-        found += [(f"{prefix}calls", usage.calls, 0), (f"{prefix}tokens", usage.input_tokens + usage.output_tokens, 0)]
-        found += [(f"{prefix}lm_seconds", usage.seconds, 0)]
+        values += [(f"{prefix}calls", usage.calls, 0), (f"{prefix}tokens", usage.input_tokens + usage.output_tokens, 0)]
+        values += [(f"{prefix}lm_seconds", usage.seconds, 0)]
         if usage.usd is not None:
-            found.append((f"{prefix}usd", usage.usd, 0))
-    return found
+            values.append((f"{prefix}usd", usage.usd, 0))
+    return values
 
 
 def row_of(user_id: str, document: PersonaDocument | None) -> tuple[Any, ...]:
