@@ -124,6 +124,7 @@ def throughput(users: int, workers: int, latency: float) -> None:
     runs: list[tuple[str, Callable[[Server], tuple[float, float]]]] = [
         (f"compile_users, {cores} processes", lambda server: ours(server, users, workers, cores)),
         ("compile_users, 1 process", lambda server: ours(server, users, workers, 1)),
+        (f"compile_users, Ray, {cores} actors", lambda server: ours(server, users, workers, cores, engine="ray")),
         ("dspy.Parallel", lambda server: parallel(server, users, workers)),
         ("bare dspy.Predict, no compile", lambda server: bare_calls(server, users * 16, workers)),
     ]
@@ -168,7 +169,7 @@ class Marks:
         return first, (n - m) / (b - a)
 
 
-def ours(server: Server, users: int, workers: int, processes: int) -> tuple[float, float]:
+def ours(server: Server, users: int, workers: int, processes: int, engine: str = "local") -> tuple[float, float]:
     marks, begun = Marks(server), [0.0]
 
     def source() -> Iterator[UserHistory]:
@@ -177,7 +178,7 @@ def ours(server: Server, users: int, workers: int, processes: int) -> tuple[floa
             yield history
 
     with tempfile.TemporaryDirectory() as path, FleetFolder(Path(path) / "p") as folder, dspy.context(lm=server.lm()):
-        same: dict[str, Any] = {"folder": folder, "workers": workers, "processes": processes}
+        same: dict[str, Any] = {"folder": folder, "workers": workers, "processes": processes, "engine": engine}
         found = compile_users(PersonaAgent(TagFilm), source(), optimizer(), **same)
         assert sum(r.document is not None for r in found) == users
     return marks.rate(begun)

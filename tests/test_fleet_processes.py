@@ -1,6 +1,7 @@
 """A fleet over several processes of this machine: same results, one budget, workers that are killed, a parent that is
 killed: nothing answered is paid twice (I7)."""
 
+import functools
 import os
 import queue
 import signal
@@ -20,9 +21,10 @@ from persona_dspy.agent.agent import PersonaAgent
 from persona_dspy.core.interactions import Usage
 from persona_dspy.errors import InputError, RunError, StoreError
 from persona_dspy.fleet import processes as fleet_processes
+from persona_dspy.fleet import scheduler as fleet_scheduler
 from persona_dspy.fleet.compile import compile_users
 from persona_dspy.fleet.folder import FleetFolder
-from persona_dspy.fleet.worker import _ParentLedger
+from persona_dspy.fleet.worker import WorkerLedger
 from persona_dspy.lm.ledger import Budget, Ledger
 from persona_dspy.testing.server import FakeServer
 from persona_dspy.testing.synthetic import RuleFollower, TagFilm
@@ -90,12 +92,12 @@ def test_one_budget_over_all_processes_then_resume(on_threads, tmp_path):
 def test_a_killed_worker_is_replaced(on_threads, tmp_path, monkeypatch):
     made, killed = [], []
 
-    class Known(fleet_processes._Worker):
-        def __init__(self, *how):
-            super().__init__(*how)
+    class Known(fleet_processes.ProcessWorker):
+        def __init__(self, *how, **more):
+            super().__init__(*how, **more)
             made.append(self)
 
-    monkeypatch.setattr(fleet_processes, "_Worker", Known)
+    monkeypatch.setattr(fleet_processes, "ProcessWorker", Known)
     with FakeServer(RuleFollower(), latency=0.1) as server:
 
         def kill():
@@ -131,7 +133,7 @@ def test_who_kills_workers_costs_no_neighbour(tmp_path):
             found = {r.user_id: r for r in compile_users(program, users, PersonaAlignment(epochs=1), **how)}
     assert {user: r.kind for user, r in found.items() if r.document is None} == {bad: "WorkerDied"}
     assert len(found) == 4
-    assert "3 worker processes died under this user, the last with exit code 9" in found[bad].error
+    assert "3 workers died under this user, the last one: exit code 9" in found[bad].error
     assert not workers()
 
 
@@ -194,7 +196,7 @@ def test_workers_that_cannot_start_end_the_fleet():
     how = PersonaAlignment(epochs=1)
     how.trap = Ends()
     users = (history(s, 8) for s in range(4))
-    with pytest.raises(RunError, match=r"exit code 7 before it was ready.*processes=1"):
+    with pytest.raises(RunError, match=r"could not start: exit code 7.*processes=1"):
         list(compile_users(PersonaAgent(TagFilm), users, how, workers=2, processes=2))
     assert not workers()
 
@@ -216,18 +218,20 @@ def worker_that(tmp_path, monkeypatch):
 def test_a_worker_that_says_what_cannot_be_read_is_killed_and_gone(worker_that):
     worker_that(r"os.write(pipe, b'\0\0\0\3abc'); time.sleep(60)")
     inbox = queue.Queue()
-    worker = fleet_processes._Worker(b"", 1, inbox, Ledger(), ())
+    worker = fleet_processes.ProcessWorker(b"", (), 1, inbox, Ledger())
     assert inbox.get(timeout=20) == (worker, "gone", [])
     assert worker.process.wait(5) == -signal.SIGKILL
-    assert "UnpicklingError" in worker.read_error
+    assert "UnpicklingError" in worker.end_reason
     worker.end(0.0)
 
 
 def test_workers_that_hang_have_one_deadline_together(worker_that, monkeypatch):
     worker_that("time.sleep(60)")
-    monkeypatch.setattr(fleet_processes, "_GRACE", 1.0)
-    scheduler = fleet_processes._Scheduler(b"", Ledger(), (), ())
-    scheduler.start_workers([1] * 5)
+    monkeypatch.setattr(fleet_scheduler, "_GRACE", 1.0)
+    start_worker = functools.partial(fleet_processes.ProcessWorker, b"", ())
+    scheduler = fleet_scheduler.Scheduler(start_worker, (), Ledger())
+    for _ in range(5):
+        scheduler._start(1)
     began = time.monotonic()
     scheduler.shut_down()
     assert time.monotonic() - began < 4
@@ -246,7 +250,7 @@ def test_a_worker_hears_its_parent_while_it_tells_it_something():
                 told.set()
                 go.wait(10)
 
-    account = _ParentLedger(FullPipe(), bounded=True)
+    account = WorkerLedger(FullPipe(), bounded=True)
     asking, telling, hearing = (
         threading.Thread(target=work, daemon=True)
         for work in (account.check, account.report_usage, lambda: account.checked(1, ""))

@@ -16,10 +16,8 @@ from optimizers import PersonaAlignment
 from persona_dspy.agent.agent import PersonaAgent
 from persona_dspy.core.interactions import Usage
 from persona_dspy.errors import InputError, RunError
-from persona_dspy.fleet import on_ray as fleet_ray
 from persona_dspy.fleet.compile import compile_users
 from persona_dspy.fleet.folder import FleetFolder
-from persona_dspy.fleet.on_ray import _LedgerActor
 from persona_dspy.lm.ledger import Budget, Ledger
 from persona_dspy.store.store import Store
 from persona_dspy.testing.server import FakeServer
@@ -49,7 +47,7 @@ def ray(tmp_path_factory):
 
 
 def our_workers():
-    """Process ids of this test's own Ray workers that are at a user."""
+    """Process ids of this test's own Ray workers."""
     parents, found = {}, []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -59,7 +57,7 @@ def our_workers():
             continue
         pid = int(folder.name)
         parents[pid] = int(status.partition("PPid:")[2].split()[0])
-        if title.startswith(b"ray::_Worker.run"):
+        if title.startswith(b"ray::FleetActor"):
             found.append(pid)
 
     def ours(pid):
@@ -132,7 +130,7 @@ def test_a_killed_worker_is_replaced_and_what_it_had_is_not_paid_again(ray, tmp_
 @pytest.mark.filterwarnings("ignore")
 def test_more_workers_than_the_cluster_has_room_for(ray, tmp_path):
     with FakeServer(RuleFollower()) as server:
-        found = fleet(server, tmp_path / "ray", range(5), workers=4)
+        found = fleet(server, tmp_path / "ray", range(5), workers=4, processes=4)
         assert server.peak <= 2
     assert len(found) == 5 and all(r.document for r in found.values())
 
@@ -171,6 +169,33 @@ def test_workers_that_cannot_start_end_the_fleet_and_what_cannot_travel_is_said(
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_threads_of_an_actor_share_its_cpu_and_events_come_back(ray, tmp_path):
+    seen = []
+    with FakeServer(RuleFollower(), latency=0.1) as server:
+        how = PersonaAlignment(epochs=1, observers=[seen.append])
+        found = fleet(server, tmp_path / "ray", range(8), workers=8, optimizer=how)
+        assert server.peak > 2  # two CPUs
+    assert {e["user_id"] for e in seen if e["event"] == "end"} == set(found)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_who_kills_workers_costs_no_neighbour(ray, tmp_path):
+    bad = history(0, 8).user_id
+
+    def program(one):
+        if one.user_id == bad:
+            os._exit(9)
+        return PersonaAgent(TagFilm).for_user(one.user_id, one.interactions)
+
+    with FakeServer(RuleFollower()) as server, dspy.context(lm=lm_at(server)), FleetFolder(tmp_path / "p") as folder:
+        users, how = (history(s, 8) for s in range(4)), {"folder": folder, "workers": 4, "engine": "ray"}
+        found = {r.user_id: r for r in compile_users(program, users, PersonaAlignment(epochs=1), **how)}
+    assert {user: r.kind for user, r in found.items() if r.document is None} == {bad: "WorkerDied"}
+    assert len(found) == 4
+    assert "3 workers died under this user" in found[bad].error
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_a_fleet_that_is_stopped_begins_nobody_and_one_that_is_closed_ends_its_calls(ray, tmp_path):
     account = Ledger()
     with FakeServer(RuleFollower(), latency=0.15) as server:
@@ -182,37 +207,13 @@ def test_a_fleet_that_is_stopped_begins_nobody_and_one_that_is_closed_ends_its_c
         found = compiled(server, tmp_path / "closed", range(20, 23))
         next(found)
         found.close()
+        gone_by = time.monotonic() + 5
+        while our_workers() and time.monotonic() < gone_by:
+            time.sleep(0.05)
         assert not our_workers()
         asked = set(server.asked)
         fleet(server, tmp_path / "closed", range(20, 23))
         assert all(server.asked[key] == 1 for key in asked)
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_without_its_account_the_fleet_ends(ray, tmp_path, monkeypatch):
-    schedulers, made = [], fleet_ray._scheduler
-    monkeypatch.setattr(fleet_ray, "_scheduler", lambda *how: schedulers.append(made(*how)) or schedulers[-1])
-    with FakeServer(RuleFollower(), latency=0.05) as server:
-        found = compiled(server, tmp_path / "p", range(20))
-        next(found)
-        ray.kill(schedulers[0].ledger_actor)
-        with pytest.raises(RunError, match="the fleet's account is gone"):
-            list(found)
-
-
-def test_the_ledger_actor_frees_what_a_dead_worker_had_reserved():
-    ledger_actor = _LedgerActor([(Budget(), {}), (Budget(calls=4), {"respond": Usage(calls=2)})])
-    assert [ledger_actor.check(worker, 1, 0) for worker in (1, 2)] == ["", ""]
-    assert "calls 4 of 4" in ledger_actor.check(3, 1, 0)
-    ledger_actor.revoke(1)
-    assert ledger_actor.check(1, 1, 0).startswith("stopped: ")
-    assert ledger_actor.check(3, 1, 0) == ""
-    ledger_actor.add("respond", Usage(calls=1))
-    ledger_actor.settle(3)
-    ledger_actor.settle(3)
-    assert "calls 4 of 4" in ledger_actor.check(3, 1, 0)
-    assert ledger_actor.take_unreported() == ({"respond": Usage(calls=1)}, "")
-    assert ledger_actor.take_unreported() == ({}, "")
 
 
 @pytest.mark.postgres

@@ -33,7 +33,7 @@ def compile_command(  # noqa: PLR0913 - a command's options
     recent: Annotated[int, typer.Option(min=1, help="Interactions simulated a step (the paper's n).")] = 3,
     epochs: Annotated[int, typer.Option(min=1, help="Steps at most.")] = 3,
     workers: Annotated[int, typer.Option(min=1, help="Users at once; each has one LM call in flight.")] = 2,
-    processes: Annotated[int, typer.Option(min=1, help="Share the workers of a remote LM out to so many.")] = 1,
+    processes: Annotated[int | None, typer.Option(min=1, help="Share remote LMs' workers out to so many.")] = None,
     engine: Annotated[
         Literal["local", "ray"], typer.Option(help="This machine, or workers on a Ray cluster.")
     ] = "local",
@@ -75,9 +75,9 @@ def compile_command(  # noqa: PLR0913 - a command's options
     total = source_.check()
     budget = Budget(calls=budget_calls, tokens=budget_tokens, usd=budget_usd)
     own = Budget(calls=user_budget_calls, tokens=user_budget_tokens)
-    options = {"recent": recent, "epochs": epochs, "seed": seed, "as_in_paper": in_paper, "workers": workers}
-    options |= {"engine": engine, "resume": resume, "progress": progress, "json": json_output}
-    options["processes"] = processes
+    options: dict[str, Any] = {"recent": recent, "epochs": epochs, "seed": seed, "as_in_paper": in_paper}
+    options |= {"workers": workers, "processes": processes, "engine": engine, "resume": resume}
+    options |= {"progress": progress, "json": json_output}
     tracker = tracker_for(tracking_uri, runs=runs, register=register_prompts)
     code = _compile(source_, total, lm, out, store, (budget, own), tracker, options)
     if source_.bad:
@@ -124,9 +124,8 @@ def _optimizer(options: dict[str, Any], own: Any, view: Any) -> Any:
 
     kind = PersonaAlignment.as_in_paper if options["as_in_paper"] else PersonaAlignment
     concurrency = 2 if options["workers"] == 1 else 1
-    observers = [view.event] if options["engine"] == "local" else []
     steps = {name: options[name] for name in ("recent", "epochs")}
-    return kind(**steps, concurrency=concurrency, observers=observers, budget=own)
+    return kind(**steps, concurrency=concurrency, observers=[view.event], budget=own)
 
 
 def _compile(

@@ -6,7 +6,7 @@ import contextvars
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import dspy
 
@@ -40,7 +40,7 @@ def compile_users(  # noqa: PLR0913 - keyword-only, each with a default
     resume: bool = False,
     engine: Engine = "local",
     workers: int = 1,
-    processes: int = 1,
+    processes: int | None = None,
     budget: Budget | None = None,
     ledger: Ledger | None = None,
     tracker: Tracker | None = None,
@@ -59,9 +59,10 @@ def compile_users(  # noqa: PLR0913 - keyword-only, each with a default
             user's program from the history (where the answer's type is the user's own).
         resume: pass over users who are finished in ``folder``, from the same interactions, options and LM.
         engine: ``"local"`` = this machine; ``"ray"`` = workers on a Ray cluster (``persona-dspy[ray]``).
-        processes: engine local: 1 = threads of this process; more = the ``workers`` are shared out to so many processes
-            of their own (POSIX), for an LM behind HTTP; each takes seconds to start and 120 MB. An optimizer whose LM
-            summaries last in ``store`` stays on threads.
+        processes: the ``workers`` are shared out to so many processes, for an LM behind HTTP; each takes seconds to
+            start and 120 MB. Engine local: None or 1 = threads of this process; more = POSIX only, and an optimizer
+            whose LM summaries last in ``store`` stays on threads. Engine ray: actors of one CPU; None = one for each
+            CPU of the cluster.
         budget: over the whole fleet. Once it is spent no user is begun; who was under way ends with the best persona so
             far and ``stopped``.
         ledger: the fleet's account, to watch or to ``stop``; by default a new one over ``budget``.
@@ -85,7 +86,7 @@ def compile_users(  # noqa: PLR0913 - keyword-only, each with a default
         >>> sorted(result.user_id for result in results)
         ['u1', 'u2']
     """
-    if workers < 1 or processes < 1 or engine not in ("local", "ray"):
+    if workers < 1 or (processes is not None and processes < 1) or engine not in ("local", "ray"):
         given = f"workers={workers!r}, processes={processes!r}, engine={engine!r}"
         raise InputError(f"{given}: expected 1 or more, and 'local' or 'ray'")
     tracker = tracker or NullTracker()
@@ -93,18 +94,18 @@ def compile_users(  # noqa: PLR0913 - keyword-only, each with a default
     work = UserWork(program=program, optimizer=optimizer, lm=dspy.settings.get("lm"), task=task)
     done = folder if resume else None
     unfinished = _unfinished(histories, work, done, store, on_skip) if done is not None else iter(histories)
-    log, many = folder.calls if folder else None, min(processes, workers)
+    log = folder.calls if folder else None
     local_work = work if store is None else work.remembering(store)
+    shared: dict[str, Any] = {"fleet": fleet, "workers": workers, "processes": processes, "log": log}
     if engine == "ray":
         from persona_dspy.fleet.on_ray import on_ray
 
-        results = _save_each(on_ray(work, unfinished, fleet=fleet, workers=workers, log=log), store, folder)
-    elif many > 1 and local_work is work:
+        results = _save_each(on_ray(work, unfinished, **shared), store, folder)
+    elif min(processes or 1, workers) > 1 and local_work is work:
         from persona_dspy.fleet.processes import on_processes
 
-        shared = [folder.lock] if folder else []
-        unsaved = on_processes(work, unfinished, fleet=fleet, workers=workers, processes=many, log=log, shared=shared)
-        results = _save_each(unsaved, store, folder)
+        inherited = [folder.lock] if folder else []
+        results = _save_each(on_processes(work, unfinished, **shared, inherited=inherited), store, folder)
     else:
         results = _on_threads(local_work, unfinished, fleet, workers, lambda r: save(r, store, folder), log)
     return _monitored(results, fleet, tracker, folder, max(10, 2 * workers))

@@ -1,6 +1,7 @@
 """Messages between a fleet's process and its workers, over a pair of sockets that nobody else can open.
 
-The only place that pickles objects: a program with its signatures has no other form. No pickle is ever in a file.
+The only place that pickles objects, for Ray's actors too: a program with its signatures has no other form. No pickle is
+ever in a file.
 """
 
 from __future__ import annotations
@@ -35,6 +36,11 @@ class Pipe:
         """A message as bytes for ``post``. Raises whatever an object that cannot be pickled raises."""
         return cloudpickle.dumps(message)
 
+    @staticmethod
+    def unpacked(message: bytes) -> tuple[Any, ...]:
+        """What ``packed`` made bytes of."""
+        return cloudpickle.loads(message)
+
     def send(self, *message: Any) -> None:
         """Raises OSError where the other end is gone."""
         self.post(self.packed(*message))
@@ -46,7 +52,7 @@ class Pipe:
 
     def receive(self) -> tuple[Any, ...]:
         """The next message; EOFError or OSError where the other end is gone."""
-        return cloudpickle.loads(self._connection.recv_bytes())
+        return self.unpacked(self._connection.recv_bytes())
 
     def close(self) -> None:
         self._connection.close()

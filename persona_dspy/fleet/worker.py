@@ -1,6 +1,8 @@
-"""A worker process of a fleet: ``python -m persona_dspy.fleet.worker FD THREADS``, started by ``on_processes`` only.
+"""What a fleet's worker does in a process of its own: users from a channel, results into it. It writes nothing but LM
+answers.
 
-It ends at once when its parent is gone, since nobody can take a result. It writes nothing but LM answers.
+``python -m persona_dspy.fleet.worker FD SLOTS`` is started by ``on_processes`` only. It ends at once when its parent is
+gone, since nobody can take a result.
 """
 
 from __future__ import annotations
@@ -21,39 +23,21 @@ import dspy
 from persona_dspy.core import Usage
 from persona_dspy.errors import BudgetExceeded
 from persona_dspy.fleet.pipe import Pipe
+from persona_dspy.fleet.scheduler import Channel
 from persona_dspy.fleet.user import History, UserWork, packed
 from persona_dspy.lm import Ledger
 
-__all__ = ["main"]
+__all__ = ["WorkerLedger", "main", "work_on_users"]
 
 _REPORT_INTERVAL = 0.5  # seconds between two reports of what was spent, where no budget needs them at once
 
 
-class _Parent:
-    """The pipe to the parent; the process exits when the parent is gone."""
+class WorkerLedger(Ledger):
+    """A worker's ledger. Under a budget it asks the fleet's process before each LM call; else it reports regularly."""
 
-    def __init__(self, pipe: Pipe) -> None:
-        self.pipe = pipe
-
-    def send(self, *message: Any) -> None:
-        try:
-            self.pipe.send(*message)
-        except OSError:
-            os._exit(1)
-
-    def receive(self) -> Any:
-        try:
-            return self.pipe.receive()
-        except (EOFError, OSError):
-            os._exit(1)
-
-
-class _ParentLedger(Ledger):
-    """The process's ledger. Under a budget it asks the parent before each LM call; else it reports at intervals."""
-
-    def __init__(self, parent: _Parent, *, bounded: bool) -> None:
+    def __init__(self, channel: Channel, *, bounded: bool) -> None:
         super().__init__()
-        self._parent_pipe, self._bounded = parent, bounded
+        self._channel, self._bounded = channel, bounded
         self._waiting_checks: dict[int, tuple[threading.Event, list[str]]] = {}
         self._unreported: dict[str, Usage] = {}
         self._guard, self._number = threading.Lock(), 0
@@ -68,7 +52,7 @@ class _ParentLedger(Ledger):
             self._number += 1
             ticket = self._number
             self._waiting_checks[ticket] = (answered, refusals)
-        self._parent_pipe.send("check", ticket, calls, tokens)
+        self._channel.send("check", ticket, calls, tokens)
         answered.wait()
         if refusals[0]:
             super()._release(calls)
@@ -76,7 +60,7 @@ class _ParentLedger(Ledger):
             raise BudgetExceeded(refusals[0])
 
     def checked(self, ticket: int, why: str) -> None:
-        """The parent's answer."""
+        """The answer to a check."""
         with self._tickets:
             answered, refusals = self._waiting_checks.pop(ticket)
         refusals.append(why)
@@ -93,79 +77,103 @@ class _ParentLedger(Ledger):
             self.report_usage(1)
 
     def report_usage(self, released: int = 0) -> None:
-        """Send the parent the usage since the last report."""
+        """Report the usage since the last report."""
         with self._guard:  # sent inside the lock: usage reported before a result arrives before it
             unreported, self._unreported = self._unreported, {}
             if unreported or released:
-                self._parent_pipe.send("spent", unreported, released)
+                self._channel.send("spent", unreported, released)
 
     def stop(self, why: str) -> None:
         super().stop(why)
-        self._parent_pipe.send("stop", why)
+        self._channel.send("stop", why)
 
-    def stopped_by_parent(self, why: str) -> None:
+    def stopped_by_fleet(self, why: str) -> None:
         super().stop(why)
 
 
-def main(descriptor: int, threads: int) -> None:
-    """Work on users until the parent sends ``end`` or is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent decides
-    parent = _Parent(Pipe(descriptor))
-    (setup,) = parent.receive()
-    arguments, account = setup["arguments"], _ParentLedger(parent, bounded=setup["bounded"])
+def work_on_users(channel: Channel, setup: dict[str, Any], slots: int) -> None:
+    """Work on users, ``slots`` at once, until ``end`` is received (see scheduler.py for the messages)."""
+    arguments, account = setup["arguments"], WorkerLedger(channel, bounded=setup["bounded"])
     if setup["watched"]:
         arguments["optimizer"] = copy.copy(arguments["optimizer"])
-        arguments["optimizer"].observers = (functools.partial(parent.send, "event"),)
+        arguments["optimizer"].observers = (functools.partial(channel.send, "event"),)
     work, log = UserWork(**arguments), setup["log"]
-    parent.send("ready")
+    channel.send("ready")
     gc.collect()
     gc.freeze()  # what was imported stays: looking through it again and again takes a tenth of the time
 
     def run_user(number: int, history: History) -> None:
         result = work.run(history, fleet=account, log=log)
         account.report_usage()
-        parent.send("result", number, packed(result), account.exceeded)
+        channel.send("result", number, packed(result), account.exceeded)
 
     def report_failure(work: Future[None]) -> None:
         failure = None if work.cancelled() else work.exception()
         if failure is not None:
-            parent.send("failed", type(failure).__name__, str(failure))
+            channel.send("failed", type(failure).__name__, str(failure))
 
     def take(number: int, history: History) -> None:
         pool.submit(contextvars.copy_context().run, run_user, number, history).add_done_callback(report_failure)
 
     ended = threading.Event()
     threading.Thread(target=lambda: _report_regularly(account, ended), daemon=True).start()
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="fleet")
+    pool = ThreadPoolExecutor(slots, thread_name_prefix="fleet")
     with dspy.context(adapter=setup["adapter"]):
-        _serve(parent, account, take)
+        _serve(channel, account, take)
     pool.shutdown(wait=False, cancel_futures=True)
-    threading.Thread(target=lambda: _serve(parent, account, None), daemon=True).start()  # answers to checks
+    threading.Thread(target=lambda: _serve(channel, account, None), daemon=True).start()  # answers to checks
     pool.shutdown(wait=True)
     ended.set()
     account.report_usage()
 
 
-def _serve(parent: _Parent, account: _ParentLedger, take: Any) -> None:
-    """Handle the parent's messages until ``end``; after that (``take`` is None) until it is gone.
+def _serve(channel: Channel, account: WorkerLedger, take: Any) -> None:
+    """Handle messages until ``end``; after that (``take`` is None) for good.
 
-    Must not wait for anything that waits for the parent: each would fill the other's pipe and wait for good.
+    Must not wait for anything that waits for the fleet's process: each would fill the other's pipe and wait for good.
     """
     while True:
-        kind, *values = parent.receive()
+        kind, *values = channel.receive()
         if kind == "user" and take is not None:
             take(*values)
         elif kind == "checked":
             account.checked(*values)
         elif kind == "stop":
-            account.stopped_by_parent(*values)
+            account.stopped_by_fleet(*values)
         elif kind == "end" and take is not None:
             return
 
 
-def _report_regularly(account: _ParentLedger, ended: threading.Event) -> None:
+def _report_regularly(account: WorkerLedger, ended: threading.Event) -> None:
     while not ended.wait(_REPORT_INTERVAL):
         account.report_usage()
+
+
+class _ParentPipe:
+    """The pipe to the parent; the process exits when the parent is gone."""
+
+    def __init__(self, pipe: Pipe) -> None:
+        self._pipe = pipe
+
+    def send(self, *message: Any) -> None:
+        try:
+            self._pipe.send(*message)
+        except OSError:
+            os._exit(1)
+
+    def receive(self) -> tuple[Any, ...]:
+        try:
+            return self._pipe.receive()
+        except (EOFError, OSError):
+            os._exit(1)
+
+
+def main(descriptor: int, slots: int) -> None:
+    """Work on users until the parent sends ``end`` or is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent decides
+    parent = _ParentPipe(Pipe(descriptor))
+    (setup,) = parent.receive()
+    work_on_users(parent, setup, slots)
 
 
 def _exit_on_error(*failure: Any) -> None:
