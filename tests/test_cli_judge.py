@@ -84,7 +84,7 @@ def test_evaluate_writes_tables_answers_protocol_and_the_run(lm, data, tmp_path,
         "persona@no-persona",
     ]
     assert {r["queries"] for r in table(out)} == {"10"}
-    assert (out / "table.md").read_text().count("\n") == 9
+    assert (out / "table.md").read_text().count("\n|") == 8
     protocol = json.loads((out / "protocol.json").read_text())
     assert protocol["model"] == "fake/lm" and len(protocol["data"]) == 16 and protocol["seed"] == 0
     assert "commit" in protocol["runs"][0]
@@ -142,7 +142,7 @@ def test_the_knowledge_tool_is_there_and_can_be_taken_away(lm, data, tmp_path, c
     )
     assert run(capsys, *argv, "--tracking-uri", "off")[0] == 0
     assert [r["system"] for r in table(out)][-7:] == [
-        "persona@no-alignment", "persona@no-persona", "persona@no-memory", "persona@no-action", "persona@no-knowledge",
+        "persona@no-persona", "persona@no-memory", "persona@no-action", "persona@no-steering", "persona@no-knowledge",
         "persona@block", "persona@any-label",
     ]  # fmt: skip
     tags = [c for c in lm.engine.calls if "response" in c.outputs]

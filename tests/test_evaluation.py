@@ -1,33 +1,16 @@
+"""One call from a file to a table."""
+
 import json
-import threading
-from dataclasses import replace
 
 import dspy
 import pytest
 
-from optimizers import PersonaAlignment
 from persona_dspy import Interaction
-from persona_dspy.data.interaction_rows import Question, UserHistory
-from persona_dspy.data.lamp import get_task
-from persona_dspy.errors import InputError
-from persona_dspy.judge.evaluation import cases, evaluate, scored_as
-from persona_dspy.judge.results import Results
-from persona_dspy.judge.systems import Setting
-from persona_dspy.judge.table import as_csv, standings
-from persona_dspy.judge.variant import ABLATIONS, variants
-from persona_dspy.memory.episodic import EpisodicMemory
-from persona_dspy.testing.fake_lm import FakeLM
-from persona_dspy.testing.synthetic import RuleFollower, SyntheticUser
-
-USERS = [
-    UserHistory(user_id=f"s{n}", interactions=tuple(SyntheticUser(seed=n, user_id=f"s{n}").interactions(24)))
-    for n in range(3)
-]
-PEOPLE = cases(USERS)
-
-
-def make(*, recent=None, epochs=None):
-    return PersonaAlignment(recent=recent or 3, epochs=epochs or 2)
+from persona_dspy.data import UserHistory, get_task
+from persona_dspy.errors import DataError, InputError
+from persona_dspy.judge import Experiment, evaluate
+from persona_dspy.lm import Budget
+from persona_dspy.testing import FakeLM, RuleFollower, SyntheticUser
 
 
 def fake_lm():
@@ -37,159 +20,126 @@ def fake_lm():
     return FakeLM(think, RuleFollower(heeds_turns=True))
 
 
-def run(folder, chosen, lm=None, people=PEOPLE, **options):
-    results = Results(folder, {"test": 1}, {})
-    with dspy.context(lm=lm or fake_lm(), adapter=dspy.JSONAdapter()):
-        done = evaluate(people, chosen, Setting(align=make), results, **options)
-    return done, results
+def past(users=3, n=16):
+    return [i for u in range(users) for i in SyntheticUser(seed=u, user_id=f"s{u}").interactions(n)]
 
 
-def table(results, chosen):
-    names = [v.name for v in chosen]
-    kept = [r for r in results.rows if r.kind == "answer"]
-    found = standings([replace(r, seconds=0.0) for r in kept], scored_as(PEOPLE), names)  # wall time is never the same
-    return as_csv(found, scored_as(PEOPLE))
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "d.jsonl"
+    rows = [
+        {"user_id": i.user_id, "id": i.id, "query": i.query, "response": i.response, "time": i.time.isoformat()}
+        for i in past()
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
 
 
-def answers(results):
-    return {(r.system, r.user_id, r.query_id): r.answer for r in results.rows if r.kind == "answer"}
+def test_a_file_and_names_in_a_table_answers_and_figures_out(file, tmp_path):
+    lm, before = fake_lm(), dspy.cache
+    found = evaluate(str(file), systems=["direct", "rag"], lm=lm, out=tmp_path / "out")
+    assert dspy.cache is before, "DSPy's cache is as it was"
+    assert found.complete and [s.system for s in found.table] == ["direct", "rag", "majority", "nearest"]
+    assert found.table.system("rag").score.value == found.table[1].score.value
+    with pytest.raises(KeyError, match="gepa"):
+        found.table.system("gepa")
+    frame = found.table.to_pandas()
+    assert list(frame["system"]) == [s.system for s in found.table]
+    assert frame["accuracy"][1] == found.table[1].score.value
+    assert len(found.to_pandas()) == len(found.to_dataset()) == 4 * 12
+    assert found.to_dataset()[0]["system"] in {"direct", "rag", "majority", "nearest"}
+    assert [t.x[0] for t in found.plot().data] == [s.score.value for s in found.table]
+    assert "<td>rag</td>" in found._repr_html_() and "| rag |" in str(found)
+    assert (tmp_path / "out" / "table.md").read_text() == found.table.to_markdown()
+    assert found.protocol["model"] == "fake/lm" and found.protocol["k"] == 4
+    calls = len(lm.engine.calls)
+    again = evaluate(str(file), systems=["direct", "rag"], lm=lm, out=tmp_path / "out")
+    assert again.table == found.table and len(lm.engine.calls) == calls, "a rerun asks nothing"
 
 
-def test_the_latest_quarter_is_held_out_and_the_files_own_queries_come_first():
-    assert [len(c.queries) for c in PEOPLE] == [6, 6, 6]
-    held = {q.id for q in PEOPLE[0].queries}
-    assert not held & {i.id for i in PEOPLE[0].history}
-    assert min(q.time for q in PEOPLE[0].queries) > max(i.time for i in PEOPLE[0].history)
-    own = (Question(id="q1", query="x", gold="y"), Question(id="q2", query="x"), Question(id="q3", query="z", gold="y"))
-    user = UserHistory(user_id="u", interactions=USERS[0].interactions, questions=own)
-    (case,) = cases([user], get_task("lamp-2m"), queries=1)
-    assert [q.id for q in case.queries] == ["q1"]
-    assert len(case.history) == 24
-    assert cases([UserHistory(user_id="u", interactions=USERS[0].interactions[:1])]) == []
+def test_values_are_taken_as_files_are(file, tmp_path):
+    from_file = evaluate(file, systems=["rag"], lm=fake_lm(), out=tmp_path / "a")
+    from_values = evaluate(past(), systems=["rag"], lm=fake_lm(), out=tmp_path / "b")
+    assert from_file.table[0].score == from_values.table[0].score
+    users = [UserHistory(user_id="s1", interactions=tuple(i for i in past() if i.user_id == "s1"))]
+    assert evaluate(users, systems=[], out=tmp_path / "c").table[0].users == 1
+    with pytest.raises(InputError, match="UserHistory"):
+        evaluate([("a", "b")], systems=[], out=tmp_path / "d")
+    with pytest.raises(DataError, match="held-out"):
+        evaluate([], systems=[], out=tmp_path / "d")
 
 
-def test_users_without_a_common_task_are_scored_together_but_prompted_apart():
-    tasks = [c.task for c in PEOPLE]
-    assert len({t.labels for t in tasks}) > 1
-    assert set(scored_as(PEOPLE).labels) >= set().union(*(t.labels for t in tasks))
-    rated = [Interaction(user_id="r", query=f"q{n}", response=str(n % 5 + 1), id=str(n)) for n in range(12)]
-    with pytest.raises(InputError, match="one kind for all"):
-        scored_as([*PEOPLE, *cases([UserHistory(user_id="r", interactions=tuple(rated))])])
+def test_users_by_name_number_and_length(tmp_path):
+    source = [*past(2, 12), *SyntheticUser(seed=7, user_id="long").interactions(30)]
+
+    def people(users):
+        found = Experiment(source, systems=[], users=users, out=tmp_path / "o").people
+        return [p.user_id for p in found]
+
+    assert people(1) == ["s0"]
+    assert people("longest:1") == ["long"]
+    assert people(["s1", "long"]) == ["s1", "long"]
+    assert people("s1") == ["s1"]
 
 
-def test_every_system_and_ablation_answers_every_query_and_what_is_counted_was_sent(tmp_path):
-    lm, chosen = fake_lm(), variants(ablations=ABLATIONS, cold=[0])
-    done, results = run(tmp_path, chosen, lm, people=PEOPLE[:2])
-    assert done
-    assert len(answers(results)) == len(chosen) * 12
-    assert sum(r.calls for r in results.rows) == len(lm.engine.calls)
-    scores = {s.system: s.score.value for s in standings(results.rows, scored_as(PEOPLE), [v.name for v in chosen])}
-    assert scores["persona"] > scores["direct"]
-    assert scores["persona@history=0"] == scores["direct@history=0"] == scores["direct"]
-    assert scores["majority"] < scores["rag"]
+def test_the_default_point_of_a_curve_is_the_plain_row(tmp_path):
+    options = {"systems": ["persona", "rag@k=4"], "scale": ["epochs=1,3", "k=2,4"], "references": False}
+    names = [v.name for v in Experiment(past(), out=tmp_path, **options).chosen]
+    assert names == ["persona", "rag", "persona@epochs=1", "persona@k=2"]
+    names = [v.name for v in Experiment(past(), out=tmp_path, **options, epochs=1).chosen]
+    assert names == ["persona", "rag", "persona@epochs=3", "persona@k=2"]
 
 
-def test_ablations_take_away_what_they_say(tmp_path):
-    chosen, lm = variants(["persona"], references=False, ablations=ABLATIONS), fake_lm()
-    _, results = run(tmp_path, chosen, lm, people=PEOPLE[:1])
-    cost = {r.system: r.calls for r in results.rows if r.kind == "prepared"}
-    left = {f"persona@{name}" for name in ABLATIONS if name not in ("no-alignment", "no-persona")}
-    assert set(cost) == {"persona", *left}
-    asked = {v.name: [] for v in chosen}
-    for v in chosen:
-        fresh = fake_lm()
-        folder = tmp_path / v.name
-        folder.mkdir()
-        run(folder, [v], fresh, people=PEOPLE[:1])
-        asked[v.name] = fresh.engine.calls[-1]
-    persona = "You answer for one particular user"
-    assert persona in asked["persona"].system and asked["persona"].turns
-    assert persona not in asked["persona@no-persona"].system and asked["persona@no-persona"].turns
-    assert not asked["persona@no-memory"].turns
-    near = EpisodicMemory(PEOPLE[0].history).recall(PEOPLE[0].queries[-1].query, 4)
-    plain = [user for user, _ in asked["persona@no-action"].turns]
-    assert all(e.interaction.query in user for e, user in zip(reversed(near), plain, strict=True))
-    assert plain != [user for user, _ in asked["persona"].turns], "there the persona has a say"
-    assert not asked["persona@block"].turns and "data source" in asked["persona@block"].user
-    assert "Answered 18 times" not in asked["persona@no-memory"].system
-
-
-def test_a_run_cut_short_goes_on_to_the_same_table_and_pays_no_answer_twice(tmp_path):
-    chosen = variants(["persona", "direct", "pag"])
-    _, whole = run(tmp_path / "whole", chosen)
-    stopping, lm = threading.Event(), fake_lm()
-
-    class Stop(Exception):
-        pass
-
-    def on_row(row):
-        if len(answers(results)) >= 20 and not stopping.is_set():
-            stopping.set()
-            raise Stop
-
-    results = Results(tmp_path / "cut", {"test": 1}, {})
-    with dspy.context(lm=lm, adapter=dspy.JSONAdapter()), pytest.raises(Stop):
-        evaluate(PEOPLE, chosen, Setting(align=make), results, on_row=on_row)
-    paid = len(results.rows)
-    done, again = run(tmp_path / "cut", chosen, lm)
-    assert done
-    assert len(again.rows) > paid
-    assert answers(again) == answers(whole)
-    assert table(again, chosen) == table(whole, chosen)
-    keys = [(r.system, r.user_id, r.query_id) for r in again.rows if r.kind == "answer"]
-    assert len(keys) == len(set(keys))
-    before = len(lm.engine.calls)
-    done, third = run(tmp_path / "cut", chosen, lm)
-    assert done
-    assert len(lm.engine.calls) == before, "a rerun asks nothing"
-    assert table(third, chosen) == table(again, chosen)
-
-
-def test_an_interrupted_run_ends_at_the_next_call_of_what_runs_beside_it(tmp_path):
-    stopping, after = threading.Event(), []
-
-    def slow(prompt):
-        if "You answer for one particular user" in prompt.system and stopping.wait(10):
-            after.append(prompt)
-
-    def on_row(row):
-        stopping.set()
-        raise KeyboardInterrupt
-
-    results = Results(tmp_path, {"test": 1}, {})
-    lm = FakeLM(slow, RuleFollower(heeds_turns=True))
-    with dspy.context(lm=lm, adapter=dspy.JSONAdapter()), pytest.raises(KeyboardInterrupt):
-        evaluate(PEOPLE, variants(["persona", "direct"]), Setting(align=make), results, on_row=on_row, workers=2)
-    assert len(after) <= 2, "the alignment under way was not gone through"
-    assert not list((tmp_path / "personas").rglob("*.json"))
-
-
-def test_time_that_is_up_keeps_no_half_aligned_persona(tmp_path):
-    done, results = run(tmp_path, variants(["persona"], references=False), seconds=0.0)
-    assert not done
-    assert results.rows == []
-    assert not list((tmp_path / "personas").rglob("*.json"))
-    done, results = run(tmp_path, variants(["persona"], references=False))
-    assert done
-    documents = [json.loads(p.read_text()) for p in (tmp_path / "personas").rglob("*.json")]
-    assert {d["user_id"] for d in documents} == {"s0", "s1", "s2"}
-
-
-def test_an_answer_that_cannot_be_read_is_a_row_and_an_lm_that_fails_raises(tmp_path):
-    chosen = variants(["direct"], references=False)
-    _, results = run(tmp_path / "a", chosen, FakeLM(lambda p: "no json at all"))
-    assert {r.parsed for r in results.rows} == {False}
-    assert standings(results.rows, scored_as(PEOPLE), ["direct"])[0].unparsed == 18
-    with pytest.raises(dspy.utils.exceptions.LMError):
-        run(tmp_path / "b", chosen, FakeLM(lambda p: None))
-
-
-def test_preparation_and_prompts_see_nothing_held_out_and_no_other_user(tmp_path):
+def test_a_budget_ends_the_run_and_the_same_call_goes_on(tmp_path):
+    options = {"systems": ["direct", "persona"], "out": tmp_path}
     lm = fake_lm()
-    run(tmp_path, variants(["persona", "pag", "rag"], references=False), lm, workers=3)
-    for call in lm.engine.calls:
-        text = call.system + call.user + "".join(a + b for a, b in call.turns)
-        owners = {c.user_id for c in PEOPLE for i in c.history if i.query in text}
-        assert len(owners) <= 1
-        past = call.system + "".join(a for a, _ in call.turns)
-        assert not any(q.query in past for c in PEOPLE for q in c.queries)
+    found = evaluate(past(), lm=lm, budget=Budget(calls=10), workers=1, **options)
+    assert not found.complete and "calls" in found.stopped and "not complete" in found._repr_html_()
+    assert len(lm.engine.calls) == 10
+    again = evaluate(past(), lm=lm, **options)
+    assert again.complete and again.stopped == ""
+
+
+def test_what_cannot_be_is_said_before_anything_is_asked(tmp_path):
+    with pytest.raises(InputError, match="size"):
+        evaluate(past(), lm=fake_lm(), out=tmp_path, size=3)
+    with pytest.raises(InputError, match="plan or react"):
+        evaluate(past(), lm=fake_lm(), out=tmp_path, knowledge="wikipedia:me@example.org")
+    with pytest.raises(InputError, match="k -1"):
+        evaluate(past(), lm=fake_lm(), out=tmp_path, k=-1)
+    with dspy.context(lm=None), pytest.raises(InputError, match='lm="local"'):
+        evaluate(past(), out=tmp_path)
+    assert not (tmp_path / "answers.jsonl").exists()
+
+
+def test_withheld_answers_are_predicted_in_the_benchmarks_form(tmp_path):
+    task = get_task("lamp-2m")
+    profile = tuple(
+        Interaction(user_id="u", query=f"film {n}", response="comedy" if n % 3 else "action", id=str(n))
+        for n in range(9)
+    )
+    from persona_dspy.data import Question
+
+    asked = (Question(id="310", query="a film", metadata={"input": "description: a film"}),)
+    users = [UserHistory(user_id="u", interactions=profile, questions=asked)]
+    found = evaluate(users, task=task, systems=[], out=tmp_path, unanswered=True)
+    assert found.predictions("majority") == {"task": "LaMP_2M", "golds": [{"id": "310", "output": "comedy"}]}
+    assert len(found.table) == 0, "nothing to score by"
+    with pytest.raises(InputError, match="no answers"):
+        found.predictions("rag")
+
+
+def test_a_retriever_object_is_used_by_every_system(tmp_path):
+    from persona_dspy.memory import Dense
+
+    seen = []
+
+    def letters(texts):
+        seen.extend(texts)
+        return [[t.count(c) + 1.0 for c in "abcdefgh"] for t in texts]
+
+    dense = Dense(encoder=letters, name="letters")
+    found = evaluate(past(1), systems=["rag"], lm=fake_lm(), out=tmp_path, retrieval=dense)
+    assert found.complete and seen and found.protocol["retrieval"] == "letters"
+    with pytest.raises(InputError, match="retrieval"):
+        evaluate(past(1), systems=["rag"], lm=fake_lm(), out=tmp_path)

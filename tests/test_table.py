@@ -5,7 +5,7 @@ import pytest
 
 from persona_dspy.data.lamp import get_task
 from persona_dspy.judge.results import Judged
-from persona_dspy.judge.table import as_csv, as_markdown, best_baseline, standings
+from persona_dspy.judge.table import Table, best_baseline, standings
 
 FILMS, RATING = get_task("lamp-2m"), get_task("lamp-3")
 
@@ -38,7 +38,7 @@ def test_scores_differences_and_costs():
     persona = found["persona"]
     assert persona.score.value == 0.75
     assert persona.against.difference.value == pytest.approx(0.25)
-    assert (persona.against.won, persona.against.lost, persona.against.tied) == (1, 0, 1)
+    assert (persona.against.paired.won, persona.against.paired.lost, persona.against.paired.tied) == (1, 0, 1)
     assert (persona.calls, persona.tokens, persona.seconds, persona.usd) == (2, 210, 2, pytest.approx(0.02))
     assert (persona.prepare_calls, persona.prepare_tokens, persona.prepare_seconds) == (5, 50, 5)
     assert found["rag"].against is None, "it is the best baseline itself"
@@ -65,13 +65,13 @@ def test_of_errors_the_lower_is_better_and_what_cannot_be_read_counts_as_lamp_co
 
 
 def test_csv_and_markdown_hold_one_row_a_system():
-    found = standings(ROWS, FILMS, NAMES, expected=8)
-    table = list(csv.DictReader(io.StringIO(as_csv(found, FILMS))))
+    found = Table(tuple(standings(ROWS, FILMS, NAMES, expected=8)), FILMS)
+    table = list(csv.DictReader(io.StringIO(found.to_csv())))
     assert [r["system"] for r in table] == ["persona", "rag", "direct", "majority"]
     assert float(table[0]["accuracy"]) == 0.75
     assert table[1]["difference"] == ""
-    lines = as_markdown(found, FILMS).splitlines()
+    lines = found.to_markdown().split("\n\n")[0].splitlines()
     assert len(lines) == 6
     assert "4 of 8" in lines[2]
     assert len({line.count("|") for line in lines}) == 1
-    assert as_csv([], FILMS) == "system\n"
+    assert Table((), FILMS).to_csv() == "system\n"

@@ -3,14 +3,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from persona_dspy.errors import InputError
-from persona_dspy.judge.variant import ABLATIONS, REFERENCES, SYSTEMS, Variant, variants
+from persona_dspy.judge.variant import ABLATIONS, OPTIMIZED, REFERENCES, RETRIEVALS, SYSTEMS, Variant, variants
 
 numbers = st.none() | st.integers(1, 30)
 
 
-@given(st.sampled_from(SYSTEMS + REFERENCES), numbers, numbers, numbers, numbers)
-def test_a_name_says_all_of_a_variant(system, k, recent, epochs, history):
-    variant = Variant(system=system, k=k, recent=recent, epochs=epochs, history=history)
+@given(
+    st.sampled_from((*SYSTEMS, *OPTIMIZED, *REFERENCES)),
+    numbers, numbers, numbers, numbers, st.sampled_from([None, *RETRIEVALS]),
+)  # fmt: skip
+def test_a_name_says_all_of_a_variant(system, k, recent, epochs, history, retrieval):
+    aligned = {"recent": recent, "epochs": epochs} if system in ("persona", "as-in-paper", "textgrad") else {}
+    variant = Variant(system=system, k=k, history=history, retrieval=retrieval, **aligned)
     assert Variant.parse(variant.name) == variant
 
 
@@ -31,7 +35,20 @@ def test_changes_go_together_and_the_control_is_of_baselines():
             Variant.parse(text)
 
 
-@pytest.mark.parametrize("text", ["gpt", "rag@k", "rag@k=-1", "persona@epochs=0", "persona@no-fun", "", "rag@size=2"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "gpt",
+        "rag@k",
+        "rag@k=-1",
+        "persona@epochs=0",
+        "persona@no-fun",
+        "",
+        "rag@size=2",
+        "rag@epochs=2",
+        "rag@retrieval=google",
+    ],
+)
 def test_what_is_not_known_is_refused(text):
     with pytest.raises(InputError, match="expected"):
         Variant.parse(text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -27,11 +27,22 @@ def register(app: typer.Typer) -> None:
 Source = Annotated[Path, typer.Argument(metavar="INPUT", help="JSONL, LaMP questions.json or OPPU-style users.json.")]
 TaskName = Annotated[str | None, typer.Option(help="lamp-1 ... lamp-7; by default the file's own, or inferred.")]
 Systems = Annotated[str, typer.Option(help="Separated by commas; variants as in rag@k=8, persona@block,any-label.")]
-Users = Annotated[str | None, typer.Option(help="How many users at most, or ids separated by commas.")]
+Users = Annotated[
+    str | None,
+    typer.Option(help="How many users at most, longest:100 for those with the longest histories, or ids with commas."),
+]
 Queries = Annotated[int | None, typer.Option(min=1, help="Held-out queries a user at most.")]
 Lm = Annotated[str, typer.Option(help="local, local:1.5b, local:/path/model.gguf, or any name dspy.LM takes.")]
 Out = Annotated[Path, typer.Option(help="Folder for answers and tables; a rerun goes on there.")]
 Ablations = Annotated[str, typer.Option(help="Of the persona system: all, or names separated by commas.")]
+Retrieval = Annotated[
+    Literal["bm25", "dense", "hybrid"],
+    typer.Option(help="How episodes are found, in every system: words, sentence vectors, or both."),
+]
+OptimizerCalls = Annotated[int | None, typer.Option(min=1, help="LM calls that any optimizer may spend on a user.")]
+BudgetCalls = Annotated[int | None, typer.Option(min=0, help="LM calls of this run at most; the same command goes on.")]
+BudgetTokens = Annotated[int | None, typer.Option(min=0, help="Tokens of this run at most.")]
+BudgetUsd = Annotated[float | None, typer.Option(min=0, help="US dollars of this run at most, where prices are known.")]
 Scale = Annotated[list[str] | None, typer.Option(help="A curve of the persona system: recent=1,3 / epochs=1,3 / k=1,4")]
 Cold = Annotated[str, typer.Option(help="Cut every history to these lengths too, such as 0,1,3,10.")]
 References = Annotated[bool, typer.Option(help="Rows without an LM: majority and nearest-neighbour vote.")]
@@ -74,8 +85,13 @@ def evaluate_command(  # noqa: PLR0913 - a command's options
     recent: Recent = 3,
     epochs: Epochs = 3,
     gate: GateSize = None,
+    optimizer_calls: OptimizerCalls = None,
+    retrieval: Retrieval = "bm25",
     workers: Workers = None,
     seconds: Seconds = None,
+    budget_calls: BudgetCalls = None,
+    budget_tokens: BudgetTokens = None,
+    budget_usd: BudgetUsd = None,
     seed: Seed = 0,
     tracking_uri: TrackingUri = None,
     skip_bad_rows: SkipBadRows = False,
@@ -85,37 +101,28 @@ def evaluate_command(  # noqa: PLR0913 - a command's options
 
     Example: persona-dspy evaluate examples/movie_tags.jsonl --systems persona,direct,rag --users 4 --lm local
     """
-    from persona_dspy.cli.judging import Order, judge
-    from persona_dspy.judge import ABLATIONS, variants
+    from persona_dspy.cli.judging import chosen_users, judge
+    from persona_dspy.judge import ABLATIONS, Experiment
+    from persona_dspy.lm import Budget
 
     # Without a knowledge tool there is nothing to take away: the row would be the persona's own once more.
     every = [name for name in ABLATIONS if knowledge or name != "no-knowledge"]
-    names = every if ablations == "all" else _split(ablations)
-    chosen = variants(
-        _split(systems),
-        references=references,
-        ablations=names,
-        scale=scale or (),
-        cold=[_whole(n) for n in _split(cold)],
-    )
-    order = Order(
-        source=source,
+    options: dict[str, Any] = {"k": k, "turn_tokens": turn_tokens, "recent": recent, "epochs": epochs, "gate": gate}
+    options |= {"actions": actions, "knowledge": knowledge, "retrieval": retrieval, "seed": seed}
+    options |= {"optimizer_calls": optimizer_calls, "references": references, "scale": scale or ()}
+    options |= {"ablations": every if ablations == "all" else _split(ablations)}
+    options |= {"cold": [_whole(n) for n in _split(cold)], "skip_bad_rows": skip_bad_rows, "queries": queries}
+    experiment = Experiment(
+        source,
         task=task,
-        users=users,
-        queries=queries,
+        systems=_split(systems),
         lm=lm,
+        users=chosen_users(users),
         out=out,
-        k=k,
-        turn_tokens=turn_tokens,
-        recent=recent,
-        epochs=epochs,
-        gate=gate,
-        seed=seed,
-        actions=actions,
-        knowledge=knowledge,
-        skip_bad_rows=skip_bad_rows,
+        **options,
     )
-    return judge(order, chosen, workers=workers, seconds=seconds, tracking_uri=tracking_uri, as_json=json_output)
+    budget = Budget(calls=budget_calls, tokens=budget_tokens, usd=budget_usd, seconds=seconds)
+    return judge(experiment, workers=workers, budget=budget, tracking_uri=tracking_uri, as_json=json_output)
 
 
 def pull_command(

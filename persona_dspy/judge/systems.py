@@ -5,17 +5,29 @@ Every system gets the same signature, memory, LM and token caps.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from optimizers import HeldOutGate, PersonaAlignment, RewriteProposer
 from persona_dspy.agent import Act, KnowledgeSource, PersonaAgent, PersonalProgram, Policy, Recall
-from persona_dspy.core import Alignment, Persona, PersonaDocument, load_document, persona_file_name, write_text
+from persona_dspy.core import (
+    Alignment,
+    Interaction,
+    Persona,
+    PersonaDocument,
+    load_document,
+    persona_file_name,
+    write_text,
+)
 from persona_dspy.data import Task
 from persona_dspy.errors import BudgetExceeded
 from persona_dspy.judge import baselines
-from persona_dspy.judge.variant import CONTROL, Variant
-from persona_dspy.memory import EpisodicMemory
+from persona_dspy.judge.optimized import GEPA, Portrait
+from persona_dspy.judge.variant import CONTROL, OPTIMIZED, Variant
+from persona_dspy.lm import Budget, current_ledger
+from persona_dspy.memory import BM25, EpisodicMemory, Retriever
 
 __all__ = ["Maker", "Prepared", "Setting"]
 
@@ -35,46 +47,84 @@ _NEUTRAL = "Has habits of their own."
 
 
 class Maker(Protocol):
-    """Makes the optimizer of a variant: its ``recent`` and ``epochs``, or the defaults where it has none."""
+    """Makes the optimizer of the persona system: ``recent`` and ``epochs`` of its variant."""
 
-    def __call__(self, *, recent: int | None, epochs: int | None) -> Any: ...
+    def __call__(self, *, recent: int, epochs: int) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """What all systems share: how many episodes are shown, tokens of each, and the optimizer's maker.
+    """What all systems share.
 
-    ``actions`` and ``knowledge``: PersonaAgent's policy, and where its knowledge tool looks (None = no such tool).
+    Args:
+        k: episodes shown.
+        turn_tokens: estimated tokens that an episode's query may have.
+        recent, epochs, gate: of alignment: interactions simulated a step, steps at most, interactions held out by its
+            gate (None = a quarter, 2 to 8).
+        optimizer_calls: LM calls that any optimizer may spend on a user; None = as many as it takes (GEPA: 120).
+        actions, knowledge: our agent's policy, and where its knowledge tool looks (None = no such tool).
+        retrievers: how episodes are found, by name; ``retrieval`` is the name of the default.
+        seed: of GEPA's search.
+        align: makes the optimizer of the persona system; by default ``PersonaAlignment`` with the numbers above.
     """
 
-    align: Maker
     k: int = 4
     turn_tokens: int = 96
+    recent: int = 3
+    epochs: int = 3
+    gate: int | None = None
+    optimizer_calls: int | None = None
     actions: Policy = "fixed"
     knowledge: KnowledgeSource | None = None
+    retrieval: str = "bm25"
+    retrievers: Mapping[str, Retriever] = field(default_factory=lambda: {"bm25": BM25()})
+    seed: int = 0
+    align: Maker | None = None
+
+    def optimizer(self, variant: Variant) -> Any:
+        """What makes the persona of a variant: an object with ``compile(program, trainset=...)``."""
+        recent, epochs = variant.recent or self.recent, variant.epochs or self.epochs
+        if variant.system == "persona" and self.align is not None:
+            return self.align(recent=recent, epochs=epochs)
+        if variant.system == "portrait":
+            return Portrait()
+        gate = HeldOutGate(self.gate)
+        if variant.system == "gepa":
+            return GEPA(gate=gate, calls=self.optimizer_calls or 120, seed=self.seed)
+        budget = None if self.optimizer_calls is None else Budget(calls=self.optimizer_calls)
+        numbers: dict[str, Any] = {"recent": recent, "epochs": epochs, "budget": budget}
+        if variant.system == "as-in-paper":
+            return PersonaAlignment.as_in_paper(**numbers, patience=epochs)
+        if variant.system == "textgrad":
+            return PersonaAlignment(proposer=RewriteProposer(), loss="each", gate=gate, **numbers)
+        return PersonaAlignment(gate=None if self.gate is None else gate, **numbers)
 
 
 class Prepared:
     """One user's program of one variant: ``prepare`` once, then call it with the query's field."""
 
-    def __init__(self, variant: Variant, setting: Setting, task: Task, memory: EpisodicMemory) -> None:
-        self.variant, self.setting, self.task, self.memory = variant, setting, task, memory
-        self.user_id = memory.user_id or "user"
+    def __init__(
+        self, variant: Variant, setting: Setting, task: Task, history: Sequence[Interaction], user_id: str
+    ) -> None:
+        self.variant, self.setting, self.task, self.user_id = variant, setting, task, user_id
+        retriever = setting.retrievers[variant.retrieval or setting.retrieval]
+        self.memory = EpisodicMemory(history, user_id=user_id, retriever=retriever)
+        self.is_agent = variant.system == "persona" or variant.system in OPTIMIZED
         k = setting.k if variant.k is None else variant.k
         self.program: Any
-        if variant.system == "persona":
-            self.program = self._persona(k)
+        if self.is_agent:
+            self.program = self._agent(k)
         else:
             self.program = _BASELINES[variant.system](
                 task.signature(),
-                history=memory,
+                history=self.memory,
                 user_id=self.user_id,
                 k=k,
                 turn_tokens=setting.turn_tokens,
                 labels="own" if CONTROL in variant.changes else "declared",
             )
 
-    def _persona(self, k: int) -> PersonalProgram:
+    def _agent(self, k: int) -> PersonalProgram:
         changes, signature = self.variant.changes, self.task.signature()
         persona = Persona(user_id=self.user_id) if "no-persona" in changes else None
         if "no-memory" in changes:
@@ -94,10 +144,10 @@ class Prepared:
 
     def _act(self, k: int) -> Act:
         changes, policy = self.variant.changes, self.setting.actions
-        if "no-action" in changes:
+        if "no-steering" in changes:
             policy = "plain"
-        if "no-memory" in changes and self.setting.knowledge is None:
-            policy = "none"  # and no knowledge either to choose from: nothing to look up
+        if "no-action" in changes or ("no-memory" in changes and self.setting.knowledge is None):
+            policy = "none"  # nothing to look up
         knowledge = None if "no-knowledge" in changes else self.setting.knowledge
         return Act(policy=policy, recall=Recall(k=k), knowledge=knowledge, personal="no-memory" not in changes)
 
@@ -105,7 +155,7 @@ class Prepared:
     def needs_preparation(self) -> bool:
         """Whether there is LM work to do before the first query."""
         aligned = not {"no-alignment", "no-persona"} & set(self.variant.changes)
-        return aligned and self.variant.system in ("persona", "pag", "membank")
+        return aligned and (self.is_agent or self.variant.system in ("pag", "membank"))
 
     def prepare(self, folder: Path) -> str:
         """Do that work, or read what an earlier run kept of it under ``folder``; returns a note for the record.
@@ -114,7 +164,7 @@ class Prepared:
             BudgetExceeded: the run's time is over; nothing is kept.
         """
         path = folder / self.variant.name.replace("@", "-") / persona_file_name(self.user_id)
-        if self.variant.system != "persona":
+        if not self.is_agent:
             path = path.with_suffix(".txt")
             if path.exists():
                 self.program.profile = path.read_text("utf-8")
@@ -125,13 +175,14 @@ class Prepared:
         if path.exists():
             self.program = self.program.with_persona(load_document(path).persona())
             return "kept"
-        optimizer = self.setting.align(recent=self.variant.recent, epochs=self.variant.epochs)
+        optimizer = self.setting.optimizer(self.variant)
         examples = self.program.examples()
         if not examples:
             return "no history: not aligned"
         aligned = optimizer.compile(self.program, trainset=examples)
         record: Alignment = aligned.alignment or Alignment(user_id=self.user_id)
-        if record.stopped.startswith("budget"):
+        ledger = current_ledger()
+        if record.stopped.startswith("budget") and ledger is not None and ledger.ended:  # of the run, not of this user
             raise BudgetExceeded(record.stopped)
         self.program = aligned
         write_text(path, PersonaDocument.of(aligned.persona.value, alignment=record).to_json())

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
+import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Any, overload
 
-from persona_dspy.core import HIGHER_IS_BETTER, Interval, Paired, mean_interval, paired_difference
+from persona_dspy.core import HIGHER_IS_BETTER, Interval, mean_interval
 from persona_dspy.data import Task
 from persona_dspy.judge.results import Judged
+from persona_dspy.judge.significance import Comparison, compare, holm, power, smallest_difference
 from persona_dspy.judge.variant import Variant
 
-__all__ = ["Standing", "as_csv", "as_markdown", "best_baseline", "cells", "columns", "standings"]
+__all__ = ["Standing", "Table", "best_baseline", "cells", "columns", "latex_table", "standings"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,9 +26,9 @@ class Standing:
     """One system over all its answers.
 
     ``score``: the task's first metric with a 95% bootstrap interval over users; ``others``: its further metrics.
-    ``against``: paired difference to the best baseline on the queries both answered, above 0 = better; None for that
-    baseline itself. Costs are means: serving (``calls``, ``tokens``, ``usd`` a user; ``seconds`` a query) and, apart
-    from it, preparation (alignment, profile) a user.
+    ``against``: how it compares to the best baseline on the queries both answered, above 0 = better, p adjusted for all
+    systems of the table; None for that baseline itself. Costs are means: serving (``calls``,
+    ``tokens``, ``usd`` a user; ``seconds`` a query) and, apart from it, preparation (alignment, profile) a user.
     """
 
     system: str
@@ -33,7 +37,7 @@ class Standing:
     expected: int
     score: Interval
     others: Mapping[str, float]
-    against: Paired | None
+    against: Comparison | None
     unparsed: int
     calls: float
     tokens: float
@@ -56,7 +60,10 @@ def standings(
     """
     answers, work = defaultdict[str, list[Judged]](list), defaultdict[str, list[Judged]](list)
     for row in rows:
-        (answers if row.kind == "answer" else work)[row.system].append(row)
+        if row.kind != "answer":
+            work[row.system].append(row)
+        elif row.gold:  # a withheld one cannot be scored
+            answers[row.system].append(row)
     values = {name: _values(answers[name], task) for name in systems if answers[name]}
     means = {name: list(v.values()) for name, v in values.items()}
     table: list[Standing] = []
@@ -68,7 +75,7 @@ def standings(
         against = None
         best = best_baseline(means, task, history=Variant.parse(name).history)
         if best is not None and name != best:
-            against = paired_difference(scored, values[best], higher_is_better=_higher(task), seed=seed)
+            against = compare(name, best, values, higher_is_better=_higher(task), seed=seed)
         users = len(by_user)
         prepared = [r for r in work[name] if r.user_id in by_user]
         table.append(
@@ -91,6 +98,9 @@ def standings(
                 prepare_usd=_usd(prepared, users),
             )
         )
+    compared = [place for place, standing in enumerate(table) if standing.against]
+    for place, comparison in zip(compared, holm([c for s in table if (c := s.against)]), strict=True):
+        table[place] = replace(table[place], against=comparison)
     return table
 
 
@@ -130,9 +140,12 @@ def columns(standing: Standing, task: Task) -> dict[str, Any]:
         "difference": against.difference.value if against else None,
         "difference_low": against.difference.low if against else None,
         "difference_high": against.difference.high if against else None,
-        "users_won": against.won if against else None,
-        "users_lost": against.lost if against else None,
-        "users_tied": against.tied if against else None,
+        "users_won": against.paired.won if against else None,
+        "users_lost": against.paired.lost if against else None,
+        "users_tied": against.paired.tied if against else None,
+        "p": against.p if against else None,
+        "p_adjusted": against.p_adjusted if against else None,
+        "effect": against.effect if against else None,
         "unparsed": s.unparsed,
         "calls_per_user": s.calls,
         "tokens_per_user": s.tokens,
@@ -144,18 +157,6 @@ def columns(standing: Standing, task: Task) -> dict[str, Any]:
         "prepare_usd_per_user": s.prepare_usd,
     }
     return row
-
-
-def as_csv(found: Sequence[Standing], task: Task) -> str:
-    """One row a system, column ``system`` first; empty where a value is not known."""
-    if not found:
-        return "system\n"
-    rows = [columns(s, task) for s in found]
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
 
 
 def cells(standing: Standing, task: Task) -> dict[str, str]:
@@ -172,7 +173,9 @@ def cells(standing: Standing, task: Task) -> dict[str, str]:
         if against
         else "-"
     )
-    texts["users won/lost"] = f"{against.won}/{against.lost}" if against else "-"
+    texts["p (Holm)"] = f"{against.p_adjusted:.3f}" if against else "-"
+    texts["effect"] = f"{against.effect:+.2f}" if against and against.effect is not None else "-"
+    texts["users won/lost"] = f"{against.paired.won}/{against.paired.lost}" if against else "-"
     texts["unparsed"] = str(s.unparsed)
     texts["calls/user"] = f"{s.calls:.1f}"
     texts["tokens/user"] = f"{s.tokens:,.0f}"
@@ -185,10 +188,147 @@ def cells(standing: Standing, task: Task) -> dict[str, str]:
     return texts
 
 
-def as_markdown(found: Sequence[Standing], task: Task) -> str:
-    """The table as Markdown."""
-    rows = [cells(s, task) for s in found]
-    titles = list(dict.fromkeys(title for row in rows for title in row))
-    lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
-    lines += ["| " + " | ".join(row.get(title, "-") for title in titles) + " |" for row in rows]
-    return "\n".join(lines) + "\n"
+@dataclass(frozen=True, slots=True)
+class Table(Sequence[Standing]):
+    """The standings of an evaluation, in the order asked for, and their forms.
+
+    ``print(table)`` and ``to_markdown()`` give Markdown, a notebook shows HTML; ``to_csv()`` and ``to_pandas()`` hold
+    numbers unrounded, a row a system; ``to_latex()`` is a booktabs table.
+
+    Example:
+        >>> print(Table((), Task(name="t", title="t", query_field="q", response_field="r", instructions="",
+        ...                      metrics=("accuracy",))).to_csv())
+        system
+        <BLANKLINE>
+    """
+
+    standings: tuple[Standing, ...]
+    task: Task
+
+    def __len__(self) -> int:
+        return len(self.standings)
+
+    @overload
+    def __getitem__(self, index: int) -> Standing: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Standing]: ...
+    def __getitem__(self, index: int | slice) -> Standing | Sequence[Standing]:
+        return self.standings[index]
+
+    def __iter__(self) -> Iterator[Standing]:
+        return iter(self.standings)
+
+    def system(self, name: str) -> Standing:
+        """The standing of one system.
+
+        Raises:
+            KeyError: it is not in the table; the message lists those that are.
+        """
+        for standing in self.standings:
+            if standing.system == name:
+                return standing
+        raise KeyError(f"{name!r}: the table has {', '.join(s.system for s in self.standings) or 'no system'}")
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader has to know of the figures: the tests, how many comparisons, and what so few users can show."""
+        comparisons = [c for s in self.standings if (c := s.against)]
+        lines = ["Intervals are 95% bootstrap intervals over users."] if self.standings else []
+        if comparisons:
+            lines.append(
+                "p: paired permutation test over users against the best baseline, by Holm's method over "
+                f"{len(comparisons)} comparisons; effect: Cohen's d over users. The best baseline was chosen on these "
+                "answers, so it is flattered a little."
+            )
+        spreads = [c.spread for c in comparisons if c.spread]
+        if spreads:
+            spread, users = median(spreads), int(median(c.users for c in comparisons))
+            if users >= 5:  # fewer show nothing whatever the difference: 2 / 2**4 is over .05
+                need = smallest_difference(spread, users)
+                lines.append(
+                    f"With {users} users a true difference of {need / 2:.3f} in {self.task.metrics[0]} is seen "
+                    f"{power(need / 2, spread, users):.0%} of the time; 80% needs {need:.3f}."
+                )
+        return lines
+
+    def to_csv(self) -> str:
+        """One row a system, column ``system`` first; empty where a value is not known."""
+        if not self.standings:
+            return "system\n"
+        rows = [columns(s, self.task) for s in self.standings]
+        out = io.StringIO()
+        writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        return out.getvalue()
+
+    def to_pandas(self) -> Any:
+        """A ``pandas.DataFrame``, a row a system; the columns of ``to_csv``."""
+        import pandas
+
+        return pandas.DataFrame([columns(s, self.task) for s in self.standings])
+
+    def to_markdown(self) -> str:
+        """The table for people, its notes below."""
+        titles, rows = self._texts()
+        lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
+        lines += ["| " + " | ".join(row) + " |" for row in rows]
+        return "\n".join(lines) + "\n" + "".join(f"\n{note}\n" for note in self.notes)
+
+    def to_latex(self) -> str:
+        """The table of scores as LaTeX; needs ``\\usepackage{booktabs}``."""
+        titles, rows = self._texts()
+        scores = titles.index("unparsed") if "unparsed" in titles else len(titles)
+        shown = [[row[at] for at in range(scores)] for row in rows]
+        return latex_table(titles[:scores], shown, notes=self.notes)
+
+    def _texts(self) -> tuple[list[str], list[list[str]]]:
+        rows = [cells(s, self.task) for s in self.standings]
+        titles = list(dict.fromkeys(title for row in rows for title in row)) or ["system"]
+        return titles, [[row.get(title, "-") for title in titles] for row in rows]
+
+    def __str__(self) -> str:
+        return self.to_markdown()
+
+    def _repr_html_(self) -> str:
+        return self.to_html()
+
+    def to_html(self) -> str:
+        """What a notebook shows: the table and its notes, every text escaped."""
+        titles, rows = self._texts()
+        head = "".join(f"<th>{html.escape(title)}</th>" for title in titles)
+        body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{notes}"
+
+
+_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_LATEX_SIGNS = _LATEX | {"↑": r"$\uparrow$", "↓": r"$\downarrow$", "±": r"$\pm$", "–": "--"}
+
+
+def latex_table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, notes: Sequence[str] = ()) -> str:
+    """A booktabs table, first column to the left, the others to the right; every cell is escaped.
+
+    Example:
+        >>> print(latex_table(["system", "acc ↑"], [["rag_1", "50%"]]))
+        \\begin{tabular}{lr}
+        \\toprule
+        system & acc $\\uparrow$ \\\\
+        \\midrule
+        rag\\_1 & 50\\% \\\\
+        \\bottomrule
+        \\end{tabular}
+        <BLANKLINE>
+    """
+    lines = [f"% {note}" for note in notes]
+    lines += [r"\begin{tabular}{l" + "r" * (len(titles) - 1) + "}", r"\toprule"]
+    lines += [_latex_row(titles), r"\midrule", *(_latex_row(row) for row in rows)]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def _latex_row(cells: Sequence[str]) -> str:
+    return " & ".join(re.sub(r"([&%$#_{}])|([\\~^↑↓±–])", _latex_character, cell) for cell in cells) + r" \\"
+
+
+def _latex_character(match: re.Match[str]) -> str:
+    return f"\\{match[1]}" if match[1] else _LATEX_SIGNS[match[2]]

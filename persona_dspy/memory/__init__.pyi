@@ -6,6 +6,7 @@ from .episodic import MemoryCut as MemoryCut
 from .episodic import episode_text as episode_text
 from .handles import Handles as Handles
 from .handles import StoredMemory as StoredMemory
+from .named import named_retriever as named_retriever
 from .profile import Profiles as Profiles
 from .profile import SemanticMemory as SemanticMemory
 from .ranking import counted as counted

@@ -1,0 +1,272 @@
+"""An evaluation: read and checked, run, and what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Unpack
+
+import dspy
+
+from persona_dspy.core import write_text
+from persona_dspy.data import BadRow, Task
+from persona_dspy.errors import InputError
+from persona_dspy.judge.asking import ask_all
+from persona_dspy.judge.options import EvaluationOptions, checked_setting, with_retrievers
+from persona_dspy.judge.people import Source, read_people
+from persona_dspy.judge.results import Judged, Results, commit
+from persona_dspy.judge.table import Table, standings
+from persona_dspy.judge.variant import REFERENCES, SYSTEMS, variants
+from persona_dspy.lm import Budget, Ledger
+
+if TYPE_CHECKING:
+    from persona_dspy.tracking import Tracker
+
+__all__ = ["Evaluation", "Experiment"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """What came out of an evaluation.
+
+    Args:
+        task: by which all answers are scored.
+        table: systems with their scores, intervals, tests and costs; ``table.to_pandas()``, ``.to_latex()``, ...
+        answers: every answer and what each preparation cost, as written to ``folder/answers.jsonl``.
+        protocol: what decided the answers: data hash, model, settings.
+        folder: where answers, personas and tables are.
+        complete: every system answered every query; else ``stopped`` says why not, and the same call goes on.
+    """
+
+    task: Task
+    table: Table
+    answers: tuple[Judged, ...]
+    protocol: Mapping[str, Any]
+    folder: Path
+    complete: bool
+    stopped: str = ""
+
+    def to_pandas(self) -> Any:
+        """The answers as a ``pandas.DataFrame``, a row an answer or preparation."""
+        import pandas
+
+        return pandas.DataFrame([asdict(row) for row in self.answers])
+
+    def to_dataset(self) -> Any:
+        """The answers as a Hugging Face ``Dataset``, a row an answer or preparation."""
+        from datasets import Dataset
+
+        return Dataset.from_pandas(self.to_pandas(), preserve_index=False)
+
+    def plot(self) -> Any:
+        """Scores with their intervals as a ``plotly`` Figure; needs the extra ``persona-dspy[report]``."""
+        from persona_dspy.report import systems_figure
+
+        rows = [(s.system, s.score.value, s.score.low, s.score.high) for s in self.table]
+        return systems_figure(rows, self.task.metrics[0])
+
+    def predictions(self, system: str) -> dict[str, Any]:
+        """One system's answers in the benchmark's own form: ``{"task": ..., "golds": [{"id", "output"}]}``.
+
+        Raises:
+            InputError: the system has no answers, or two users have a query of the same id.
+        """
+        rows = [r for r in self.answers if r.kind == "answer" and r.system == system]
+        if not rows:
+            those = sorted({r.system for r in self.answers})
+            raise InputError(f"system {system!r}: no answers; expected one of {those}")
+        ids = [r.query_id for r in rows]
+        if len(set(ids)) < len(ids):
+            repeated = next(i for i in ids if ids.count(i) > 1)
+            raise InputError(f"query {repeated!r}: asked of two users; expected ids that are unique within the file")
+        name = self.task.name.replace("lamp-", "LaMP_").replace("2m", "2M").replace("2n", "2N")
+        return {"task": name, "golds": [{"id": r.query_id, "output": r.answer} for r in rows]}
+
+    def __str__(self) -> str:
+        return self.table.to_markdown()
+
+    def _repr_html_(self) -> str:
+        return self.table.to_html() + ("" if self.complete else f"<p>not complete: {self.stopped}</p>")
+
+
+class Experiment:
+    """An evaluation before it is run: everything is read and checked, nothing is paid. See ``evaluate``.
+
+    Attributes:
+        people: the users with their held-out queries.
+        task: by which all answers are scored.
+        chosen: the systems, in the order of the table.
+        bad_rows: what was passed over in the data, where that was allowed.
+    """
+
+    def __init__(  # noqa: PLR0913 - keyword-only, each with a default
+        self,
+        source: Source,
+        *,
+        task: Task | str | None = None,
+        systems: Sequence[str] = SYSTEMS,
+        lm: str | dspy.LM | None = None,
+        users: int | str | Sequence[str] | None = None,
+        queries: int | None = None,
+        out: str | Path = "evaluation",
+        skip_bad_rows: bool = False,
+        unanswered: bool = False,
+        **options: Unpack[EvaluationOptions],
+    ) -> None:
+        self.setting, recorded = checked_setting(options)
+        chosen = variants(
+            systems,
+            references=options.get("references", True),
+            ablations=options.get("ablations", ()),
+            scale=options.get("scale", ()),
+            cold=options.get("cold", ()),
+        )
+        self.chosen = list(dict.fromkeys(v.without(recorded) for v in chosen))
+        self.setting = with_retrievers(self.setting, self.chosen)
+        self.bad_rows: list[BadRow] = []
+        passed_over = self.bad_rows if skip_bad_rows else None
+        self.task, self.people, data = read_people(source, task, users, queries, unanswered, passed_over)
+        self.lm = lm
+        self.out, self.users, self.unanswered = Path(out), users, unanswered
+        self._fixed = {"data": data, **recorded, "queries": queries}
+
+    @property
+    def asks_lm(self) -> bool:
+        """Whether any system needs an LM."""
+        return any(v.system not in REFERENCES for v in self.chosen)
+
+    def model(self) -> Any:
+        """The LM that is asked: as given, by name at temperature 0, or the configured one; None where none is needed.
+
+        Raises:
+            InputError: none was given and none is configured.
+        """
+        from persona_dspy.lm import steady_lm
+
+        if not self.asks_lm:
+            return None
+        if isinstance(self.lm, str):
+            self.lm = steady_lm(self.lm, seed=self.setting.seed)
+        lm: Any = self.lm or dspy.settings.get("lm")
+        if lm is None:
+            raise InputError('evaluate(lm=None): expected an LM, such as lm="openai/gpt-4o-mini" or lm="local"')
+        return lm
+
+    def protocol(self) -> dict[str, Any]:
+        """What the answers are made under; the same for every run into one folder."""
+        model: Any = self.model()
+        return {
+            "task": self.task.name,
+            "model": getattr(model, "model", None) or (self.lm if isinstance(self.lm, str) else None),
+            "temperature": getattr(model, "kwargs", {}).get("temperature"),
+            **self._fixed,
+        }
+
+    def results(self, workers: int | None = None) -> Results:
+        """The folder's rows; made where it is missing, refused where it holds answers of another protocol."""
+        users = self.users if isinstance(self.users, int | str | None) else list(self.users)
+        run = {"commit": commit(), "systems": [v.name for v in self.chosen], "users": users, "workers": workers}
+        return Results(self.out, self.protocol(), run)
+
+    def run(
+        self,
+        *,
+        workers: int | None = None,
+        budget: Budget | None = None,
+        tracker: Tracker | None = None,
+        on_start: Callable[[Results], None] | None = None,
+        on_row: Callable[[Judged], None] | None = None,
+    ) -> Evaluation:
+        """Ask what is not answered yet, and write ``table.csv`` and ``table.md`` into the folder.
+
+        Args:
+            workers: calls in flight; by default 1 for a model in this process, where two gain nothing, else 4.
+            budget: bounds of this run; the same call goes on where it ended.
+            tracker: gets the protocol as parameters and the table as metrics.
+            on_start: told of the rows that are there; ``on_row``: of each new one.
+
+        Raises:
+            ModelError: the LM does not answer; nothing was paid.
+            BudgetExceeded, InputError: a budget that cannot be kept, or a folder with other settings.
+        """
+        from persona_dspy.lm import TerseJSON, check_lm
+        from persona_dspy.tracking import NullTracker
+
+        model, ledger = self.model(), Ledger(budget=budget)
+        if model is not None:
+            check_lm(model)
+        workers = workers or _workers(model)
+        results = self.results(workers)
+        if on_start:
+            on_start(results)
+        adapter = TerseJSON() if getattr(model, "supports_response_schema", False) else dspy.ChatAdapter()
+        tracker = tracker or NullTracker()
+        run = results.protocol["runs"][-1]
+        tracker.begin(
+            {**self.protocol(), "users": len(self.people), "systems": run["systems"], "commit": run["commit"]}
+        )
+        ended: Any = "KILLED"
+        complete = False
+        try:
+            with _own_cache(self.out), dspy.context(lm=model, adapter=adapter):
+                complete = ask_all(
+                    self.people, self.chosen, self.setting, results, workers=workers, ledger=ledger, on_row=on_row
+                )
+            ended = "FINISHED"
+        except Exception:
+            ended = "FAILED"
+            raise
+        finally:
+            evaluation = self.evaluation(results, complete, ledger.exceeded)
+            write_text(self.out / "table.csv", evaluation.table.to_csv())
+            write_text(self.out / "table.md", evaluation.table.to_markdown())
+            tracker.end(_metrics(evaluation.table), ended)
+        return evaluation
+
+    def evaluation(self, results: Results, complete: bool, stopped: str = "") -> Evaluation:
+        """The rows of this experiment's users, queries and systems, scored."""
+        ids = {(p.user_id, q.id) for p in self.people for q in p.queries}
+        names = [v.name for v in self.chosen]
+        rows = [r for r in results.rows if r.system in names]
+        rows = [r for r in rows if r.kind != "answer" or (r.user_id, r.query_id) in ids]
+        scored = sum(q.gold is not None for p in self.people for q in p.queries)
+        found = standings(rows, self.task, names, expected=scored, seed=self.setting.seed)
+        return Evaluation(
+            task=self.task,
+            table=Table(tuple(found), self.task),
+            answers=tuple(rows),
+            protocol=results.protocol,
+            folder=self.out,
+            complete=complete,
+            stopped="" if complete else f"the budget is spent ({stopped})" if stopped else "interrupted",
+        )
+
+
+def _workers(lm: Any) -> int:
+    """Calls in flight: beside another one, an answer of a model in this process can flip where two are nearly equal."""
+    from persona_dspy.lm import LlamaEngine
+
+    return 1 if isinstance(getattr(lm, "engine", None), LlamaEngine) else 4
+
+
+@contextmanager
+def _own_cache(out: Path) -> Generator[None]:
+    """LM answers are cached in the evaluation's own folder, so that an interrupted alignment is not paid twice and
+    that removing the folder removes every user's text; DSPy's cache is as before afterwards."""
+    before: Any = dspy.cache  # type: ignore[attr-defined]  # made at import, missing in its stub
+    try:
+        dspy.configure_cache(disk_cache_dir=str(out / "lm-cache"), enable_memory_cache=False)
+        yield
+    finally:
+        dspy.cache = before  # type: ignore[attr-defined]
+
+
+def _metrics(table: Table) -> dict[str, float]:
+    return {
+        f"{row['system'].replace('@', '.').replace(',', '.').replace('=', '-')}.{name}": float(value)
+        for row in table.to_pandas().to_dict("records")
+        for name, value in row.items()
+        if isinstance(value, int | float) and value == value  # not the nan that stands for an unknown
+    }

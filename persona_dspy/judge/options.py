@@ -1,0 +1,88 @@
+"""What decides answers beside data, systems and LM: the options of an evaluation, checked and made into a setting."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from persona_dspy.errors import InputError
+from persona_dspy.judge.systems import Setting
+from persona_dspy.judge.variant import Variant
+
+if TYPE_CHECKING:
+    from persona_dspy.agent import KnowledgeSource
+    from persona_dspy.memory import Retriever
+
+__all__ = ["EvaluationOptions", "checked_setting", "with_retrievers"]
+
+
+class EvaluationOptions(TypedDict, total=False):
+    """All that decides answers beside data, systems and LM; the defaults are those of ``Setting``.
+
+    ``knowledge``: texts to search (a folder, JSONL, ``"wikipedia:you@example.org"`` or a source object). ``retrieval``:
+    ``"bm25"``, ``"dense"``, ``"hybrid"``, or a retriever object. ``ablations``, ``scale``, ``cold``: see ``variants``.
+    """
+
+    references: bool
+    ablations: Sequence[str]
+    scale: Sequence[str]
+    cold: Sequence[int]
+    k: int
+    turn_tokens: int
+    recent: int
+    epochs: int
+    gate: int | None
+    optimizer_calls: int | None
+    actions: str
+    knowledge: str | KnowledgeSource | None
+    retrieval: str | Retriever
+    seed: int
+
+
+def checked_setting(options: EvaluationOptions) -> tuple[Setting, dict[str, Any]]:
+    """The setting, and what a protocol says of it.
+
+    Raises:
+        InputError: an option that is not known or out of range.
+    """
+    from persona_dspy.agent import LocalCorpus, Wikipedia
+
+    unknown = sorted(set(options) - set(EvaluationOptions.__annotations__))
+    if unknown:
+        expected = ", ".join(EvaluationOptions.__annotations__)
+        raise InputError(f"evaluate({unknown[0]}=...): expected options among {expected}")
+    names = ("k", "turn_tokens", "recent", "epochs", "gate", "optimizer_calls", "seed")
+    given: dict[str, Any] = dict(options)
+    numbers = {name: given[name] for name in names if name in given}
+    least = {"k": 0, "turn_tokens": 8, "recent": 1, "epochs": 1, "gate": 1, "optimizer_calls": 1}
+    for name, lowest in least.items():
+        value = numbers.get(name)
+        if value is not None and (not isinstance(value, int) or value < lowest):
+            raise InputError(f"{name} {value!r}: expected a whole number, {lowest} or more")
+    actions, knowledge = options.get("actions", "fixed"), options.get("knowledge")
+    if actions not in ("fixed", "plan", "react"):
+        raise InputError(f"actions {actions!r}: expected fixed, plan or react")
+    if knowledge is not None and actions == "fixed":
+        raise InputError(f"knowledge {knowledge!r}: expected actions plan or react, which can call the tool")
+    found: Any = knowledge
+    if isinstance(knowledge, str):
+        kind, _, contact = knowledge.partition(":")
+        found = Wikipedia(contact) if kind == "wikipedia" else LocalCorpus.from_path(knowledge)
+    retrieval = options.get("retrieval", "bm25")
+    named = retrieval if isinstance(retrieval, str) else str(getattr(retrieval, "name", type(retrieval).__name__))
+    setting = Setting(**numbers, actions=actions, knowledge=found, retrieval=named)  # type: ignore[arg-type]
+    if not isinstance(retrieval, str):
+        setting = replace(setting, retrievers={**setting.retrievers, named: retrieval})
+    known = knowledge if isinstance(knowledge, str | None) else type(knowledge).__name__
+    return setting, {**{name: getattr(setting, name) for name in names}, "actions": actions, "knowledge": known,
+                     "retrieval": named}  # fmt: skip
+
+
+def with_retrievers(setting: Setting, chosen: Sequence[Variant]) -> Setting:
+    """With a retriever for each name that a variant has; what is missing on this machine shows before any work."""
+    from persona_dspy.memory import named_retriever
+
+    names = dict.fromkeys([setting.retrieval, *(v.retrieval for v in chosen if v.retrieval)])
+    made = {name: setting.retrievers.get(name) or named_retriever(name) for name in names}
+    return replace(setting, retrievers=made)

@@ -1,0 +1,176 @@
+"""The users of an evaluation: their task, their history, and the held-out queries."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from heapq import nlargest
+from math import ceil, floor, isfinite
+from pathlib import Path
+from typing import Any
+
+from persona_dspy.core import Interaction, in_time_order, parse_number
+from persona_dspy.data import BadRow, Question, Task, UserHistory, infer_task
+from persona_dspy.errors import DataError, InputError
+from persona_dspy.judge.results import data_hash
+
+__all__ = ["Case", "Source", "cases", "longest", "read_people", "scored_as"]
+
+Source = str | Path | Iterable[UserHistory] | Iterable[Interaction]
+"""A data file of any form that ``read_users`` reads, or users, or interactions of any users."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One user as the judge sees it: the task, the history, oldest first, and the held-out queries with known answers.
+
+    Where a file has no task, each user's is inferred from that user's own history.
+    """
+
+    user_id: str
+    task: Task
+    history: tuple[Any, ...]
+    queries: tuple[Question, ...]
+
+
+def cases(
+    users: Iterable[UserHistory], task: Task | None = None, *, queries: int | None = None, unanswered: bool = False
+) -> list[Case]:
+    """Users with their held-out queries: the file's own where it has any, else the latest quarter (1 to 8) of the
+    user's interactions, which then leave the history. Users with nothing to ask are left out.
+
+    Args:
+        queries: at most so many a user, the earliest.
+        unanswered: ask the file's queries whose answer is withheld too (a benchmark's test split).
+
+    Example:
+        >>> from persona_dspy import Interaction
+        >>> past = tuple(Interaction(user_id="u", query=f"q{n}", response="a") for n in range(8))
+        >>> [(len(c.history), len(c.queries)) for c in cases([UserHistory(user_id="u", interactions=past)])]
+        [(6, 2)]
+    """
+    people: list[Case] = []
+    for user in users:
+        history = user.interactions
+        asked = tuple(q for q in user.questions if unanswered or q.gold is not None)
+        if not user.questions and len(history) > 1:
+            held = max(1, min(8, len(history) // 4))
+            history, late = history[:-held], history[-held:]
+            asked = tuple(Question(id=i.id, query=i.query, gold=i.response, time=i.time) for i in late)
+        if asked and (task or history):
+            own = task or infer_task(history)
+            people.append(Case(user_id=user.user_id, task=own, history=history, queries=asked[:queries]))
+    return people
+
+
+def longest(users: Iterable[UserHistory], n: int) -> list[UserHistory]:
+    """The ``n`` users with the longest histories, as the paper chooses them; of equals the first. ``n`` are in memory.
+
+    Example:
+        >>> from persona_dspy import Interaction
+        >>> users = [
+        ...     UserHistory(user_id=u, interactions=(Interaction(user_id=u, query="q", response="a"),) * n)
+        ...     for u, n in (("a", 1), ("b", 3), ("c", 2))
+        ... ]
+        >>> [u.user_id for u in longest(users, 2)]
+        ['b', 'c']
+    """
+    return nlargest(n, users, key=lambda user: len(user.interactions))
+
+
+def scored_as(people: Sequence[Case]) -> Task:
+    """The task by which all answers are scored together: the people's own, with every label that any of them has.
+
+    For scoring only: no user's prompt is made from it.
+
+    Raises:
+        InputError: users whose answers are of different kinds (labels, ratings, text).
+    """
+    kinds = sorted({p.task.kind for p in people})
+    if len(kinds) != 1:
+        raise InputError(
+            f"answers of kinds {kinds!r}: expected one kind for all users; name it, such as --task lamp-2m, or choose "
+            "users of one kind: --users id,id"
+        )
+    first = people[0].task
+    if first.name != "custom":  # a task of the table: its labels and scale are its own
+        return first
+    if first.rating:
+        ends = [float(end) for p in people if p.task.rating for end in p.task.rating]
+        golds = (parse_number(str(q.gold)) for p in people for q in p.queries)
+        ends += [gold for gold in golds if gold is not None and isfinite(gold)]
+        return replace(first, rating=(floor(min(ends)), ceil(max(ends))))
+    if first.labels is None:
+        return first
+    labels = {label for p in people for label in p.task.labels or ()}
+    return replace(first, labels=tuple(sorted(labels | {str(q.gold) for p in people for q in p.queries})))
+
+
+def read_people(
+    source: Source,
+    task: Task | str | None,
+    users: int | str | Sequence[str] | None,
+    queries: int | None,
+    unanswered: bool,
+    bad_rows: list[BadRow] | None,
+) -> tuple[Task, list[Case], str]:
+    """The task that scores, the users, and the data's hash. ``bad_rows``: a list that gets what is passed over; None =
+    nothing is, the first bad row raises."""
+    from persona_dspy.data import detect_task, get_task, read_users
+
+    most, wanted, by_length = _which(users)
+    limit = None if by_length else most
+    if isinstance(source, str | Path):
+        known = detect_task(source, task)
+        histories = read_users(
+            source, task=known, limit=limit, users=wanted, skip_bad_rows=bad_rows is not None, bad_rows=bad_rows
+        )
+        where, digest = str(source), data_hash(source)
+    else:
+        known = get_task(task) if isinstance(task, str) else task
+        given = _histories(source)
+        histories = iter([u for u in given if wanted is None or u.user_id in wanted][:limit])
+        where, digest = "source", _hash_of(given)
+    if by_length and most is not None:
+        histories = iter(longest(histories, most))
+    people = cases(histories, known, queries=queries, unanswered=unanswered)
+    if not people:
+        expected = "users with held-out queries or 2 interactions"
+        raise DataError(where, expected=expected, value="none")
+    return scored_as(people), people, digest
+
+
+def _which(users: int | str | Sequence[str] | None) -> tuple[int | None, Sequence[str] | None, bool]:
+    """How many, which, and whether those with the longest histories."""
+    if isinstance(users, str):
+        kind, _, count = users.partition(":")
+        if kind == "longest" and count.isdecimal() and int(count):
+            return int(count), None, True
+        return None, [users], False
+    if isinstance(users, int) or users is None:
+        return users, None, False
+    return None, list(users), False
+
+
+def _histories(source: Iterable[UserHistory] | Iterable[Interaction]) -> list[UserHistory]:
+    users: dict[str, list[Interaction]] = {}
+    given: list[UserHistory] = []
+    for item in source:
+        if isinstance(item, UserHistory):
+            given.append(item)
+        elif isinstance(item, Interaction):  # type: ignore[reportUnnecessaryIsInstance]
+            users.setdefault(item.user_id, []).append(item)
+        else:
+            raise InputError(f"source item {item!r}: expected Interaction or UserHistory, or the path of a data file")
+    return given + [UserHistory(user_id=u, interactions=tuple(in_time_order(past))) for u, past in users.items()]
+
+
+def _hash_of(users: Sequence[UserHistory]) -> str:
+    digest = hashlib.sha256()
+    for user in users:
+        past = [(i.id, i.query, i.response, str(i.time)) for i in user.interactions]
+        asked = [(q.id, q.query, q.gold) for q in user.questions]
+        digest.update(json.dumps([user.user_id, past, asked]).encode())
+    return digest.hexdigest()[:16]
