@@ -13,6 +13,7 @@ from persona_dspy.data.files import UserHistory
 from persona_dspy.errors import InputError, ModelError, StoreError
 from persona_dspy.fleet.compile import compile_users
 from persona_dspy.fleet.folder import FleetFolder, fleet_status
+from persona_dspy.fleet.stream import longest_first
 from persona_dspy.fleet.user import made_from
 from persona_dspy.lm.kept_answers import recorded, unshared
 from persona_dspy.lm.ledger import Budget, Ledger
@@ -63,6 +64,47 @@ def test_users_stream_in_and_results_stream_out():
             given.append(result.user_id)
             assert len(taken) - len(given) <= 2 * 3
     assert len(set(given)) == 40
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_user_who_comes_twice_is_an_error_and_never_overwritten(tmp_path, workers):
+    again, given = UserHistory(user_id=history(1).user_id, interactions=history(7, 4).interactions[:3]), []
+    with FleetFolder(tmp_path / "once") as folder:
+        fleet(lm_of(), range(3), folder=folder)
+    with dspy.context(lm=lm_of()), FleetFolder(tmp_path / "twice") as folder:
+        users = [history(0), history(1), history(2), again, history(3)]
+        results = compile_users(
+            PersonaAgent(TagFilm), users, PersonaAlignment(epochs=1), folder=folder, workers=workers
+        )
+        with pytest.raises(InputError, match=rf"user '{again.user_id}': rows 2 and 4 of.*join_users"):
+            given.extend(results)
+        assert sorted(fleet_status(tmp_path / "twice")["users"].items()) == [("done", 3)]
+    assert content(tmp_path / "twice") == content(tmp_path / "once")
+
+
+def test_a_row_that_cannot_be_read_lets_who_is_under_way_finish():
+    def source():
+        yield from (history(s) for s in range(3))
+        raise InputError("row 4: no")
+
+    given = []
+    with dspy.context(lm=lm_of()), pytest.raises(InputError, match="row 4"):
+        for result in compile_users(PersonaAgent(TagFilm), source(), PersonaAlignment(epochs=1), workers=2):
+            given.append(result)
+    assert len(given) == 3 and all(r.document and not r.stopped for r in given)
+
+
+def test_the_longest_are_begun_first_and_none_waits_for_the_stream():
+    users = [UserHistory(user_id=f"u{n}", interactions=history(n, 3 + n % 5).interactions) for n in range(40)]
+    taken = []
+    begun = [u.user_id for u in longest_first((taken.append(u) or u for u in users), 8)]
+    assert sorted(begun) == sorted(u.user_id for u in users)
+    lengths = [len(next(u for u in users if u.user_id == name).interactions) for name in begun]
+    assert lengths[-8:] == sorted(lengths[-8:], reverse=True)
+    stream = longest_first((taken.append(u) or u for u in users), 8)
+    taken.clear()
+    next(stream)
+    assert len(taken) == 1
 
 
 def test_workers_do_not_change_results(tmp_path):

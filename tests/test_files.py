@@ -237,6 +237,18 @@ def test_a_cut_array_is_an_error_even_when_skipping(tmp_path):
 # --- OPPU style
 
 
+def test_a_user_in_several_rows_is_an_error_that_names_them_or_joined(tmp_path):
+    rows = [{"user_id": u, "profile": [item(n)], "query": []} for n, u in enumerate(["a", "b", "a"])]
+    path = oppu(tmp_path, *rows)
+    with pytest.raises(DataError, match=r"id 'a', field 'user_id': got 'rows 1 and 3'.*--group"):
+        list(read_users(path, task="lamp-2m"))
+    joined = list(read_users(path, task="lamp-2m", group=True))
+    assert [(u.user_id, [i.query for i in u.interactions]) for u in joined] == [
+        ("a", ["Film 0.", "Film 2."]),
+        ("b", ["Film 1."]),
+    ]
+
+
 def test_an_oppu_file_has_several_questions_a_user(tmp_path):
     asked = [{"id": n, "input": f"{ASK}New {n}.", "gold": "action", "date": "2021"} for n in range(2)]
     path = oppu(

@@ -57,6 +57,7 @@ def compile_command(  # noqa: PLR0913 - a command's options
     register_prompts: Annotated[bool, typer.Option(help="Put personas into MLflow's Prompt Registry.")] = False,
     progress: Annotated[Literal["bar", "lines", "quiet"], typer.Option(help="lines = JSON lines for logs.")] = "bar",
     skip_bad_rows: Annotated[bool, typer.Option(help="Skip rows that cannot be used, and count them.")] = False,
+    group: Annotated[bool, typer.Option("--group", help="Join the rows of a user that a file holds apart.")] = False,
     in_paper: Annotated[bool, typer.Option("--as-in-paper", help="No gate, whole rewrites: for reproduction.")] = False,
     json_output: JsonOption = False,
 ) -> int:
@@ -71,13 +72,13 @@ def compile_command(  # noqa: PLR0913 - a command's options
     from persona_dspy.lm import Budget
     from persona_dspy.tracking import tracker_for
 
-    source_ = _source(source, store, task, users, skip_bad_rows)
+    source_ = _source(source, store, task, users, (skip_bad_rows, group))
     total = source_.check()
     budget = Budget(calls=budget_calls, tokens=budget_tokens, usd=budget_usd)
     own = Budget(calls=user_budget_calls, tokens=user_budget_tokens)
     options: dict[str, Any] = {"recent": recent, "epochs": epochs, "seed": seed, "as_in_paper": in_paper}
-    options |= {"workers": workers, "processes": processes, "engine": engine, "resume": resume}
-    options |= {"progress": progress, "json": json_output}
+    options |= {"workers": workers, "processes": processes, "engine": engine}
+    options |= {"resume": resume, "progress": progress, "json": json_output}
     tracker = tracker_for(tracking_uri, runs=runs, register=register_prompts)
     code = _compile(source_, total, lm, out, store, (budget, own), tracker, options)
     if source_.bad:
@@ -85,12 +86,12 @@ def compile_command(  # noqa: PLR0913 - a command's options
     return code
 
 
-def _source(path: Path | None, store: str | None, task: str | None, users: str | None, skip_bad_rows: bool) -> Source:
+def _source(path: Path | None, store: str | None, task: str | None, users: str | None, rules: Any) -> Source:
     from persona_dspy.cli.sources import FileSource, StoreSource
     from persona_dspy.errors import InputError
 
     if path is not None:
-        return FileSource(path, task, users, skip_bad_rows)
+        return FileSource(path, task, users, *rules)
     if store is None:
         raise InputError("compile: expected a file of interactions, or --store URL to compile the users who are there")
     return StoreSource(store, task, users)

@@ -16,7 +16,7 @@ __all__ = ["Ingest"]
 class Ingest:
     """One file on its way into a store: a transaction a user, so that a killed run is simply started again.
 
-    ``limit``, ``users``: only so many users, or these.
+    ``limit``, ``users``: only so many users, or these. ``group``: join rows of one user, as ``read_users``.
 
     ``users``, ``rows``, ``new`` and ``bad`` count while it runs; ``rows`` are usable interactions.
 
@@ -33,12 +33,13 @@ class Ingest:
         skip_bad_rows: bool = False,
         limit: int | None = None,
         users: Sequence[str] | None = None,
+        group: bool = False,
     ) -> None:
         self.store, self.path, self.skip_bad_rows = store, path, skip_bad_rows
         self.users = self.rows = self.new = self.bad = 0
         self._found: list[BadRow] = []
         self._histories = read_users(
-            path, task=task, skip_bad_rows=skip_bad_rows, bad_rows=self._found, limit=limit, users=users
+            path, task=task, skip_bad_rows=skip_bad_rows, bad_rows=self._found, limit=limit, users=users, group=group
         )
 
     @property

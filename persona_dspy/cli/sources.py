@@ -72,11 +72,11 @@ class Source(Protocol):
 class FileSource:
     """Users of an input file, read to the end first, so that bad input does not surface after minutes of work."""
 
-    def __init__(self, path: Path, task: str | None, users: str | None, skip_bad_rows: bool) -> None:
+    def __init__(self, path: Path, task: str | None, users: str | None, skip_bad_rows: bool, group: bool) -> None:
         from persona_dspy.cli.programs import which_users
         from persona_dspy.data import detect_task
 
-        self.path, self.task, self.skip_bad_rows = path, task, skip_bad_rows
+        self.path, self.task, self.skip_bad_rows, self.group = path, task, skip_bad_rows, group
         self._told: set[str] = set()
         self.limit, self.wanted = which_users(users)
         self.known = detect_task(path, task)
@@ -84,10 +84,8 @@ class FileSource:
     def read(self, bad: list[Any] | None = None) -> Iterator[Any]:
         from persona_dspy.data import read_users
 
-        skip = self.skip_bad_rows
-        return read_users(
-            self.path, task=self.task, limit=self.limit, users=self.wanted, skip_bad_rows=skip, bad_rows=bad
-        )
+        same: dict[str, Any] = {"task": self.task, "limit": self.limit, "users": self.wanted, "group": self.group}
+        return read_users(self.path, skip_bad_rows=self.skip_bad_rows, bad_rows=bad, **same)
 
     def check(self) -> int:
         """How many users there are; raises DataError for the first row that cannot be used."""
@@ -116,6 +114,7 @@ class FileSource:
             return
 
         same: dict[str, Any] = {"task": self.task, "skip_bad_rows": self.skip_bad_rows, "limit": self.limit}
+        same["group"] = self.group
         for row in Ingest(store, self.path, users=self.wanted, **same).run():
             self._tell([row])
 

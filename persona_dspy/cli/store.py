@@ -97,6 +97,7 @@ def ingest(
     store: StoreOption = None,
     task: Annotated[str | None, typer.Option(help="lamp-1 ... lamp-7; JSONL needs none.")] = None,
     skip_bad_rows: Annotated[bool, typer.Option(help="Skip rows that cannot be used, and count them.")] = False,
+    group: Annotated[bool, typer.Option("--group", help="Join the rows of a user that a file holds apart.")] = False,
     json_output: JsonOption = False,
 ) -> None:
     """Keep a file's interactions in the store. Calls no LM; the same file again changes nothing.
@@ -108,7 +109,7 @@ def ingest(
     from persona_dspy.cli.ingesting import Ingest
 
     with open_store(store, new=True) as opened, Console(stderr=True).status("reading") as status:
-        work = Ingest(opened, source, task=task, skip_bad_rows=skip_bad_rows)
+        work = Ingest(opened, source, task=task, skip_bad_rows=skip_bad_rows, group=group)
         for row in work.run(lambda users, rows: status.update(f"{users:,} users, {rows:,} interactions")):
             typer.echo(f"skipped: {row.reason}", err=True)
     if json_output:

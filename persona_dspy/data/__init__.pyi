@@ -6,6 +6,7 @@ from .files import outputs_path as outputs_path
 from .files import read_users as read_users
 from .interaction_rows import Question as Question
 from .interaction_rows import UserHistory as UserHistory
+from .joining import join_users as join_users
 from .lamp import get_task as get_task
 from .lamp import infer_task as infer_task
 from .lamp import task_names as task_names
@@ -14,3 +15,4 @@ from .rows import json_line as json_line
 from .rows import numbered_lines as numbered_lines
 from .tasks import Place as Place
 from .tasks import Task as Task
+from .user_rows import FirstRows as FirstRows

@@ -6,8 +6,8 @@ Three forms, told apart by content: JSON lines of interactions; LaMP's official 
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Collection, Iterator
+from contextlib import closing
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -25,8 +25,10 @@ from persona_dspy.data.interaction_rows import (
     line_interaction,
     text_id,
 )
+from persona_dspy.data.joining import join_users
 from persona_dspy.data.lamp import get_task
 from persona_dspy.data.tasks import Place, Task
+from persona_dspy.data.user_rows import FirstRows, UserRows
 from persona_dspy.errors import InputError, UnknownUser
 
 __all__ = ["BadRow", "Question", "UserHistory", "detect_task", "outputs_path", "read_users"]
@@ -40,11 +42,12 @@ def read_users(
     users: Collection[str] | None = None,
     skip_bad_rows: bool = False,
     bad_rows: list[BadRow] | None = None,
+    group: bool = False,
 ) -> Iterator[UserHistory]:
     """Histories of a file's users, one at a time, in the file's order.
 
-    A file of any size is read with one user in memory (JSON lines: also 16 bytes a row, since a user's rows may be
-    scattered). Interactions come in time order; where times are equal or missing, in file order.
+    A file of any size is read with one user in memory. A user's rows may be scattered over JSON lines: where they
+    are is kept in a temporary file. Interactions come in time order; where times are equal or missing, in file order.
 
     Args:
         path: the file; ``outputs.json`` is looked for beside a ``questions.json``.
@@ -54,6 +57,7 @@ def read_users(
         users: only these. Rows of others are not checked beyond being JSON.
         skip_bad_rows: pass over what cannot be used (a JSON line, a profile item, a question) instead of raising.
         bad_rows: a list that gets one ``BadRow`` for each thing passed over.
+        group: several rows of an array may be one user's; they are joined (``join_users``). JSON lines always are.
 
     Raises:
         DataError: from the call itself where the file or its task cannot be told; while iterating for a row. Broken
@@ -79,7 +83,8 @@ def read_users(
     elif file_task is None:
         raise Place(file=str(path)).error("task", task, "a LaMP task", "Name it, such as --task lamp-2m")
     else:
-        histories = _from_array(path, file_task, wanted, rules)
+        histories = _from_array(path, file_task, wanted, rules, group)
+        histories = join_users(histories) if group else histories
     return islice(_all_wanted(histories, wanted, path), limit)
 
 
@@ -132,28 +137,26 @@ def _all_wanted(histories: Iterator[UserHistory], wanted: frozenset[str] | None,
 
 def _from_lines(path: Path, task: Task | None, wanted: frozenset[str] | None, rules: Rules) -> Iterator[UserHistory]:
     # First every row is checked and its place noted, so that a bad last row stops the work before it starts.
-    places: dict[str, tuple[array[int], array[int]]] = {}
-    for number, offset, line in rows.numbered_lines(path):
-        at = Place(file=str(path), line=number)
-        user_id = rules.attempt(partial(_checked_line, line, task, wanted, at))
-        if user_id:
-            numbers, offsets = places.setdefault(user_id, (array("q"), array("q")))
-            numbers.append(number)
-            offsets.append(offset)
-    with rows.open_data(path) as file:
-        for user_id, (numbers, offsets) in places.items():
-            ids, interactions = UniqueIds(), list[Interaction]()
-            for number, offset in zip(numbers, offsets, strict=True):
+    with closing(UserRows()) as places, rows.open_data(path) as file:
+        for number, offset, line in rows.numbered_lines(path):
+            at = Place(file=str(path), line=number)
+            user_id = rules.attempt(partial(_checked_line, line, task, wanted, at))
+            if user_id:
+                places.add(user_id, number, offset)
+        for own in places.by_user():
+            ids, interactions, user_id = UniqueIds(), list[Interaction](), ""
+            for number, offset in own:
                 file.seek(offset)
-                line = file.readline()
-                new = rules.attempt(partial(_admitted, line, task, ids, Place(file=str(path), line=number)))
+                at = Place(file=str(path), line=number)
+                row = rows.json_line(file.readline(), at)
+                user_id = text_id(row, "user_id", at)
+                new = rules.attempt(partial(_admitted, row, task, ids, at))
                 if new:
                     interactions.append(new)
             yield UserHistory(user_id=user_id, interactions=tuple(in_time_order(interactions)))
 
 
-def _admitted(line: bytes, task: Task | None, ids: UniqueIds, at: Place) -> Interaction:
-    row = rows.json_line(line, at)
+def _admitted(row: dict[str, Any], task: Task | None, ids: UniqueIds, at: Place) -> Interaction:
     return ids.admit(line_interaction(row, task, at), "id" in row, at)
 
 
@@ -165,26 +168,28 @@ def _checked_line(line: bytes | None, task: Task | None, wanted: frozenset[str] 
     return line_interaction(row, task, at).user_id
 
 
-def _from_array(path: Path, task: Task, wanted: frozenset[str] | None, rules: Rules) -> Iterator[UserHistory]:
+def _from_array(
+    path: Path, task: Task, wanted: frozenset[str] | None, rules: Rules, group: bool
+) -> Iterator[UserHistory]:
     golds: dict[str, Any] | None = None
-    seen: set[str] = set()
-    for position, row in rows.array_rows(path):
-        if golds is None and isinstance(row, dict) and "input" in row:
-            golds = _official_golds(path)
-        at = Place(file=str(path), row_id=f"#{position}")
-        user = rules.attempt(partial(array_user, row, task, golds, wanted, at, rules))
-        if user is None:
-            continue
-        if user.user_id in seen:
-            repeated = Place(file=str(path), row_id=user.user_id)
-            rules.attempt(partial(_fail, repeated, "user_id", user.user_id, "each user in one row"))
-            continue
-        seen.add(user.user_id)
-        yield user
+    with closing(FirstRows()) as first_rows:
+        for position, row in rows.array_rows(path):
+            if golds is None and isinstance(row, dict) and "input" in row:
+                golds = _official_golds(path)
+            at = Place(file=str(path), row_id=f"#{position}")
+            user = rules.attempt(partial(array_user, row, task, golds, wanted, at, rules))
+            if user is None:
+                continue
+            first = position if group else first_rows.first(user.user_id, position)
+            if first == position:
+                yield user
+            else:
+                rules.attempt(partial(_repeated, str(path), user.user_id, first, position))
 
 
-def _fail(at: Place, field_name: str, value: object, expected: str) -> None:
-    raise at.error(field_name, value, expected)
+def _repeated(file: str, user_id: str, first: int, again: int) -> None:
+    hint = "Join them: type --group, or read_users(..., group=True)"
+    raise Place(file=file, row_id=user_id).error("user_id", f"rows {first} and {again}", "each user in one row", hint)
 
 
 def _official_golds(path: Path) -> dict[str, Any]:

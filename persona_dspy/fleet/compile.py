@@ -13,6 +13,7 @@ import dspy
 from persona_dspy.core import PersonaDocument
 from persona_dspy.errors import InputError, ModelError, StoreError, UnknownUser
 from persona_dspy.fleet.folder import FleetFolder, State
+from persona_dspy.fleet.stream import UserStream, longest_first
 from persona_dspy.fleet.user import History, Optimizer, Program, UserResult, UserWork
 from persona_dspy.lm import Budget, CallLog, Ledger, current_ledger
 from persona_dspy.tracking import NullTracker, Tracker
@@ -49,10 +50,11 @@ def compile_users(  # noqa: PLR0913 - keyword-only, each with a default
 ) -> Generator[UserResult]:
     """Align users, ``workers`` at once, and give each result as soon as it is there, in no fixed order.
 
-    Users stream in: at most ``2 * workers`` are held. One user's failure becomes that user's ``error``. A result is
-    given when all of it is kept: a new version in ``store``, the JSON in ``folder``, then the mark that the user is
-    finished. The LM is the one of the ``dspy.context`` this is called in; with a folder, its answers are kept per user
-    until the user is finished, and a fleet that is started again on the same users asks only for what is missing.
+    Users stream in: at most ``2 * workers`` are held, and of those the longest histories are begun first. One user's
+    failure becomes that user's ``error``. A result is given when all of it is kept: a new version in ``store``, the
+    JSON in ``folder``, then the mark that the user is finished. The LM is the one of the ``dspy.context`` this is
+    called in; with a folder, its answers are kept per user until the user is finished, and a fleet that is started
+    again on the same users asks only for what is missing.
 
     Args:
         program: a PersonaAgent (or personalized program) to be bound to each user, or a function that makes the
@@ -70,7 +72,8 @@ def compile_users(  # noqa: PLR0913 - keyword-only, each with a default
         on_skip: called for each user that ``resume`` passes over.
 
     Raises:
-        InputError: ``workers`` or ``processes`` below 1, an unknown engine, or what cannot be sent to a process.
+        InputError: ``workers`` or ``processes`` below 1, an unknown engine, or what cannot be sent to a process. Also a
+            user who comes twice (join such users with ``data.join_users``), after who is under way has been finished.
         ModelError: many users in a row failed for the LM's sake: it is down, or the key is wrong.
         StoreError: results cannot be kept.
 
@@ -93,7 +96,9 @@ def compile_users(  # noqa: PLR0913 - keyword-only, each with a default
     fleet = ledger or Ledger(budget=budget, parent=current_ledger())
     work = UserWork(program=program, optimizer=optimizer, lm=dspy.settings.get("lm"), task=task)
     done = folder if resume else None
-    unfinished = _unfinished(histories, work, done, store, on_skip) if done is not None else iter(histories)
+    stream = UserStream(histories)
+    unfinished = _unfinished(stream, work, done, store, on_skip) if done is not None else iter(stream)
+    unfinished = longest_first(unfinished, max(1, 3 * workers // 4))
     log = folder.calls if folder else None
     local_work = work if store is None else work.remembering(store)
     shared: dict[str, Any] = {"fleet": fleet, "workers": workers, "processes": processes, "log": log}
@@ -108,7 +113,7 @@ def compile_users(  # noqa: PLR0913 - keyword-only, each with a default
         results = _save_each(on_processes(work, unfinished, **shared, inherited=inherited), store, folder)
     else:
         results = _on_threads(local_work, unfinished, fleet, workers, lambda r: save(r, store, folder), log)
-    return _monitored(results, fleet, tracker, folder, max(10, 2 * workers))
+    return _monitored(results, stream, fleet, tracker, folder, max(10, 2 * workers))
 
 
 def _save_each(
@@ -150,7 +155,12 @@ def _stored(user_id: str, made_from: str, folder: FleetFolder, store: Store | No
 
 
 def _monitored(
-    results: Generator[UserResult], fleet: Ledger, tracker: Tracker, folder: FleetFolder | None, patience: int
+    results: Generator[UserResult],
+    stream: UserStream,
+    fleet: Ledger,
+    tracker: Tracker,
+    folder: FleetFolder | None,
+    patience: int,
 ) -> Generator[UserResult]:
     """Note and track each result; stop the fleet when the LM fails user after user."""
     in_a_row, last = 0, ""
@@ -170,6 +180,7 @@ def _monitored(
             f"the LM failed for {patience} users in a row, the last time with: {last}; expected one that answers. What "
             "was finished is kept: type the same command with --resume once it is back"
         )
+    stream.raise_failure()
 
 
 def _note(result: UserResult, folder: FleetFolder) -> None:
@@ -197,7 +208,7 @@ def _on_threads(
         try:
             for history in unfinished:
                 pending.add(pool.submit(contextvars.copy_context().run, one, history))
-                if len(pending) >= 2 * workers:
+                if len(pending) > workers + workers // 4:
                     done, pending = wait(pending, return_when=FIRST_COMPLETED)
                     yield from (future.result() for future in done)
                 if fleet.ended:
