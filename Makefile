@@ -55,7 +55,7 @@ clean:
 	@rm -rf .venv personas mlflow.db mlartifacts build dist *.egg-info
 
 schema:  ## after a change of the persona JSON
-	@$(BIN)/python -c "import json; from persona_dspy.core.document import json_schema; print(json.dumps(json_schema(), indent=2))" > persona_dspy/core/schemas/persona-1.schema.json
+	@$(BIN)/python -c "import json; from persona_dspy.core.document import json_schema; print(json.dumps(json_schema(), indent=2))" > persona_dspy/core/schemas/persona-2.schema.json
 
 tree:  ## after adding or renaming a source file
 	@$(BIN)/python tests/tree.py --write

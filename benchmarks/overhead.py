@@ -74,7 +74,7 @@ def programs(episodes: int) -> tuple[dict[str, Callable[[str], object]], list[st
     bare = dspy.Predict(signature)
     agent = PersonaAgent(signature, history=past)
     rules = [
-        Bullet(section="decision rules", when=f'it mentions "{q.split()[0]}"', then=LABELS[n % 6], source="learned")
+        Bullet(section="what decides", words=(q.split()[0],), then=LABELS[n % 6], source="learned")
         for n, q in enumerate(queries[:8])
     ]
     persona = agent.persona.value.model_copy(update={"bullets": (*agent.persona.value.bullets, *rules)})

@@ -12,7 +12,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
-from persona_dspy.core import Bullet, Interaction, Persona, ResponseKind, mentions
+from persona_dspy.core import Bullet, Interaction, Persona, ResponseKind
 from persona_dspy.errors import InputError
 from persona_dspy.memory import content_words, facts
 
@@ -34,7 +34,7 @@ class Cohort:
 
     Example:
         >>> def persona(n):
-        ...     rule = Bullet(section="decision rules", when='it mentions "ghost"', then="comedy", source="learned")
+        ...     rule = Bullet(section="what decides", words=("ghost",), then="comedy", source="learned")
         ...     return Persona(user_id=f"u{n}", bullets=(rule,))
         >>> cohort = Cohort(persona(n) for n in range(3))
         >>> kind = ResponseKind(name="label", labels=("comedy", "horror"))
@@ -66,7 +66,7 @@ class Cohort:
         others.sort(key=lambda other: (-_cosine(own_profile, _profile(other.bullets, [])), other.user_id))
         held: dict[str, Counter[str]] = defaultdict(Counter)
         for other in others[: self.nearest]:
-            for word, then in {(w, r.then) for r in other.section("decision rules") for w in _words(r)}:
+            for word, then in {(w, r.then) for r in other.section("what decides") for w in _words(r)}:
                 if then in kind.labels:
                     held[word][then] += 1
         rules: dict[str, list[tuple[int, str]]] = defaultdict(list)
@@ -78,12 +78,12 @@ class Cohort:
 
     def _rule(self, then: str, found: list[tuple[int, str]]) -> Bullet:
         words = [word for _, word in sorted(found, key=lambda pair: (-pair[0], pair[1]))[:WORDS]]
-        return Bullet(section="decision rules", when=mentions(words), then=then, source="learned")
+        return Bullet(section="what decides", words=tuple(words), then=then, source="learned")
 
 
 def _words(rule: Bullet) -> set[str]:
     """Single plain words that a rule names; phrases and anything with digits or signs stay with their user."""
-    return {word for word in rule.quoted if content_words(word) == {word}}
+    return {word for word in rule.words if content_words(word) == {word}}
 
 
 def _profile(bullets: Iterable[Bullet], responses: Sequence[str]) -> Counter[str]:

@@ -15,7 +15,6 @@ from persona_dspy.memory import content_words
 
 __all__ = ["Challenger", "Evidence", "Momentum", "Support", "grounded", "same", "support"]
 
-_PHRASE = re.compile(r'(Starts|Ends) with "([^"]+)"')
 KEPT = 5  # ids a bullet keeps: enough to check it by, few enough to read
 
 RECENT = 6  # interactions a rule is checked against: enough to outvote one odd response
@@ -83,11 +82,11 @@ def support(rule: Bullet, past: Sequence[Interaction]) -> Support:
 
     Example:
         >>> past = [Interaction(user_id="u", query=f"a ghost story {n}", response="comedy") for n in range(3)]
-        >>> rule = Bullet(section="decision rules", when='it mentions "ghost"', then="comedy")
+        >>> rule = Bullet(section="what decides", words=("ghost",), then="comedy")
         >>> support(rule, past)
         Support(fitting=3, agreeing=3, share=1.0, latest=True)
     """
-    if not rule.quoted:
+    if not rule.words:
         return Support(fitting=0, agreeing=0, share=1.0)
     agree: list[bool] = []  # latest first
     for item in reversed(past):
@@ -109,7 +108,7 @@ def grounded(bullet: Bullet, evidence: Evidence) -> Bullet:
 
     Example:
         >>> past = [Interaction(user_id="u", query=f"a ghost {n}", response=r, id=r) for n, r in enumerate("ab")]
-        >>> rule = Bullet(section="decision rules", when='it mentions "ghost"', then="b")
+        >>> rule = Bullet(section="what decides", words=("ghost",), then="b")
         >>> grounded(rule, Evidence(kind=ResponseKind(name="text"), simulated=(), feedback=(), past=past)).evidence
         ('b',)
     """
@@ -117,10 +116,10 @@ def grounded(bullet: Bullet, evidence: Evidence) -> Bullet:
     texts |= {s.interaction_id: (s.query, s.gold) for s in evidence.simulated if s.interaction_id not in texts}
     if bullet.when:
         ids = [i for i, (query, said) in texts.items() if same(said, bullet.then) and _concerns(bullet, query)]
-    elif end := _PHRASE.match(bullet.text):
-        has = str.startswith if end[1] == "Starts" else str.endswith
+    elif bullet.opening or bullet.ending:
+        has, phrase = (str.startswith, bullet.opening) if bullet.opening else (str.endswith, bullet.ending)
         plain = {i: said.strip().lower().replace('"', "'") for i, (_, said) in texts.items()}  # as the phrase is quoted
-        ids = [i for i, said in plain.items() if has(said, end[2].lower())]
+        ids = [i for i, said in plain.items() if has(said, phrase.lower())]
     else:
         ids = _sharing(content_words(bullet.text), evidence)
     return bullet.model_copy(update={"evidence": tuple(ids[-KEPT:]), "hits": len(ids)})
@@ -128,7 +127,7 @@ def grounded(bullet: Bullet, evidence: Evidence) -> Bullet:
 
 def _concerns(rule: Bullet, query: str) -> bool:
     words = content_words(query)
-    return rule.is_default or (rule.fits(words) if rule.quoted else bool(words & content_words(rule.when)))
+    return rule.is_default or (rule.fits(words) if rule.words else bool(words & content_words(rule.when)))
 
 
 def _sharing(words: set[str], evidence: Evidence) -> list[str]:

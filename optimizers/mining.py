@@ -5,15 +5,14 @@ All are candidates, not truths.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean
+from typing import Any
 
 from optimizers.evidence import Evidence, support
 from optimizers.loss import Simulated
 from persona_dspy.core import (
-    BULLET_TOKENS,
     NOTHING_ELSE,
     Bullet,
     Edit,
@@ -21,15 +20,13 @@ from persona_dspy.core import (
     Persona,
     ResponseKind,
     count_tokens,
-    mentions,
     parse_number,
 )
 from persona_dspy.memory import mined_rules
 
 __all__ = ["fitted", "mined", "mined_style", "outdated", "shift"]
 
-_LISTED = re.compile(r'(?:it|the query) mentions "[^"]+"(?:(?:, | or )"[^"]+")*')
-_END = re.compile(r"(Starts|Ends) with ")
+KEYWORD_TOKENS = 60  # of one keyword rule: longer ones are lists that nobody reads
 _TAIL = 12  # responses looked at for openings and endings: the latest, since style drifts
 
 
@@ -48,12 +45,11 @@ def mined(incumbent: Persona, evidence: Evidence, past: Sequence[Interaction]) -
 
 def _current(rule: Bullet, past: Sequence[Interaction]) -> Bullet | None:
     """The rule with those of its words that the latest interactions still bear out; None where none is left."""
-    alone = {word: rule.model_copy(update={"when": mentions([word])}) for word in rule.quoted}
+    alone = {word: rule.naming([word]) for word in rule.words}
     words = [word for word, single in alone.items() if support(single, past).borne_out]
-    if len(words) == len(rule.quoted):
+    if len(words) == len(rule.words):
         return rule
-    values = rule.model_dump(exclude={"id", "when"})
-    return Bullet(**values, when=mentions(words)) if words else None
+    return rule.naming(words, id="") if words else None
 
 
 def _default(incumbent: Persona, past: Sequence[Interaction], kind: ResponseKind) -> Bullet | None:
@@ -64,7 +60,7 @@ def _default(incumbent: Persona, past: Sequence[Interaction], kind: ResponseKind
     if hits < 0.4 * len(past):
         return None
     ids = tuple(i.id for i in past if i.response == then)[-5:]
-    return Bullet(section="decision rules", when=NOTHING_ELSE, then=then, evidence=ids, hits=hits, source="learned")
+    return Bullet(section="what decides", when=NOTHING_ELSE, then=then, evidence=ids, hits=hits, source="learned")
 
 
 def outdated(incumbent: Persona, past: Sequence[Interaction]) -> list[Edit]:
@@ -87,7 +83,8 @@ def shift(simulated: Sequence[Simulated], kind: ResponseKind) -> Bullet | None:
     way = "higher" if off[0] > 0 else "lower"
     ids = tuple(s.interaction_id for s in simulated if not s.right)
     text = f"Rates {size:g} {way} than you would think."
-    return Bullet(section="preferences", text=text, evidence=ids[-5:], hits=len(off), source="learned")
+    by = size if way == "higher" else -size
+    return Bullet(section="preferences", text=text, shift=by, evidence=ids[-5:], hits=len(off), source="learned")
 
 
 def mined_style(past: Sequence[Interaction], kind: ResponseKind) -> list[Bullet]:
@@ -96,12 +93,13 @@ def mined_style(past: Sequence[Interaction], kind: ResponseKind) -> list[Bullet]
     if len(late) < 4:
         return []
     style_bullets: list[Bullet] = []
-    for verb, ends in (("Starts", False), ("Ends", True)):
+    for verb, end, ends in (("Starts", "opening", False), ("Ends", "ending", True)):
         phrase, items = _shared(late, ends)
         if phrase:
             ids = tuple(i.id for i in items[-5:])
             text = f'{verb} with "{phrase}".'
-            style_bullets.append(Bullet(section="style", text=text, evidence=ids, hits=len(items), source="learned"))
+            values: Any = {"text": text, end: phrase, "evidence": ids, "hits": len(items), "source": "learned"}
+            style_bullets.append(Bullet(section="style", **values))
     return style_bullets
 
 
@@ -126,32 +124,32 @@ def fitted(persona: Persona, bullet: Bullet) -> list[Edit]:
     Its words join a learned rule with the same response where they fit in, and leave learned rules with another.
     Locked bullets, facts and rules in free words stay as they are.
     """
-    if end := _END.match(bullet.text):
-        old = [b for b in persona.section("style") if b.source == "learned" and not b.locked]
-        same_end = next((b for b in old if b.text.startswith(end.group())), None)
-        if same_end:
-            return [] if same_end.text == bullet.text else [Edit(op="revise", id=same_end.id, bullet=bullet)]
-    if not _LISTED.fullmatch(bullet.when):
+    end = "opening" if bullet.opening else "ending" if bullet.ending else None
+    if end:
+        old = [b for b in persona.section("style") if b.source == "learned" and not b.locked and getattr(b, end)]
+        if old:
+            return [] if old[0].text == bullet.text else [Edit(op="revise", id=old[0].id, bullet=bullet)]
+    if not bullet.words:
         return [Edit(op="add", bullet=bullet)]
     edits: list[Edit] = []
     home: Bullet | None = None
-    for rule in persona.section("decision rules"):
-        if rule.locked or rule.source != "learned" or not _LISTED.fullmatch(rule.when):
+    for rule in persona.section("what decides"):
+        if rule.locked or rule.source != "learned" or not rule.words:
             continue
         if rule.then == bullet.then:
             home = home or rule
-        elif rest := [word for word in rule.quoted if word not in bullet.quoted]:
-            if len(rest) < len(rule.quoted):
-                edits.append(Edit(op="revise", id=rule.id, bullet=rule.model_copy(update={"when": mentions(rest)})))
+        elif rest := [word for word in rule.words if word not in bullet.words]:
+            if len(rest) < len(rule.words):
+                edits.append(Edit(op="revise", id=rule.id, bullet=rule.naming(rest)))
         else:
             edits.append(Edit(op="drop", id=rule.id))
     if home is None:
         return [*edits, Edit(op="add", bullet=bullet)]
-    joined = list(dict.fromkeys([*home.quoted, *bullet.quoted]))
-    if len(joined) == len(home.quoted):
+    joined = list(dict.fromkeys([*home.words, *bullet.words]))
+    if len(joined) == len(home.words):
         return edits
-    if count_tokens(f'If {mentions(joined)}, answer "{bullet.then}".') > BULLET_TOKENS:
-        return [*edits, Edit(op="add", bullet=bullet)]
     evidence = tuple(dict.fromkeys([*home.evidence, *bullet.evidence]))[-5:]
-    merged = home.model_copy(update={"when": mentions(joined), "evidence": evidence, "hits": home.hits + bullet.hits})
+    merged = home.naming(joined, evidence=evidence, hits=home.hits + bullet.hits)
+    if count_tokens(merged.text) > KEYWORD_TOKENS:
+        return [*edits, Edit(op="add", bullet=bullet)]
     return [*edits, Edit(op="revise", id=home.id, bullet=merged)]

@@ -26,7 +26,6 @@ from persona_dspy.lm import role
 __all__ = ["Challenger", "EditProposer", "Evidence", "FromPast", "Proposer", "RewriteProposer", "built"]
 
 
-_SHIFT = re.compile(r"Rates [\d.]+ (?:higher|lower) than you would think")
 RUN = 4  # words in a row that a condition may not share with what was shown
 LATEST = 12  # responses shown to the LM before anything was simulated
 
@@ -177,7 +176,7 @@ def _asked(
 def _parroted(bullet: Bullet, shown: Iterable[str]) -> bool:
     """Whether a rule's condition is mostly a run of words that the LM was shown: it then holds for that one query, and
     the persona would hold the user's own text. Words named in quotation marks are meant to be those of the queries."""
-    if not bullet.when or bullet.quoted:
+    if not bullet.when or bullet.words:
         return False
     condition_words = re.findall(r"\w+", bullet.when.removeprefix("the query ").lower())
     least = max(RUN, round(0.6 * len(condition_words)))
@@ -228,7 +227,8 @@ def _bullet(said: BaseModel) -> Bullet | None:
         if len(when) < 4 or not then:
             return None
         when = when if when.lower().startswith(("it ", "the ", "there ", "nothing")) else f"the query {when}"
-        return Bullet(section="decision rules", when=when, then=then, source="learned")
+        words = tuple(re.findall(r'"([^"]+)"', when))  # the form that the request asks for
+        return Bullet(section="what decides", when=when, then=then, words=words, source="learned")
     text = one_line(values["text"])
     return Bullet(section=values["section"], text=text, source="learned") if len(text) > 3 else None
 
@@ -269,7 +269,7 @@ def _grounded(persona: Persona, incumbent: Persona, evidence: Evidence) -> Perso
 
     def resting(bullet: Bullet) -> Bullet:
         fresh = bullet.source == "learned" and not bullet.locked and bullet.sentence not in incumbent_sentences
-        counted = bool(_SHIFT.match(bullet.text))  # by the code that made it, from what was simulated
+        counted = bullet.shift is not None  # by the code that made it, from what was simulated
         return grounded(bullet, evidence) if fresh and not counted else bullet
 
     return persona.model_copy(update={"bullets": tuple(resting(b) for b in persona.bullets)})

@@ -208,7 +208,7 @@ class Run:
 
     def _explained(self, example: dspy.Example) -> bool:
         words = content_words(str(example.get(self.program.query_field, "")))
-        rule = next((b for b in self.incumbent.section("decision rules") if b.fits(words)), None)
+        rule = next((b for b in self.incumbent.section("what decides") if b.fits(words)), None)
         return rule is not None and same(str(example.get(self.program.response_field, "")), rule.then)
 
     def _step(self, epoch: int, round_: Round, batch: list[dspy.Example]) -> None:

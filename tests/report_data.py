@@ -12,9 +12,7 @@ HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror=window.ha
 
 def rule(words, then, evidence=()):
     quoted = " or ".join(f'"{w}"' for w in words)
-    return Bullet(
-        section="decision rules", when=f"it mentions {quoted}", then=then, evidence=evidence, source="learned"
-    )
+    return Bullet(section="what decides", when=f"it mentions {quoted}", then=then, evidence=evidence, source="learned")
 
 
 def record(user, before=0.25, after=0.75, accepted=True, said="The user wants shorter answers."):

@@ -47,7 +47,7 @@ def test_the_persona_decides_tool_and_words():
     traces = {}
     for line in ("Looks things up in an encyclopedia.", "Trusts the own past."):
         with dspy.context(lm=seen_lm(planner)):
-            traces[line] = agent_of(f"Search hints:\n{line}", act=act)(film="what is Alien?").trace
+            traces[line] = agent_of(f"Look-ups:\n{line}", act=act)(film="what is Alien?").trace
     first, second = ([(s.action, s.query) for s in t.steps] for t in traces.values())
     assert first[0] == ("search_knowledge", "creature film")
     assert second[:2] == [("recall_history", "query=wedding, k=4"), ("recall_profile", "")]
@@ -65,7 +65,7 @@ def test_what_tools_find_reaches_the_response_as_data(policy):
 
     model = seen_lm(lm)
     with dspy.context(lm=model):
-        agent = agent_of("Search hints:\nLooks things up in an encyclopedia.", act=Act(policy=policy, knowledge=CORPUS))
+        agent = agent_of("Look-ups:\nLooks things up in an encyclopedia.", act=Act(policy=policy, knowledge=CORPUS))
         trace = agent(film="what is Alien?").trace
     last = model.engine.calls[-1]
     assert "1979" in last.fields["observations"] and "1979" not in last.system
@@ -95,7 +95,7 @@ def test_fixed_asks_no_lm_and_none_shows_nothing():
 
 
 def test_in_a_plain_recall_the_persona_has_no_say():
-    rule = Bullet(section="decision rules", when='it mentions "rocket"', then="romance")
+    rule = Bullet(section="what decides", words=("rocket",), then="romance")
     persona = Persona(user_id="ana").apply([Edit(op="add", bullet=rule)])
     steps = {}
     for policy in ("fixed", "plain"):
@@ -155,11 +155,11 @@ def test_calls_count_by_role():
 
 
 def test_a_rule_that_fits_steers_recall_and_the_trace_says_so():
-    persona = "Decision rules:\nSome text."
+    persona = "What decides:\nSome text."
     agent = agent_of(persona)
     from persona_dspy.core.persona import Bullet
 
-    rule = Bullet(section="decision rules", when='it mentions "spacecraft"', then="sci-fi")
+    rule = Bullet(section="what decides", words=("spacecraft",), then="sci-fi")
     agent = agent.with_persona(agent.persona.value.model_copy(update={"bullets": (rule,)}))
     with dspy.context(lm=seen_lm(planner)):
         (step,) = agent(film="a spacecraft drifts somewhere").trace.steps
@@ -226,9 +226,9 @@ def test_a_real_model_chooses_what_can_be_run(policy, smol_lm):
 def test_only_the_first_two_rules_that_fit_steer_recall():
     words = {"ghost": "horror", "wedding": "romance", "planet": "sci-fi"}
     rules = tuple(
-        Bullet(section="decision rules", when=f'it mentions "{word}"', then=then) for word, then in words.items()
+        Bullet(section="what decides", when=f'it mentions "{word}"', then=then) for word, then in words.items()
     )
-    agent = agent_of("Decision rules:\nSome text.")
+    agent = agent_of("What decides:\nSome text.")
     agent = agent.with_persona(agent.persona.value.model_copy(update={"bullets": rules}))
     with dspy.context(lm=seen_lm(planner)):
         (step,) = agent(film="a ghost at a wedding on some planet").trace.steps

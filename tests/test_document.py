@@ -17,11 +17,11 @@ from persona_dspy.core.persona import Bullet, Edit, Persona
 from persona_dspy.errors import InputError, PersonaFormatError
 from persona_dspy.testing.synthetic import SyntheticUser, TagFilm, rule_following_lm
 
-PUBLISHED = Path(persona_dspy.__file__).parent / "core" / "schemas" / "persona-1.schema.json"
+PUBLISHED = Path(persona_dspy.__file__).parent / "core" / "schemas" / "persona-2.schema.json"
 
 
 def a_persona(user_id="u"):
-    rule = Bullet(section="decision rules", when='it mentions "x"', then="y", evidence=("i1",), hits=2)
+    rule = Bullet(section="what decides", words=("x",), then="y", evidence=("i1",), hits=2)
     return Persona.from_text("Likes tea.", user_id=user_id).apply([Edit(op="add", bullet=rule)])
 
 

@@ -9,7 +9,7 @@ from persona_dspy.core.answers import ResponseKind
 from persona_dspy.core.interactions import Feedback, Interaction
 from persona_dspy.core.persona import NOTHING_ELSE, Bullet
 
-GHOST = Bullet(section="decision rules", when='it mentions "ghost"', then="comedy")
+GHOST = Bullet(section="what decides", words=("ghost",), then="comedy")
 
 
 def past(responses, query="a ghost"):
@@ -82,10 +82,10 @@ KIND = ResponseKind(name="label", labels=("comedy", "horror"))
 
 def test_a_rule_rests_on_what_was_answered_as_it_says_where_it_says():
     assert resting(GHOST) == ["0", "2"]
-    free = Bullet(section="decision rules", when="the query is about a knight", then="comedy")
+    free = Bullet(section="what decides", when="the query is about a knight", then="comedy")
     assert resting(free) == ["knight"]
-    assert resting(Bullet(section="decision rules", when="the query is about space", then="comedy")) == []
-    assert resting(Bullet(section="decision rules", when=NOTHING_ELSE, then="comedy")) == ["0", "2", "knight"]
+    assert resting(Bullet(section="what decides", when="the query is about space", then="comedy")) == []
+    assert resting(Bullet(section="what decides", when=NOTHING_ELSE, then="comedy")) == ["0", "2", "knight"]
 
 
 def test_hits_count_all_and_the_latest_are_kept():

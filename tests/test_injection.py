@@ -167,7 +167,7 @@ def native(text, adapter):
 def profile(text, adapter):
     """Responses become facts, and an LM's summary becomes bullets: both are in the persona."""
     bullet = Bullet(section="who", text=f"Says {text}", source="summary")
-    rule = Bullet(section="decision rules", when=f"it mentions {text}", then=f"x {text}", source="learned")
+    rule = Bullet(section="what decides", when=f"it mentions {text}", then=f"x {text}", source="learned")
     counted = made("turns", adapter).for_user("ana", history(text, response="@")).persona.value.bullets
     persona = Persona(user_id="ana", bullets=(bullet, rule, *counted))
     return run(made("turns", adapter).for_user("ana", (), persona), text)

@@ -114,9 +114,9 @@ class WorsePersonas:
 
     def __call__(self, incumbent, evidence):
         wrong = "history" if evidence.simulated[0].gold != "history" else "romance"
-        bullet = Bullet(section="decision rules", when="nothing else fits", then=wrong)
+        bullet = Bullet(section="what decides", when="nothing else fits", then=wrong)
         words = ", ".join(f'"{w}"' for i in evidence.past for w in i.query.split())[:200]
-        bullet = Bullet(section="decision rules", when=f"it mentions {words}", then=wrong)
+        bullet = Bullet(section="what decides", when=f"it mentions {words}", then=wrong)
         if bullet.id in {b.id for b in incumbent.bullets}:
             return []
         return [Challenger(persona=incumbent.apply([Edit(op="add", bullet=bullet)]), edits=(bullet.sentence,))]

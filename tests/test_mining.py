@@ -14,7 +14,7 @@ LABEL = ResponseKind(name="label", labels=("a", "b"))
 
 def rule(words, then, **values):
     when = "it mentions " + (" or ".join(f'"{w}"' for w in words))
-    return Bullet(section="decision rules", when=when, then=then, **{"source": "learned", **values})
+    return Bullet(section="what decides", when=when, then=then, **{"source": "learned", **values})
 
 
 def item(n, query, response):
@@ -41,7 +41,7 @@ def test_words_leave_the_rule_with_another_response():
 
 def test_locked_rules_facts_and_free_words_stay():
     kept = (rule(["ghost"], "a", locked=True), rule(["ghost"], "a", source="fact", id="f"))
-    free = Bullet(section="decision rules", when="the query is long", then="a", source="learned")
+    free = Bullet(section="what decides", when="the query is long", then="a", source="learned")
     persona = Persona(user_id="u", bullets=(*kept, free))
     said = after(persona, rule(["ghost"], "b"))
     assert len(said) == 4
@@ -52,7 +52,7 @@ def test_a_rule_that_would_grow_too_long_stands_apart():
     persona = Persona(user_id="u", bullets=(rule(words, "a"),))
     grown = persona.apply(fitted(persona, rule(["another" * 6], "a")))
     assert len(grown.bullets) == 2
-    assert grown.bullets[0].quoted == tuple(words)
+    assert grown.bullets[0].words == tuple(words)
 
 
 def test_one_phrase_for_each_end_of_a_text():
@@ -94,7 +94,7 @@ def test_what_the_past_has_outgrown_is_dropped():
 
 
 def test_a_rule_is_outdated_once_three_interactions_speak_of_it_and_contradict_it():
-    rule = Bullet(section="decision rules", when='it mentions "ghost"', then="comedy", source="learned")
+    rule = Bullet(section="what decides", words=("ghost",), then="comedy", source="learned")
     persona = Persona(user_id="u", bullets=(rule,))
     past = [Interaction(user_id="u", query=f"a ghost story {n}", response="horror", id=str(n)) for n in range(3)]
     assert [outdated(persona, past[:n]) != [] for n in range(4)] == [False, False, False, True]

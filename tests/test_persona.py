@@ -12,7 +12,7 @@ from persona_dspy.errors import InputError
 
 
 def rule(when="it is late", then="yes", **more):
-    return Bullet(section="decision rules", when=when, then=then, **more)
+    return Bullet(section="what decides", when=when, then=then, **more)
 
 
 def test_render_orders_sections_and_is_empty_without_bullets():
@@ -53,7 +53,7 @@ def test_a_locked_bullet_cannot_be_touched(op):
 def test_a_rewrite_keeps_locked_bullets():
     old = Persona.from_text("Likes tea.\nHates rain.", user_id="u")
     old = old.lock(old.bullets[0].id)
-    new = Persona.from_text("Decision rules:\n- Says no.", user_id="u", like=old)
+    new = Persona.from_text("What decides:\n- Says no.", user_id="u", like=old)
     assert [b.sentence for b in new.bullets] == ["Likes tea.", "Says no."]
     assert (new.version, new.parent) == (old.version + 1, old.version)
 
@@ -95,11 +95,11 @@ def test_no_text_can_break_out_of_its_line(text):
 
 def test_a_rule_needs_both_halves():
     with pytest.raises(ValueError, match="both when and then"):
-        Bullet(section="decision rules", when="it rains")
+        Bullet(section="what decides", when="it rains")
 
 
 def test_sections_are_the_five_of_the_design():
-    assert SECTIONS == ("who", "preferences", "decision rules", "style", "search hints")
+    assert SECTIONS == ("who", "preferences", "what decides", "style", "look-ups")
 
 
 class Program(dspy.Module):

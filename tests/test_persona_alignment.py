@@ -279,7 +279,7 @@ def test_bootstrap_before_and_after(first):
             made = align_.compile(agent, trainset=agent.examples())
             made = bootstrap(made)
     assert made.respond.predict.demos
-    assert made.persona.value.section("decision rules")
+    assert made.persona.value.section("what decides")
     assert true_score(made, user) > 0.9
 
 
@@ -350,7 +350,7 @@ def neighbours(seed, count):
         aligned, _ = align(agent)
         secret = Bullet(section="who", text=f"Lives at canary{n} street.", source="learned")
         word = "canary" + "abcdef"[n]
-        rule = Bullet(section="decision rules", when=f'it mentions "{word}"', then="horror", source="learned")
+        rule = Bullet(section="what decides", when=f'it mentions "{word}"', then="horror", source="learned")
         made.append(
             aligned.persona.value.model_copy(update={"bullets": (*aligned.persona.value.bullets, secret, rule)})
         )
@@ -375,7 +375,7 @@ def test_a_cohort_warms_a_new_user_and_gives_away_nobody():
 
 def test_what_two_users_share_stays_with_them():
     kind = agent_of(SyntheticUser()).kind
-    rule = Bullet(section="decision rules", when='it mentions "ghost"', then="comedy", source="learned")
+    rule = Bullet(section="what decides", words=("ghost",), then="comedy", source="learned")
     two = [Persona(user_id=f"u{n}", bullets=(rule,)) for n in range(2)]
     assert Cohort(two).bullets(Persona(user_id="new"), [], kind) == []
     three = [*two, Persona(user_id="u3", bullets=(rule,))]
@@ -389,7 +389,7 @@ def test_what_two_users_share_stays_with_them():
 
 def test_free_text_never_travels():
     kind = agent_of(SyntheticUser(kind="style")).kind
-    rule = Bullet(section="decision rules", when='it mentions "ghost"', then="my secret", source="learned")
+    rule = Bullet(section="what decides", words=("ghost",), then="my secret", source="learned")
     personas = [Persona(user_id=f"u{n}", bullets=(rule,)) for n in range(5)]
     assert Cohort(personas).bullets(Persona(user_id="new"), [], kind) == []
     labels = agent_of(SyntheticUser()).kind
@@ -400,8 +400,8 @@ def test_similar_users_come_first():
     kind = agent_of(SyntheticUser()).kind
 
     def persona(n, favourite, then):
-        liked = Bullet(section="decision rules", when="nothing else fits", then=favourite, hits=9, source="fact")
-        rule = Bullet(section="decision rules", when='it mentions "ghost"', then=then, source="learned")
+        liked = Bullet(section="what decides", when="nothing else fits", then=favourite, hits=9, source="fact")
+        rule = Bullet(section="what decides", words=("ghost",), then=then, source="learned")
         return Persona(user_id=f"u{n}", bullets=(liked, rule))
 
     cohort = Cohort(
@@ -443,7 +443,7 @@ class Rash:
     """Proposes one rule, whatever the evidence."""
 
     def from_past(self, incumbent, evidence):
-        rule = Bullet(section="decision rules", when='it mentions "rocket"', then="horror", source="learned")
+        rule = Bullet(section="what decides", words=("rocket",), then="horror", source="learned")
         return [Challenger(persona=incumbent.apply([Edit(op="add", bullet=rule)]), edits=(rule.sentence,))]
 
     def __call__(self, incumbent, evidence):

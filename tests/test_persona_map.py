@@ -13,7 +13,7 @@ sets = st.lists(st.sets(st.sampled_from("abcdefg")), min_size=1, max_size=8)
 
 
 def rule(when, then):
-    return Bullet(section="decision rules", when=f'it mentions "{when}"', then=then)
+    return Bullet(section="what decides", when=f'it mentions "{when}"', then=then)
 
 
 def fan(n, *loved):
@@ -38,7 +38,7 @@ def test_opposite_rules_about_one_word_are_not_alike():
 
 def test_phrases_that_every_user_has_do_not_count():
     fact = Bullet(section="who", text='Answered 4 times so far: "drama" 3 times.', source="fact")
-    default = Bullet(section="decision rules", when="nothing else fits", then="Drama")
+    default = Bullet(section="what decides", when="nothing else fits", then="Drama")
     assert persona_terms(Persona(user_id="u", bullets=(fact, default))) == ["drama", "anything else → drama"]
 
 

@@ -196,7 +196,7 @@ def test_bad_arguments_are_named():
 def test_the_personas_rules_have_a_say_in_what_is_recalled():
     told = [("A quiet walk in the park", "calm"), ("A walk along the sea", "calm"), ("Ghosts of the tower", "horror")]
     past = [Interaction(user_id="u", query=q, response=r, id=str(n)) for n, (q, r) in enumerate(told)]
-    rule = Bullet(section="decision rules", when='it mentions "castle", "ghosts" or "tower"', then="horror")
+    rule = Bullet(section="what decides", words=("castle", "ghosts", "tower"), then="horror")
     seen = {}
     for name, bullets in (("no rule", ()), ("rule", (rule,))):
         persona = Persona(user_id="u", bullets=bullets)

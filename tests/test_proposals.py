@@ -35,7 +35,7 @@ def wrong(query, answer, gold, number=0):
 
 def rule(words, then, **values):
     when = "it mentions " + " or ".join(f'"{w}"' for w in words)
-    return Edit(op="add", bullet=Bullet(section="decision rules", when=when, then=then, source="learned", **values))
+    return Edit(op="add", bullet=Bullet(section="what decides", when=when, then=then, source="learned", **values))
 
 
 def saying(edits):
@@ -56,7 +56,7 @@ def test_rules_the_lm_writes_are_typed_and_carry_their_evidence():
     with dspy.context(lm=saying([{"when_the_query": 'mentions "ghost"', "answer": "comedy"}])):
         made = EditProposer(mine=False)(EMPTY, evidence(past=GHOSTS, **mistake()))
     (bullet,) = made[0].persona.bullets
-    assert (bullet.then, bullet.quoted, bullet.source) == ("comedy", ("ghost",), "learned")
+    assert (bullet.then, bullet.words, bullet.source) == ("comedy", ("ghost",), "learned")
     assert (bullet.evidence, bullet.hits) == (("p0", "p1", "p2", "s0"), 4), "not the kiss, nor all that was shown"
     assert made[0].persona.version == 1
     assert made[0].persona.parent == 0
@@ -126,7 +126,7 @@ def test_a_rule_that_only_the_last_response_bears_out_stands_apart_and_last():
     said = [{"when_the_query": f'mentions "{w}"', "answer": t} for w, t in (("ghost", "horror"), ("kiss", "comedy"))]
     with dspy.context(lm=saying(said)):
         made = EditProposer(mine=False)(EMPTY, evidence(past=items, **mistake(gold="horror")))
-    assert [[b.quoted for b in c.persona.bullets] for c in made] == [[("kiss",)], [("ghost",), ("kiss",)]]
+    assert [[b.words for b in c.persona.bullets] for c in made] == [[("kiss",)], [("ghost",), ("kiss",)]]
     assert made[1].persona.bullets[0].evidence == ("turn", "s0")
 
 
@@ -194,7 +194,7 @@ def test_from_the_past_one_call_covers_what_was_never_simulated():
     with dspy.context(lm=lm):
         made = EditProposer().from_past(EMPTY, evidence(kind=kind, past=items))
     assert len(lm.engine.calls) == 1
-    rules = made[0].persona.section("decision rules")
+    rules = made[0].persona.section("what decides")
     assert all(user.preference[topic] in {r.then for r in rules} for topic in user.preference)
     assert isinstance(EditProposer(), FromPast)
     assert not isinstance(RewriteProposer(), FromPast)

@@ -30,8 +30,8 @@ def test_counted_facts_of_labels_and_ratings_favour_the_usual_response():
 
 
 def test_a_rule_that_fits_adds_its_response_and_a_default_what_rules_leave_over():
-    rule = Bullet(section="decision rules", when='it mentions "robot"', then="sci-fi")
-    default = Bullet(section="decision rules", when="nothing else fits", then="drama")
+    rule = Bullet(section="what decides", words=("robot",), then="sci-fi")
+    default = Bullet(section="what decides", when="nothing else fits", then="drama")
     counted = default.model_copy(update={"source": "fact"})
     assert favoured(Persona(user_id="u", bullets=(rule, default)), {"robot"}) == {"sci-fi": RULE}
     assert favoured(Persona(user_id="u", bullets=(rule, default)), {"horse"}) == {"drama": RULE}
@@ -53,7 +53,7 @@ def test_the_persona_and_recency_move_an_episode_up_and_relevance_still_counts()
 
 
 def test_at_most_the_first_two_rules_that_fit_have_a_say():
-    rules = [Bullet(section="decision rules", when=f'it mentions "{w}"', then=w) for w in ("robot", "ghost", "horse")]
+    rules = [Bullet(section="what decides", when=f'it mentions "{w}"', then=w) for w in ("robot", "ghost", "horse")]
     assert favoured(Persona(user_id="u", bullets=tuple(rules)), {"robot", "ghost", "horse"}) == {
         "robot": RULE,
         "ghost": RULE,
@@ -62,7 +62,7 @@ def test_at_most_the_first_two_rules_that_fit_have_a_say():
 
 def test_only_the_first_two_rules_that_fit_favour_their_responses():
     rules = tuple(
-        Bullet(section="decision rules", when=f'it mentions "{word}"', then=then)
+        Bullet(section="what decides", when=f'it mentions "{word}"', then=then)
         for word, then in (("robot", "sci-fi"), ("ghost", "horror"), ("kiss", "romance"))
     )
     persona = Persona(user_id="u", bullets=rules)

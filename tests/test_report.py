@@ -87,7 +87,7 @@ def test_a_view_has_versions_as_diffs_evidence_curve_and_actions():
     revised, added = newest["changes"]
     assert revised["parts"] == [["=", "Prefers "], ["-", "long"], ["+", "short"], ["=", " answers."]]
     assert (added["op"], added["parts"][0][1]) == ("+", 'If it mentions "ghost", answer "horror".')
-    rule_ = next(s for s in view["sections"] if s["name"] == "decision rules")["bullets"][0]
+    rule_ = next(s for s in view["sections"] if s["name"] == "what decides")["bullets"][0]
     assert rule_["evidence"] == ["e1", "e9"]
     assert view["episodes"] == {"e1": {"query": "A ghost in the cellar", "response": "horror", "time": "2026-01-03"}}
     assert [p["score"] for p in view["alignment"]["curve"]] == [0.25, 0.25, 0.75]

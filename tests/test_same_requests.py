@@ -277,7 +277,7 @@ def said_so(example, prediction, trace=None):
 
 def learn(tape):
     """Alignment: every gate, proposer, loss and summary; every kind of user; other programs; a spent budget; GEPA."""
-    rule = Bullet(section="decision rules", when='it mentions "ghost"', then="comedy", source="learned")
+    rule = Bullet(section="what decides", words=("ghost",), then="comedy", source="learned")
     cohort = Cohort(Persona(user_id=f"u{n}", bullets=(rule,)) for n in range(3))
     ways = {
         "default": PersonaAlignment(),
@@ -409,7 +409,7 @@ def agent(tape):
     """Every action policy, forms of episodes, types of answers; native calls; unreadable answers; full contexts."""
     corpus = tape.folder / "corpus.jsonl"
     corpus.write_text(CORPUS)
-    rule = Bullet(section="decision rules", when='it mentions "ghost"', then="comedy", source="learned")
+    rule = Bullet(section="what decides", words=("ghost",), then="comedy", source="learned")
     _, past = past_of(1, 12, user_id="ana")
     person = SyntheticUser(seed=1)
     learned = Persona(user_id="ana", bullets=(rule,))

@@ -43,7 +43,7 @@ def test_a_new_answer_is_offered_as_soon_as_it_is_given_and_a_rules_answer_alway
     agent = PersonaAgent(SIGNATURE, history=past(*[4, 5] * LEAST))
     agent.observe("a dull film", "1")
     assert offered(agent) == (1, 4, 5)
-    ruled = Persona.from_text("decision rules:\nx", user_id="u")
+    ruled = Persona.from_text("what decides:\nx", user_id="u")
     rule = ruled.bullets[0].model_copy(update={"text": "", "when": 'it mentions "war"', "then": "2"})
     persona = agent.persona.value.model_copy(update={"bullets": (*agent.persona.value.bullets, rule)})
     assert offered(agent.with_persona(persona)) == (1, 2, 4, 5)

@@ -14,7 +14,7 @@ from persona_dspy.core.document import save_persona
 from persona_dspy.core.interactions import Interaction
 from persona_dspy.core.persona import Bullet, Persona
 
-RULE = Bullet(section="decision rules", when='it mentions "rocket"', then="sci-fi")
+RULE = Bullet(section="what decides", words=("rocket",), then="sci-fi")
 
 
 @pytest.fixture

@@ -65,7 +65,7 @@ def test_where_answers_only_point_at_a_place_the_users_own_topics_count():
 def test_mined_rules_are_borne_out_and_rare_words_make_none():
     pairs = [("robot war", "horror"), ("robot love", "horror"), ("robot sea", "horror"), ("wedding", "comedy")]
     rules = mined_rules(past(*pairs, ("meadow", "drama"), ("river", "drama"), ("field", "comedy")), TAGS)
-    assert [(r.quoted, r.then, r.hits) for r in rules] == [(("robot",), "horror", 3)]
+    assert [(r.words, r.then, r.hits) for r in rules] == [(("robot",), "horror", 3)]
     assert mined_rules(past(*pairs), ResponseKind.of(str)) == []
     mixed = [("robot war", "horror"), ("robot love", "comedy"), ("robot sea", "drama"), ("robot tea", "comedy")]
     assert mined_rules(past(*mixed), TAGS) == []

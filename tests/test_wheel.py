@@ -57,7 +57,7 @@ def test_it_holds_both_packages_and_only_what_they_need(wheel):
         if p.is_file() and p.suffix != ".pyc"
     }
     assert {n for n in names if ".dist-info/" not in n} == sources
-    assert {"persona_dspy/py.typed", "persona_dspy/core/schemas/persona-1.schema.json"} <= names
+    assert {"persona_dspy/py.typed", "persona_dspy/core/schemas/persona-2.schema.json"} <= names
     assert {Path(n).suffix for n in sources} <= {".py", ".json", ".html", ".css", ".js", ".typed", ".pyi"}
     assert wheel.stat().st_size < 1_000_000
     asked = email.message_from_string(metadata).get_all("Requires-Dist")

@@ -8,6 +8,7 @@ from .context import Answering as Answering
 from .context import Turn as Turn
 from .context import answering as answering
 from .context import current_answer as current_answer
+from .instructions import judged_by as judged_by
 from .knowledge import KnowledgeSource as KnowledgeSource
 from .knowledge import LocalCorpus as LocalCorpus
 from .knowledge import PageCache as PageCache
@@ -17,6 +18,7 @@ from .prompt import as_persona as as_persona
 from .recall import Recall as Recall
 from .recorder import Recorder as Recorder
 from .steering import Labels as Labels
+from .steering import Steering as Steering
 from .steering import narrowed as narrowed
 from .steering import own_labels as own_labels
 from .steps import Ask as Ask

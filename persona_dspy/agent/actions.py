@@ -5,7 +5,6 @@ In the paper's words ``a_t ~ pi_P(. | c_t)``: the persona is in the system messa
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -20,13 +19,14 @@ from persona_dspy.agent.knowledge import KnowledgeSource
 from persona_dspy.agent.react import Gather
 from persona_dspy.agent.recall import Recall
 from persona_dspy.agent.recorder import Recorder, recalled_of
+from persona_dspy.agent.steering import Steering
 from persona_dspy.agent.steps import Ask, Steps, adrive, drive
 from persona_dspy.agent.tools import Observation, ToolCall, past_lines, personal_tools
 from persona_dspy.agent.trace import Step
 from persona_dspy.core import Episode, fenced, one_line
 from persona_dspy.errors import InputError
 from persona_dspy.lm import role
-from persona_dspy.memory import content_words, favoured, ranked
+from persona_dspy.memory import ranked, varied
 
 __all__ = ["Act", "Policy", "past_block"]
 
@@ -52,12 +52,12 @@ class Act(dspy.Module):
             back, and goes on until it knows enough. ``"none"``: nothing is looked up; ``"plain"``: as
             ``"fixed"``, but the persona has no say in it: both for comparisons. Whatever an LM picks, recall by
             the query itself fills up to k episodes, so that a poor choice costs nothing.
-        recall: how many episodes, ``Recall(k=4)`` by default.
+        recall: how many episodes; by default as many as the LM's context has room for (``lm.Sizes``).
         knowledge: where ``search_knowledge`` looks; None = no such tool.
         tools: one's own, ``dspy.Tool`` or functions; failures of theirs are observations.
         personal: whether the tools that look into the user's memory are among them.
         steps: ``react``: tool calls at most.
-        tokens: cap of one observation, estimated.
+        tokens: cap of one observation, estimated; by default by the LM's context.
 
     Raises:
         InputError: an unknown policy, tools of one name, or, with ``plan``, a tool that needs several arguments.
@@ -76,7 +76,7 @@ class Act(dspy.Module):
         tools: Iterable[dspy.Tool | Callable[..., Any]] = (),
         personal: bool = True,
         steps: int = 4,
-        tokens: int = 200,
+        tokens: int | None = None,
     ) -> None:
         super().__init__()
         if policy not in get_args(Policy):
@@ -106,7 +106,8 @@ class Act(dspy.Module):
                 except (AdapterParseError, dspy.ContextWindowExceededError) as failure:
                     planned = _no_plan(recorder, failure)
                 for tool, arguments in self._calls(planned):
-                    observations.append((yield ToolCall(tool, arguments, self.tokens)))
+                    cap = self.tokens or current_answer().sizes.observation
+                    observations.append((yield ToolCall(tool, arguments, cap)))
             elif self.policy == "react":
                 observations = (yield Ask(self.gather, {"query": query})).observations
             return (yield from self._found(query, recorder, observations))
@@ -118,13 +119,13 @@ class Act(dspy.Module):
             argument = _one_argument(tool)
             arguments = {argument: values["words"]} if argument else {}
             if tool.name == "recall_history":
-                arguments["k"] = max(1, self.recall.k)
+                arguments["k"] = max(1, self.recall.size)
             if (tool, arguments) not in calls:
                 calls.append((tool, arguments))
         return calls
 
     def _found(self, query: str, recorder: Recorder, observations: Sequence[Observation]) -> Steps[dspy.Prediction]:
-        k = 0 if self.policy == "none" else self.recall.k
+        k = 0 if self.policy == "none" else self.recall.size
         # Half a recall at most by the LM's own words: what the query itself finds is the better guess of a weak one.
         chosen = {e.id: e for found in recorder.finds for e in found[: max(1, k // 2)]} if k else {}
         episodes = list(chosen.values())[:k]
@@ -136,10 +137,14 @@ class Act(dspy.Module):
 
     def _by_query(self, query: str, k: int, taken: frozenset[str], recorder: Recorder) -> Steps[list[Episode]]:
         at = recorder.now
-        steers = self.policy != "plain"
-        words, steered_by = _steered(query) if steers else (query, ())
-        near = (yield Ask(self.recall, {"query": words, "k": max(_CANDIDATES, self.recall.k)})).episodes
-        found = ranked([e for e in near if e.id not in taken], _favours(query) if steers else {}, k)
+        answer = current_answer()
+        steering = Steering.off() if self.policy == "plain" else answer.steering
+        words, steered_by = steering.searched(query, answer.kind, answer.persona)
+        near = (yield Ask(self.recall, {"query": words, "k": max(_CANDIDATES, k)})).episodes
+        others = [e for e in near if e.id not in taken]
+        favours = steering.favours(query, answer.persona)
+        plain = self.policy == "plain" or steering.favour
+        found = ranked(others, favours, k) if plain else varied(others, k)
         if found:
             step = Step(
                 action="recall_history",
@@ -196,29 +201,6 @@ def _ensured_recorder() -> Generator[Recorder]:
         return
     with recording() as recorder:
         yield recorder
-
-
-def _steered(query: str) -> tuple[str, tuple[str, ...]]:
-    """What to recall by, and the ids of the rules that had a say in it.
-
-    The query's content words (the query itself where it has hardly any, or where labels only point at a place in it),
-    and the words and the response of a decision rule that fits. So the persona decides which episodes are shown, which
-    every model heeds: a 135M model follows the turns it sees and hardly its system message (docs/LOG.md).
-    """
-    answer = current_answer()
-    persona, kind = answer.persona, answer.kind
-    words = content_words(query)
-    told = [w for w in dict.fromkeys(re.findall(r"[^\W\d_]+", query.lower())) if w in words]
-    rules = [b for b in persona.section("decision rules") if b.when and b.fits(words)][:2] if persona else []
-    hints = [f"{' '.join(rule.quoted)} {rule.then}" for rule in rules]
-    whole = len(told) <= 2 or (kind is not None and kind.positional)  # docs/results/judge-log.md, section 6
-    searched = query if whole else " ".join(told)
-    return " ".join([searched, *hints]), tuple(rule.id for rule in rules)
-
-
-def _favours(query: str) -> dict[str, float]:
-    persona = current_answer().persona
-    return favoured(persona, content_words(query)) if persona else {}
 
 
 def past_block(episodes: Sequence[Episode], *, tokens: int = 60) -> str:

@@ -9,14 +9,17 @@ import dspy
 from dspy.adapters.base import Adapter
 
 from persona_dspy.agent.actions import Act, Policy, past_block
+from persona_dspy.agent.context import current_answer
+from persona_dspy.agent.instructions import with_task_told
 from persona_dspy.agent.personalized import Personalized, personalize
 from persona_dspy.agent.program import PersonalProgram, PersonaPrediction
 from persona_dspy.agent.prompt import as_persona
 from persona_dspy.agent.recall import Recall
-from persona_dspy.agent.steering import Labels, habitual, narrowed
+from persona_dspy.agent.steering import Steering, narrowed
 from persona_dspy.agent.steps import Ask, Steps, adrive, drive, within_context
 from persona_dspy.core import Episode, Interaction, Persona, ResponseKind
 from persona_dspy.errors import InputError
+from persona_dspy.lm import Sizes
 from persona_dspy.memory import EpisodicMemory
 
 __all__ = ["PersonaAgent", "PersonaPrediction", "PersonalProgram", "Personalized", "personalize"]
@@ -30,13 +33,15 @@ class PersonaAgent(PersonalProgram):
         history: the user's interactions (or an EpisodicMemory of them).
         persona: the user's persona; by default one of facts counted in the history.
         user_id: whose agent; by default that of persona or history.
-        recall_k: how many episodes are shown, 0 = none; an ``Act`` brings its own.
+        recall_k: how many episodes are shown, 0 = none; by default as many as the LM's context has room for
+            (``sizes.k``). An ``Act`` brings its own.
         actions: ``"fixed"`` recalls by the query itself, without an LM call; ``"plan"`` lets the LM choose tools and
             search words in one call; ``"react"`` lets it go on until it knows enough; ``"none"`` shows no memory. Or
             an ``Act`` with tools of one's own, such as ``Act(policy="react", knowledge=LocalCorpus(...))``.
         episodes_as: ``"turns"`` = past user/assistant messages; ``"block"`` = a list inside the query's message.
-        labels: of a closed set of answers, ``"own"`` allows those that this user gives once 8 of them are known;
-            ``"declared"`` allows all of them, always.
+        steering: what of the persona acts beside its text; by default what suits the LM: ``Steering()`` for a local
+            one, ``Steering.off()`` for others.
+        sizes: how much text goes into a request; by default what the LM's context has room for.
         adapter: a DSPy adapter; by default the configured one, else what suits the LM.
 
     A prompt over the LM's context loses its oldest observations, then its farthest episodes, and is sent again.
@@ -58,16 +63,15 @@ class PersonaAgent(PersonalProgram):
         history: Iterable[Interaction] | EpisodicMemory = (),
         persona: Persona | None = None,
         user_id: str | None = None,
-        recall_k: int = 4,
+        recall_k: int | None = None,
         actions: Policy | Act = "fixed",
         episodes_as: Literal["turns", "block"] = "turns",
-        labels: Labels = "own",
+        steering: Steering | None = None,
+        sizes: Sizes | None = None,
         adapter: Adapter | None = None,
     ) -> None:
         if episodes_as not in ("turns", "block"):
             raise InputError(f"episodes_as {episodes_as!r}: expected 'turns' or 'block'")
-        if labels not in ("own", "declared"):
-            raise InputError(f"labels {labels!r}: expected 'own' or 'declared'")
         memory = history if isinstance(history, EpisodicMemory) else EpisodicMemory(history, user_id=user_id)
         act = actions if isinstance(actions, Act) else Act(policy=actions, recall=Recall(k=recall_k))
         super().__init__(memory=memory, persona=persona, user_id=user_id, recall=act.recall)
@@ -76,7 +80,8 @@ class PersonaAgent(PersonalProgram):
         self.response_field, field = next(iter(declared.output_fields.items()))
         self.kind = ResponseKind.of(field.annotation, [i.response for i in memory.interactions])
         self.act = act
-        self.respond = Respond(declared, episodes_as=episodes_as, labels=labels)
+        self.respond = Respond(with_task_told(declared, self.kind), episodes_as=episodes_as)
+        self.steering, self.sizes = steering, sizes
         self.adapter = adapter
         self._settle_persona()
 
@@ -131,13 +136,10 @@ def _shorter(shown: _Shown) -> _Shown | None:
 class Respond(dspy.Module):
     """The response step: the user's own signature, with observations as one more input where there are any."""
 
-    def __init__(
-        self, signature: Any, *, episodes_as: Literal["turns", "block"] = "turns", labels: Labels = "own"
-    ) -> None:
+    def __init__(self, signature: Any, *, episodes_as: Literal["turns", "block"] = "turns") -> None:
         super().__init__()
         self.signature = signature
         self.episodes_as: Literal["turns", "block"] = episodes_as
-        self.labels: Labels = labels
         self.predict = dspy.Predict(signature)
         self._noted: tuple[Any, str, Any] = (None, "", None)
 
@@ -157,9 +159,12 @@ class Respond(dspy.Module):
         return (yield Ask(self.predict, self._call(inputs, episodes, observations)))
 
     def _call(self, inputs: dict[str, Any], episodes: Sequence[Episode], observations: Sequence[str]) -> dict[str, Any]:
-        blocks = [past_block(episodes)] if self.episodes_as == "block" and episodes else []
+        answer = current_answer()
+        tokens = answer.sizes.query
+        blocks = [past_block(episodes, tokens=tokens)] if self.episodes_as == "block" and episodes else []
         blocks += observations
-        labels = habitual() if self.labels == "own" else ()
+        # A replay withholds no label: the answer to be found may be the first of its kind.
+        labels = answer.steering.choices(answer.kind, answer.persona, answer.memory) if answer.cut is None else ()
         if not blocks:
             plain: Any = self.predict.signature
             return {**inputs, "signature": narrowed(plain, labels)}

@@ -14,13 +14,17 @@ from typing import Any
 import dspy
 
 from persona_dspy.agent.recorder import Recorder
+from persona_dspy.agent.steering import Steering
 from persona_dspy.core import Persona, ResponseKind
-from persona_dspy.lm import call_listeners, listening
+from persona_dspy.lm import Sizes, call_listeners, listening
 from persona_dspy.memory import EpisodicMemory, MemoryCut
 
 __all__ = ["Answering", "Turn", "answering", "current_answer", "recording"]
 
 Turn = Mapping[str, Any]  # field name -> value, one past query and the user's own response
+
+
+_SMALL, _OFF = Sizes.small(), Steering.off()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +39,8 @@ class Answering:
         memory: the user's; None = nothing is recalled.
         cut: what of the memory may be seen; None where no past interaction is replayed.
         kind: what kind of response is asked for.
+        sizes: how much is shown.
+        steering: what of the persona acts beside its text.
         recorder: who listens to calls and tools.
     """
 
@@ -45,6 +51,8 @@ class Answering:
     memory: EpisodicMemory | None = None
     cut: MemoryCut | None = None
     kind: ResponseKind | None = None
+    sizes: Sizes = _SMALL
+    steering: Steering = _OFF
     recorder: Recorder | None = None
 
 

@@ -76,7 +76,7 @@ class Personalized(PersonalProgram):
 
     def _recalled(self, query: str) -> Steps[Sequence[Episode]]:
         """As PersonaAgent recalls: the persona's rules have a say in the words, and in which of the found are shown."""
-        if not (self.recall.k and len(self.memory)):
+        if self.recall.k == 0 or not len(self.memory):
             return []
         return (yield Ask(self.act, {"query": query})).episodes
 

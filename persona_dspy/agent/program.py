@@ -12,9 +12,11 @@ import dspy
 
 from persona_dspy.agent.context import Answering, Turn, answering, current_answer, recording
 from persona_dspy.agent.recall import Recall
+from persona_dspy.agent.steering import Steering
 from persona_dspy.agent.trace import Trace
 from persona_dspy.core import Alignment, Episode, Interaction, Persona, PersonaParameter, ResponseKind, clip_tokens
 from persona_dspy.errors import InputError
+from persona_dspy.lm import Sizes
 from persona_dspy.memory import EpisodicMemory, MemoryCut, facts
 
 __all__ = ["PersonaPrediction", "PersonalProgram", "Watcher"]
@@ -65,7 +67,9 @@ class PersonalProgram(dspy.Module):
     alignment: Alignment | None = None  # set on what PersonaAlignment returns
     online: Watcher | None = None  # set by OnlineAlignment.watch
     replays: bool = False  # see ``replaying``
-    turn_tokens: int = 192  # estimated tokens of a past query that is shown as a turn; more is cut
+    steering: Steering | None = None  # None = what suits the LM that answers
+    sizes: Sizes | None = None
+    turn_tokens: int | None = None  # of a past query shown as a turn, where it is not to be ``sizes.turn``
 
     def __init__(self, *, memory: EpisodicMemory, persona: Persona | None, user_id: str | None, recall: Recall) -> None:
         super().__init__()
@@ -229,9 +233,10 @@ class PersonalProgram(dspy.Module):
 
     def _turns(self, episodes: Sequence[Episode]) -> list[Turn]:
         """Episodes as past turns, nearest last: the position an LM heeds most."""
+        tokens = self.turn_tokens or current_answer().sizes.turn
         return [
             {
-                self.query_field: clip_tokens(e.interaction.query, self.turn_tokens),
+                self.query_field: clip_tokens(e.interaction.query, tokens),
                 self.response_field: self.kind.typed(e.interaction.response),
             }
             for e in reversed(episodes)
@@ -245,7 +250,7 @@ class PersonalProgram(dspy.Module):
     def _answering(self, query: str) -> Generator[Answering]:
         """The context in which every predictor, tool and retriever inside works for this user."""
         persona = self.persona.value  # read once: another version may take its place while this answer is given
-        cut = current_answer().cut
+        cut, lm = current_answer().cut, self._lm()
         if self.replays and cut is None:
             cut = self._as_new(query)
         with (
@@ -257,6 +262,8 @@ class PersonalProgram(dspy.Module):
                 memory=self.memory,
                 cut=cut,
                 kind=self.kind,
+                sizes=self.sizes or Sizes.of(lm),
+                steering=self.steering or Steering.of(lm),
             ) as answer,
         ):
             yield answer

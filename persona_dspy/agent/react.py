@@ -9,6 +9,7 @@ from typing import Any
 import dspy
 from dspy.utils.exceptions import AdapterParseError
 
+from persona_dspy.agent.context import current_answer
 from persona_dspy.agent.prompt import personal_adapter
 from persona_dspy.agent.steps import Ask, Steps, adrive, drive, within_context
 from persona_dspy.agent.tools import Observation, ToolCall
@@ -52,7 +53,7 @@ class Gather(dspy.ReAct):
         tokens: cap of one observation, estimated.
     """
 
-    def __init__(self, tools: Mapping[str, dspy.Tool], *, steps: int = 4, tokens: int = 200) -> None:
+    def __init__(self, tools: Mapping[str, dspy.Tool], *, steps: int = 4, tokens: int | None = None) -> None:
         super().__init__(Collect, list(tools.values()), max_iters=steps)
         del self.extract  # the agent's own response step answers
         self.native = dspy.Predict(CollectByCalls)
@@ -93,7 +94,8 @@ class Gather(dspy.ReAct):
                     same = [turn for turn in seen if (turn.name, turn.arguments) == (name, arguments)]
                     if len(same) > 1 or any(not turn.observation.failed for turn in same):
                         return done  # asked again, it would say the same again; what failed may be tried once more
-                    observation = yield ToolCall(self.named[name], arguments, self.tokens)
+                    cap = self.tokens or current_answer().sizes.observation
+                    observation = yield ToolCall(self.named[name], arguments, cap)
                     done.append(observation)
                 else:
                     told = f"There is no tool {one_line(name)!r}. There are: {', '.join(self.named)}, finish."

@@ -19,7 +19,7 @@ class Recall(dspy.Module):
     Memory and cut are those of the answer being given (``current_answer``). Without a memory: no episodes.
 
     Args:
-        k: how many episodes at most, unless a call says otherwise.
+        k: how many episodes at most, unless a call says otherwise; None = as many as suit the LM (``lm.Sizes``).
 
     Example:
         >>> from persona_dspy import Interaction
@@ -31,16 +31,21 @@ class Recall(dspy.Module):
         ['h']
     """
 
-    def __init__(self, k: int = 4) -> None:
+    def __init__(self, k: int | None = None) -> None:
         super().__init__()
         self.k = k
 
+    @property
+    def size(self) -> int:
+        """How many episodes the answer being given recalls."""
+        return current_answer().sizes.k if self.k is None else self.k
+
     def forward(self, query: str, k: int | None = None) -> dspy.Prediction:
         """``Prediction(episodes=[Episode, ...])``, best first."""
-        return drive(self._flow(query, self.k if k is None else k))
+        return drive(self._flow(query, self.size if k is None else k))
 
     async def aforward(self, query: str, k: int | None = None) -> dspy.Prediction:
-        return await adrive(self._flow(query, self.k if k is None else k))
+        return await adrive(self._flow(query, self.size if k is None else k))
 
     def _flow(self, query: str, k: int) -> Steps[dspy.Prediction]:
         answer = current_answer()

@@ -33,7 +33,6 @@ __all__ = [
     "search_tool",
 ]
 
-_LINE = 60  # estimated tokens of an episode's query or response in an observation
 _MOST = 20
 
 
@@ -109,9 +108,10 @@ def personal_tools(
     return found
 
 
-def past_lines(episodes: Sequence[Episode], *, tokens: int = _LINE) -> str:
+def past_lines(episodes: Sequence[Episode], *, tokens: int | None = None) -> str:
     """Episodes as a list, nearest last, each a line of query and response."""
     pairs = [(e.interaction.query, e.interaction.response) for e in reversed(episodes)]
+    tokens = tokens or current_answer().sizes.query
     return "\n".join(f"- {clip_tokens(one_line(q), tokens)} -> {clip_tokens(one_line(r), tokens)}" for q, r in pairs)
 
 
@@ -165,5 +165,5 @@ def _failed(tool: dspy.Tool, failure: Exception) -> Observation:
     """The kind of failure and the first line of its message: no traceback, no file names of this machine."""
     told = (str(failure).strip().splitlines() or [""])[0]
     name = tool.name or "tool"
-    text = fenced(clip_tokens(f"{type(failure).__name__}: {told}", _LINE), name)
+    text = fenced(clip_tokens(f"{type(failure).__name__}: {told}", 60), name)
     return Observation(tool=name, text=f"{name} failed.\n{text}", failed=True)

@@ -32,10 +32,12 @@ from .metrics import parse_number as parse_number
 from .persona import BULLET_TOKENS as BULLET_TOKENS
 from .persona import NOTHING_ELSE as NOTHING_ELSE
 from .persona import Bullet as Bullet
+from .persona import Counts as Counts
 from .persona import Edit as Edit
 from .persona import Persona as Persona
 from .persona import PersonaParameter as PersonaParameter
 from .persona import Section as Section
+from .persona import Strength as Strength
 from .text import clip_tokens as clip_tokens
 from .text import count_tokens as count_tokens
 from .text import data_text as data_text

@@ -1,4 +1,4 @@
-"""Persona JSON, the file that is shipped: the format ``persona-dspy/persona/1`` and its JSON Schema.
+"""Persona JSON, the file that is shipped: the format ``persona-dspy/persona/2`` and its JSON Schema.
 
 A program in another language needs only ``system_prompt``: the exact text of the persona. DSPy's own checkpoints
 (``program.save``) are something else.
@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from persona_dspy.core.alignment import Alignment
 from persona_dspy.core.disk import persona_path, write_text
 from persona_dspy.core.persona import SCHEMA, SECTIONS, Bullet, Persona, Section
+from persona_dspy.core.upgrade import OLD_SCHEMA, upgraded_document
 from persona_dspy.errors import InputError, PersonaFormatError
 
 __all__ = [
@@ -42,7 +43,7 @@ class PersonaDocument(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
-    schema_: Literal["persona-dspy/persona/1"] = Field(default=SCHEMA, alias="schema")
+    schema_: Literal["persona-dspy/persona/2"] = Field(default=SCHEMA, alias="schema")
     user_id: str = Field(min_length=1)
     version: int = Field(ge=0)
     parent: int | None = None
@@ -77,14 +78,7 @@ class PersonaDocument(BaseModel):
         Raises:
             PersonaFormatError: the sections render to another text: the file was edited by hand.
         """
-        bullets = tuple(b for s in self.sections for b in s.bullets)
-        persona = Persona(
-            user_id=self.user_id,
-            bullets=bullets,
-            version=self.version,
-            parent=self.parent,
-            created_at=self.created_at,
-        )
+        persona = self._of_sections()
         if persona.render() != self.system_prompt:
             raise PersonaFormatError(
                 f"persona of user {self.user_id!r}: its sections and its system_prompt say different things; "
@@ -92,13 +86,22 @@ class PersonaDocument(BaseModel):
             )
         return persona
 
+    def _of_sections(self) -> Persona:
+        return Persona(
+            user_id=self.user_id,
+            bullets=tuple(b for s in self.sections for b in s.bullets),
+            version=self.version,
+            parent=self.parent,
+            created_at=self.created_at,
+        )
+
     def to_json(self) -> str:
         """Indented JSON text with a final line break; keys in the order of the schema."""
         return json.dumps(self.model_dump(mode="json", by_alias=True), ensure_ascii=False, indent=2) + "\n"
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON Schema of the current format (published as ``persona_dspy/core/schemas/persona-1.schema.json``)."""
+    """The JSON Schema of the current format (published as ``persona_dspy/core/schemas/persona-2.schema.json``)."""
     schema = PersonaDocument.model_json_schema(by_alias=True, mode="serialization")
     for part in (schema, *schema["$defs"].values()):  # descriptions are docstrings; their Python examples stay here
         if "description" in part:
@@ -150,16 +153,30 @@ def load_document(path: str | os.PathLike[str]) -> PersonaDocument:
 def parse_document(data: Any, name: str = "<persona>") -> PersonaDocument:
     """A document from parsed JSON; older schemas are upgraded first."""
     schema = data.get("schema") if isinstance(data, dict) else None
-    if schema != SCHEMA:
+    old = schema == OLD_SCHEMA
+    if old:
+        data = upgraded_document(data) | {"schema": SCHEMA}
+    elif schema != SCHEMA:
         raise PersonaFormatError(
             f"{name}: schema {schema!r}; expected {SCHEMA!r}" + (", upgrade persona-dspy to read it" if schema else "")
         )
     try:
-        return PersonaDocument.model_validate(data)
+        document = PersonaDocument.model_validate(data)
+        return _in_order_of_today(document) if old else document
     except ValidationError as failure:
         first = failure.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise PersonaFormatError(f"{name}: field {where!r}: {first['msg']}, got {first.get('input')!r:.80}") from None
+
+
+def _in_order_of_today(document: PersonaDocument) -> PersonaDocument:
+    """A persona/1 document with its sections, and so its system prompt, in today's order; one whose prompt says
+    something else than its sections keeps it, for ``persona()`` to refuse."""
+    sections = tuple(sorted(document.sections, key=lambda s: SECTIONS.index(s.name)))
+    ordered = document.model_copy(update={"sections": sections})
+    prompt = ordered._of_sections().render()
+    alike = sorted(prompt.split("\n\n")) == sorted(document.system_prompt.split("\n\n"))
+    return ordered.model_copy(update={"system_prompt": prompt}) if alike else ordered
 
 
 def load_persona(path: str | os.PathLike[str], *, user_id: str | None = None) -> Persona:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -14,28 +13,41 @@ from dspy.predict.parameter import Parameter
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from persona_dspy.core.disk import persona_path, write_text
-from persona_dspy.core.text import clip_tokens, count_tokens, one_line
+from persona_dspy.core.text import clip_tokens, count_tokens, mentions, one_line
+from persona_dspy.core.upgrade import OLD_SECTIONS, upgraded
 from persona_dspy.errors import InputError
 
-__all__ = ["SCHEMA", "SECTIONS", "Bullet", "Edit", "Persona", "PersonaDiff", "PersonaParameter", "Section"]
+__all__ = [
+    "SCHEMA",
+    "SECTIONS",
+    "Bullet",
+    "Counts",
+    "Edit",
+    "Persona",
+    "PersonaDiff",
+    "PersonaParameter",
+    "Section",
+    "Strength",
+]
 
-SCHEMA = "persona-dspy/persona/1"
+SCHEMA = "persona-dspy/persona/2"
 
-Section = Literal["who", "preferences", "decision rules", "style", "search hints"]
+Section = Literal["who", "what decides", "preferences", "style", "look-ups"]
 SECTIONS: tuple[Section, ...] = get_args(Section)
 Source = Literal["fact", "summary", "learned", "given"]
+Strength = Literal["", "weak", "clear", "strong"]
 
-SECTION_TOKENS = 240  # per section; five full sections stay under what a 2k-context model can spare
-BULLET_TOKENS = 60
+SECTION_TOKENS = 800  # of any persona; what an LM's context has room for may be less (``lm.Sizes``)
+BULLET_TOKENS = 120
 
 NOTHING_ELSE = "nothing else fits"
 _OPENING = "You answer for one particular user. Answer as this user would."
 _TITLES: dict[Section, str] = {
     "who": "Who this user is",
+    "what decides": "How this user decides",
     "preferences": "What this user prefers",
-    "decision rules": "How this user decides",
     "style": "How this user writes",
-    "search hints": "What to look up for this user",
+    "look-ups": "What to look up for this user",
 }
 
 
@@ -43,17 +55,35 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-class Bullet(BaseModel):
-    """One line of a persona.
+class Counts(BaseModel):
+    """How often a user gave each response: ``each`` pairs of (response, times), commonest first, out of ``total``."""
 
-    A decision rule has ``when`` and ``then`` (condition and response) and no text of its own; its sentence is made
-    from them. ``evidence`` holds interaction ids; ``hits`` counts the user's interactions that bear the line out.
-    A ``locked`` bullet is the user's: no optimizer may touch it. ``source``: ``fact`` computed by code, ``summary``
-    written by an LM from memory, ``learned`` by alignment, ``given`` by a person.
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    total: int = Field(ge=0)
+    each: tuple[tuple[str, int], ...]
+
+
+class Bullet(BaseModel):
+    """One line of a persona: a plain sentence, ``text``, and beside it what code may act on. The text is never parsed.
+
+    Args:
+        text: the sentence; made from ``words`` or ``when``, and ``then``, where none is given.
+        when, then: condition and response of a decision rule; both or none.
+        words: words of a query, in lower case, any one of which meets the condition; ``when`` is made from them.
+        counts: how often each response was given.
+        opening, ending: words that most of the user's texts begin or end with.
+        shift: by how much the user rates higher (below 0: lower) than one would think.
+        evidence: ids of the user's interactions that bear the line out, the latest few.
+        hits: how many bear it out in all.
+        strength: how well it is borne out, as the LM that wrote it says: ``weak`` is rendered behind the line.
+        locked: the line is the user's; no optimizer may touch it.
+        source: ``fact`` counted by code, ``summary`` written by an LM from memory, ``learned`` by alignment, ``given``
+            by a person.
 
     Example:
-        >>> Bullet(section="decision rules", when='the title says "space"', then="sci-fi").sentence
-        'If the title says "space", answer "sci-fi".'
+        >>> Bullet(section="what decides", words=("space", "orbit"), then="sci-fi").sentence
+        'If it mentions "space" or "orbit", answer "sci-fi".'
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -62,33 +92,48 @@ class Bullet(BaseModel):
     text: str = ""
     when: str = ""
     then: str = ""
+    words: tuple[str, ...] = ()
+    counts: Counts | None = None
+    opening: str = ""
+    ending: str = ""
+    shift: float | None = None
     evidence: tuple[str, ...] = ()
     hits: int = Field(default=0, ge=0)
+    strength: Strength = ""
     locked: bool = False
     source: Source = "given"
     created: str = Field(default_factory=_now)
     id: str = ""
 
-    @field_validator("text", "when", "then")
+    @model_validator(mode="before")
+    @classmethod
+    def _of_today(cls, values: Any) -> Any:
+        return upgraded(values)
+
+    @field_validator("text", "when", "then", "opening", "ending")
     @classmethod
     def _is_one_line_of_data(cls, value: str) -> str:
         return clip_tokens(one_line(value), BULLET_TOKENS)
 
+    @field_validator("words")
+    @classmethod
+    def _are_plain_words(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(word for raw in value if (word := one_line(raw).lower().replace('"', "'"))))
+
     @model_validator(mode="after")
     def _says_something(self) -> Bullet:
+        if self.words and not self.when:
+            object.__setattr__(self, "when", mentions(self.words))
         if bool(self.when) != bool(self.then):
             raise ValueError(f"a decision rule needs both when and then, got when={self.when!r}, then={self.then!r}")
         if not self.text and not self.when:
             raise ValueError("a bullet needs text, or when and then")
+        if not self.text:
+            object.__setattr__(self, "text", f'If {self.when}, answer "{self.then}".')
         if not self.id:
-            digest = sha256(f"{self.section}\0{self.sentence}".encode()).hexdigest()
+            digest = sha256(f"{self.section}\0{self.text}".encode()).hexdigest()
             object.__setattr__(self, "id", digest[:8])
         return self
-
-    @property
-    def quoted(self) -> tuple[str, ...]:
-        """The words that the condition names in quotation marks, in lower case."""
-        return tuple(re.findall(r'"([^"]+)"', self.when.lower()))
 
     @property
     def is_default(self) -> bool:
@@ -96,13 +141,18 @@ class Bullet(BaseModel):
         return self.when == NOTHING_ELSE
 
     def fits(self, words: Collection[str]) -> bool:
-        """Whether a decision rule's condition names one of ``words`` (lower case) in quotation marks."""
-        return any(word in words for word in self.quoted)
+        """Whether one of ``words`` (lower case) meets a decision rule's condition."""
+        return any(word in words for word in self.words)
+
+    def naming(self, words: Sequence[str], **changes: Any) -> Bullet:
+        """The same line, with the same id, for other ``words``; its text and condition are made anew."""
+        values = self.model_dump(exclude={"text", "when", "words"}) | changes
+        return Bullet(**values, words=tuple(words))
 
     @property
     def sentence(self) -> str:
-        """The bullet as rendered."""
-        return f'If {self.when}, answer "{self.then}".' if self.when else self.text
+        """The line as rendered."""
+        return f"{self.text} (weak evidence)" if self.strength == "weak" else self.text
 
 
 class Edit(BaseModel):
@@ -180,9 +230,8 @@ class Persona(BaseModel):
         ids = {b.id for b in bullets}
         for raw in text.splitlines():
             line = one_line(raw).lstrip("-*# ").strip()
-            heading = line.rstrip(":").strip().lower()
-            if heading in SECTIONS or heading in _BY_TITLE:
-                section = _BY_TITLE.get(heading, heading)  # type: ignore[assignment]
+            if heading := _HEADINGS.get(line.rstrip(":").strip().lower()):
+                section = heading
             elif line and line != _OPENING:
                 bullet = Bullet(section=section, text=line, source=source)
                 if bullet.id not in ids:
@@ -232,8 +281,10 @@ class Persona(BaseModel):
 
     @property
     def fingerprint(self) -> str:
-        """12 hex digits that are equal exactly where the rendered text is."""
-        return sha256(self.render().encode()).hexdigest()[:12]
+        """12 hex digits that are equal exactly where two personas behave alike: where the rendered text and what
+        steers recall beside it (words, responses, counts) are equal."""
+        steering = [(b.words, b.then, b.counts.model_dump() if b.counts else None) for b in self.bullets]
+        return sha256(f"{self.render()}\0{steering if any(map(any, steering)) else ''}".encode()).hexdigest()[:12]
 
     def apply(self, edits: Iterable[Edit]) -> Persona:
         """The next version: this one with the edits, in order.
@@ -300,7 +351,11 @@ def _in_section_order(bullets: Iterable[Bullet]) -> list[Bullet]:
     return sorted(bullets, key=lambda b: SECTIONS.index(b.section))
 
 
-_BY_TITLE: dict[str, Section] = {title.lower(): name for name, title in _TITLES.items()}
+_HEADINGS: dict[str, Section] = {
+    **{name: name for name in SECTIONS},
+    **{title.lower(): name for name, title in _TITLES.items()},
+    **OLD_SECTIONS,  # type: ignore[dict-item]
+}
 
 
 class PersonaParameter(Parameter):

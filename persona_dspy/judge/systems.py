@@ -6,12 +6,14 @@ Every system gets the same signature, memory, LM and token caps.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import dspy
+
 from optimizers import HeldOutGate, PersonaAlignment, RewriteProposer
-from persona_dspy.agent import Act, KnowledgeSource, PersonaAgent, PersonalProgram, Policy, Recall
+from persona_dspy.agent import Act, KnowledgeSource, PersonaAgent, PersonalProgram, Policy, Recall, Steering
 from persona_dspy.core import (
     Alignment,
     Interaction,
@@ -137,7 +139,7 @@ class Prepared:
             persona=persona,
             actions=self._act(0 if "no-memory" in changes else k),
             episodes_as="block" if "block" in changes else "turns",
-            labels="declared" if "any-label" in changes else "own",
+            steering=replace(Steering.of(dspy.settings.get("lm")), labels=False) if "any-label" in changes else None,
         )
         program.turn_tokens = self.setting.turn_tokens
         return program

@@ -26,5 +26,7 @@ from .names import check_lm as check_lm
 from .names import home_dir as home_dir
 from .names import resolve_lm as resolve_lm
 from .names import steady_lm as steady_lm
+from .sizes import Sizes as Sizes
+from .sizes import is_small as is_small
 from .terse import TerseJSON as TerseJSON
 from .terse import able as able

@@ -12,6 +12,7 @@ from .profile import SemanticMemory as SemanticMemory
 from .ranking import counted as counted
 from .ranking import favoured as favoured
 from .ranking import ranked as ranked
+from .ranking import varied as varied
 from .retrieval import BM25 as BM25
 from .retrieval import Recency as Recency
 from .retrieval import Retriever as Retriever

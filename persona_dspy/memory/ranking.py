@@ -1,73 +1,89 @@
-"""Which recalled episodes are shown, once a persona has a say. Owns: the order by relevance, recency and typicality.
+"""Which of the near episodes are shown: a varied choice, or, for small models, those that the persona favours.
 
-Not here: how near an episode is to a query (``retrieval.py``), what a persona says (``persona.py``).
-
-The three terms are those of generative agents' memory (Park et al., arXiv 2304.03442, section 4.1), each in [0, 1];
-what they call importance is here how typical an episode's response is of this user, as the persona says. So a persona
-decides what a model sees of the past, which weak models heed more than a system message. The weights were chosen on
-histories alone, no held-out query (docs/results/judge-log.md).
+The three terms of ``ranked`` are those of generative agents' memory (Park et al., arXiv 2304.03442, section 4.1), each
+in [0, 1]; what they call importance is here how typical an episode's response is of this user, as the persona counts.
+The weights were chosen on histories alone, no held-out query (docs/results/judge-log.md).
 """
 
 from __future__ import annotations
 
-import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from persona_dspy.core import Episode, Persona
 
-__all__ = ["counted", "counts_sentence", "favoured", "ranked"]
+__all__ = ["counted", "favoured", "ranked", "varied"]
 
 RECENCY, HALF_LIFE, TYPICAL, RULE = 0.5, 2.0, 1.0, 0.5
-_COUNTED = re.compile(r'"([^"]+)" (\d+) times?\b')
-_TOTAL = re.compile(r"Answered (\d+) times so far: ")
-_OPENING = "Answered {} times so far: "
-
-
-def counts_sentence(total: int, counts: Sequence[tuple[str, int]]) -> str:
-    """How often this user gave each response, as a persona says it; ``favoured`` reads it back.
-
-    Example:
-        >>> counts_sentence(3, [("drama", 2), ("horror", 1)])
-        'Answered 3 times so far: "drama" 2 times, "horror" 1 time.'
-    """
-    said = ", ".join(f'"{label}" {n} time{"s" * (n != 1)}' for label, n in counts)
-    return f"{_OPENING.format(total)}{said}."
 
 
 def counted(persona: Persona) -> int:
-    """How many answers of the user the persona counts; 0 where it counts none.
-
-    Example:
-        >>> counted(Persona.from_text('Answered 4 times so far: "a" 4 times.', user_id="u"))
-        4
-    """
-    found = (_TOTAL.match(bullet.text) for bullet in persona.bullets)
-    return max((int(match.group(1)) for match in found if match), default=0)
+    """How many answers of the user the persona counts; 0 where it counts none."""
+    return max((b.counts.total for b in persona.bullets if b.counts), default=0)
 
 
 def favoured(persona: Persona, words: set[str]) -> dict[str, float]:
     """Response -> how much the persona speaks for it, >= 0, for a query with these content ``words`` (lower case).
 
-    A response's share of the user's past, as the persona has it, plus ``RULE`` where a decision rule fits the query.
+    A response's share of the user's past, as the persona counts it, plus ``RULE`` where a decision rule fits the query.
 
     Example:
-        >>> favoured(Persona.from_text('Who: \\nAnswered 4 times so far: "a" 3 times, "b" 1 time.', user_id="u"), set())
+        >>> from persona_dspy.core import Bullet, Counts
+        >>> line = Bullet(section="who", text="Mostly a.", counts=Counts(total=4, each=(("a", 3), ("b", 1))))
+        >>> favoured(Persona(user_id="u", bullets=(line,)), set())
         {'a': 0.75, 'b': 0.25}
     """
-    found: dict[str, float] = {}
-    for bullet in persona.bullets:
-        opening = _TOTAL.match(bullet.text)
-        if opening and (total := int(opening.group(1))):
-            for label, n in _COUNTED.findall(bullet.text):
-                found[label] = found.get(label, 0.0) + TYPICAL * min(1.0, int(n) / total)
-    rules = [b for b in persona.section("decision rules") if b.when]
+    favours: dict[str, float] = {}
+    for counts in (bullet.counts for bullet in persona.bullets):
+        for label, times in counts.each if counts and counts.total else ():
+            favours[label] = favours.get(label, 0.0) + TYPICAL * min(1.0, times / counts.total)  # type: ignore[union-attr]
+    rules = [b for b in persona.section("what decides") if b.when]
     # A counted default by itself says no more than the counts do; beside learned rules it says what they leave over.
     learned = any(b.source != "fact" for b in rules)
     fitting = [b for b in rules if b.fits(words)] or [b for b in rules if b.is_default and learned]
     for rule in fitting[:2]:
-        found[rule.then] = found.get(rule.then, 0.0) + RULE
-    return found
+        favours[rule.then] = favours.get(rule.then, 0.0) + RULE
+    return favours
+
+
+def varied(episodes: Sequence[Episode], k: int) -> list[Episode]:
+    """``k`` of ``episodes`` (nearest first), nearest first: near ones, recent ones, and of each answer not too many.
+
+    First the nearest episode of each answer, for at most half of ``k`` answers, so that rare answers and near contrasts
+    are among them; then in turn the latest and the nearest. No answer has more than half of the places while others
+    are left. Where every answer is another, as in free text, only nearness and recency count.
+
+    Example:
+        >>> from persona_dspy.core import Interaction
+        >>> def episode(n, response):
+        ...     said = Interaction(user_id="u", query=f"film {n}", response=response)
+        ...     return Episode(interaction=said, position=n, score=-n)
+        >>> [e.interaction.response for e in varied([episode(n, "ab"[n == 9]) for n in range(10)], 4)]
+        ['a', 'a', 'a', 'b']
+    """
+    if len(episodes) <= k:
+        return list(episodes)
+    by_answer: dict[str, Episode] = {}
+    for episode in episodes:
+        by_answer.setdefault(episode.interaction.response, episode)
+    most = max(1, k // 2) if len(by_answer) > 1 else k
+    chosen = {e.id: e for e in list(by_answer.values())[: max(1, k // 2)]}
+    given = Counter(e.interaction.response for e in chosen.values())
+    queues = [sorted(episodes, key=lambda e: -e.position), list(episodes)]
+    for limit in (most, k):  # the second time for places that only a frequent answer can fill
+        turn = 0
+        while len(chosen) < k and any(queues):
+            queue = queues[turn % 2]
+            while queue and (queue[0].id in chosen or given[queue[0].interaction.response] >= limit):
+                queue.pop(0)
+            if queue:
+                episode = queue.pop(0)
+                chosen[episode.id] = episode
+                given[episode.interaction.response] += 1
+            turn += 1
+        queues = [sorted(episodes, key=lambda e: -e.position), list(episodes)]
+    return [e for e in episodes if e.id in chosen]
 
 
 def ranked(episodes: Sequence[Episode], favours: Mapping[str, float], k: int) -> list[Episode]:

@@ -1,31 +1,31 @@
-"""Semantic memory: what is true of a user over all of the user's episodes (paper section 3, ``P_u = f_s(S_t, D_u)``).
-
-Owns: what code counts: facts and rules, as persona bullets with evidence ids. Not here: the LM's summary (profile.py),
-single episodes (episodic.py), learning from mistakes (optimizers).
-"""
+"""Semantic memory: what code counts over all of a user's episodes (paper section 3, ``P_u = f_s(S_t, D_u)``)."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from statistics import fmean, median, pstdev
+from statistics import fmean
 from typing import Any
 
-from persona_dspy.core import NOTHING_ELSE, Bullet, Interaction, ResponseKind, mentions, parse_number
-from persona_dspy.memory.ranking import counts_sentence
+from persona_dspy.core import Bullet, Counts, Interaction, ResponseKind, Section, parse_number
 from persona_dspy.memory.stop_words import STOP_WORDS
 
 __all__ = ["facts", "mined_rules"]
 
 _EVIDENCE = 5  # ids a bullet keeps: enough to check it by, few enough to read
+_NAMED = 8  # answers counted by name; the rest as "other answers"
+_LATE = 6  # of the latest answers, at least so many tell a drift
+_CHANCE = 0.05
+_STYLE = 24  # of the latest texts, so many tell the style
 
 
 def facts(interactions: Sequence[Interaction], kind: ResponseKind) -> list[Bullet]:
     """What can be counted, as sentences; no LM. Interactions oldest first; fewer than 3 give nothing.
 
-    Labels: how often each, drift between early and late. Ratings: mean, spread, commonest. Text: length,
-    case, closing mark. Every bullet has ``source="fact"`` and the ids of its most recent evidence.
+    Labels: how often each. Ratings: mean, and how often each. Either: a drift beyond chance between the latest third
+    and what came before. Text: length, case, closing mark, layout of the latest. Every bullet has ``source="fact"`` and
+    the ids of its most recent evidence.
 
     Example:
         >>> past = [Interaction(user_id="u", query=f"film {n}", response="drama", id=str(n)) for n in range(4)]
@@ -40,22 +40,38 @@ def facts(interactions: Sequence[Interaction], kind: ResponseKind) -> list[Bulle
 def _label_facts(past: Sequence[Interaction], kind: ResponseKind) -> list[Bullet]:
     if kind.positional:
         return _topic_facts(past)
+    lines = [_counts(past)]
+    if len(past) >= 2 * _LATE:
+        late = past[-max(_LATE, len(past) // 3) :]
+        before, now = (Counter(i.response for i in part) for part in (past[: -len(late)], late))
+        label, times = now.most_common(1)[0]
+        if not _by_chance(times, len(late), before[label], before.total()):
+            text = f'Lately answers "{label}" more often than before: {times} of the last {len(late)}, '
+            text += f"{before[label]} of the {before.total()} before."
+            lines.append(_fact("preferences", text, late, times))
+    return lines
+
+
+def _counts(past: Sequence[Interaction], opening: str = "") -> Bullet:
+    """How often each answer was given, as a sentence and as typed counts."""
     counts = Counter(i.response for i in past)
-    ranked = [(label, n) for label, n in counts.most_common() if n > 0][:4]
-    (top, most) = ranked[0]
-    found = [_fact("who", counts_sentence(len(past), ranked), past, most)]
-    if most / len(past) >= 0.4:
-        found.append(_rule_fact(NOTHING_ELSE, top, [i for i in past if i.response == top]))
-    if len(past) >= 12:
-        late = past[-max(4, len(past) // 3) :]
-        early = Counter(i.response for i in past[: -len(late)])
-        now = Counter(i.response for i in late)
-        (new, n), (old, _) = now.most_common(1)[0], early.most_common(1)[0]
-        if new != old and n / len(late) >= 0.5 and early[new] / (len(past) - len(late)) <= 0.25:
-            found.append(
-                _fact("preferences", f'Lately answers "{new}" more often ({n} of the last {len(late)}).', late, n)
-            )
-    return found
+    ranked = counts.most_common()
+    named, rest = (ranked, 0) if len(ranked) <= _NAMED + 1 else (ranked[:_NAMED], sum(n for _, n in ranked[_NAMED:]))
+    parts = [f'"{label}" {times}' for label, times in named]
+    if rest:
+        parts.append(f"{len(ranked) - _NAMED} other answers {rest}")
+    text = f"{opening}Answers so far ({len(past)}): {', '.join(parts)}."
+    most = ranked[0][1]
+    return _fact("who", text, past, most, counts=Counts(total=len(past), each=tuple(ranked)))
+
+
+def _by_chance(times: int, of: int, before: int, of_before: int) -> bool:
+    """Whether a share ``times / of`` over an earlier ``before / of_before`` may be chance (Fisher, one-sided, 5%)."""
+    if times / of <= before / max(1, of_before):
+        return True
+    from scipy.stats import fisher_exact  # a second to import, for the few who may have changed
+
+    return bool(fisher_exact([[times, of - times], [before, of_before - before]], alternative="greater")[1] > _CHANCE)
 
 
 def _topic_facts(past: Sequence[Interaction]) -> list[Bullet]:
@@ -78,54 +94,49 @@ def _rating_facts(past: Sequence[Interaction], kind: ResponseKind) -> list[Bulle
     values = [number for i in past if (number := parse_number(i.response)) is not None]
     if len(values) < 3:
         return []
-    mean, spread = fmean(values), pstdev(values)
-    common, n = Counter(i.response for i in past).most_common(1)[0]
-    middle = (kind.low + kind.high) / 2
-    level = "low" if mean < middle - 0.5 else "high" if mean > middle + 0.5 else "near the middle"
-    text = f"Rates {level}: {mean:.1f} on average on a scale from {kind.low:g} to {kind.high:g}."
-    counts = Counter(i.response for i in past)
-    found = [_fact("who", text, past, n), _fact("who", counts_sentence(len(past), counts.most_common(4)), past, n)]
-    if n / len(past) >= 0.4:
-        found.append(_rule_fact(NOTHING_ELSE, common, [i for i in past if i.response == common]))
-    if spread < 0.6:
-        found.append(_fact("preferences", "Rates almost everything alike.", past, len(values)))
-    elif spread > 1.3:
-        found.append(_fact("preferences", "Uses the whole scale, extremes included.", past, len(values)))
-    if len(values) >= 12:
-        cut = len(values) * 2 // 3
-        shift = fmean(values[cut:]) - fmean(values[:cut])
-        if abs(shift) >= 0.6:
-            way = "higher" if shift > 0 else "lower"
-            found.append(
-                _fact(
-                    "preferences",
-                    f"Lately rates {way} than before, by {abs(shift):.1f}.",
-                    past[cut:],
-                    len(values) - cut,
-                )
-            )
-    return found
+    opening = f"Gives {fmean(values):.1f} on average on a scale from {kind.low:g} to {kind.high:g}. "
+    lines = [_counts(past, opening)]
+    if len(values) >= 2 * _LATE:
+        cut = len(values) - max(_LATE, len(values) // 3)
+        early, late = values[:cut], values[cut:]
+        shift = fmean(late) - fmean(early)
+        if abs(shift) >= (kind.high - kind.low) / 8 and not _alike(early, late):
+            text = f"Lately gives {fmean(late):.1f} on average, {fmean(early):.1f} before."
+            lines.append(_fact("preferences", text, past[cut:], len(late)))
+    return lines
+
+
+def _alike(early: Sequence[float], late: Sequence[float]) -> bool:
+    """Whether two series of ratings may differ by chance alone (Mann-Whitney, two-sided, 5%)."""
+    from scipy.stats import mannwhitneyu
+
+    return bool(mannwhitneyu(early, late).pvalue > _CHANCE)
 
 
 def _text_facts(past: Sequence[Interaction], kind: ResponseKind) -> list[Bullet]:
-    texts = [i.response.strip() for i in past]
-    words = median(len(t.split()) for t in texts)
-    found = [_fact("style", f"Typical response: {words:g} word{'' if words == 1 else 's'}.", past, len(past))]
+    recent = past[-_STYLE:]  # style changes; what holds now counts
+    texts = [i.response.strip() for i in recent]
+    lengths = sorted(len(t.split()) for t in texts)
+    typical, low, high = (lengths[round(q * (len(lengths) - 1))] for q in (0.5, 0.1, 0.9))
+    text = f"Typical response: {typical} word{'' if typical == 1 else 's'}"
+    lines = [_fact("style", text + (f", most have {low} to {high}." if low < high else "."), recent, len(recent))]
     checks: tuple[tuple[str, Callable[[str], bool]], ...] = (
-        ("Starts in lower case.", lambda t: t[:1].islower()),
-        ("Ends without a full stop.", lambda t: t[-1:] not in ".!?"),
-        ("Uses exclamation marks.", lambda t: "!" in t),
-        ("Asks questions.", lambda t: "?" in t),
+        ("Starts in lower case", lambda t: t[:1].islower()),
+        ("Ends without a full stop", lambda t: t[-1:] not in ".!?。！？"),
+        ("Uses exclamation marks", lambda t: "!" in t or "！" in t),
+        ("Asks questions", lambda t: "?" in t or "？" in t),
+        ("Writes several paragraphs or a list", lambda t: "\n" in t),
         (
-            "Writes In Title Case.",
+            "Writes In Title Case",
             lambda t: len(t.split()) > 2 and sum(w[:1].isupper() for w in t.split()) / len(t.split()) > 0.7,
         ),
     )
     for sentence, holds in checks:
-        agree = [i for i, t in zip(past, texts, strict=True) if holds(t)]
-        if len(agree) >= 0.7 * len(past):
-            found.append(_fact("style", sentence, agree, len(agree)))
-    return found
+        agreeing = [i for i, t in zip(recent, texts, strict=True) if holds(t)]
+        if len(agreeing) >= 0.7 * len(recent):
+            share = "" if len(agreeing) == len(recent) else f" ({len(agreeing)} of {len(recent)})"
+            lines.append(_fact("style", f"{sentence}{share}.", agreeing, len(agreeing)))
+    return lines
 
 
 def mined_rules(interactions: Sequence[Interaction], kind: ResponseKind, *, most: int = 6) -> list[Bullet]:
@@ -158,8 +169,8 @@ def mined_rules(interactions: Sequence[Interaction], kind: ResponseKind, *, most
         ids = {i.id: i for _, _, items in best for i in items}
         rules.append(
             Bullet(
-                section="decision rules",
-                when=mentions([word for _, word, _ in best]),
+                section="what decides",
+                words=tuple(word for _, word, _ in best),
                 then=label,
                 evidence=tuple(list(ids)[-_EVIDENCE:]),
                 hits=len(ids),
@@ -175,14 +186,8 @@ def content_words(text: str) -> set[str]:
     return {w for w in re.findall(r"[^\W\d_]{4,}", text.lower()) if w not in STOP_WORDS}
 
 
-def _fact(section: Any, text: str, items: Sequence[Interaction], hits: int) -> Bullet:
-    return Bullet(section=section, text=text, evidence=_recent(items), hits=hits, source="fact")
-
-
-def _rule_fact(when: str, then: str, items: Sequence[Interaction]) -> Bullet:
-    return Bullet(
-        section="decision rules", when=when, then=then, evidence=_recent(items), hits=len(items), source="fact"
-    )
+def _fact(section: Section, text: str, items: Sequence[Interaction], hits: int, **typed: Any) -> Bullet:
+    return Bullet(section=section, text=text, evidence=_recent(items), hits=hits, source="fact", **typed)
 
 
 def _recent(items: Sequence[Interaction]) -> tuple[str, ...]:

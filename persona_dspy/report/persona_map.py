@@ -57,7 +57,7 @@ def persona_terms(persona: Persona) -> list[str]:
 
     Example:
         >>> from persona_dspy.core import Bullet
-        >>> rule = Bullet(section="decision rules", when='it mentions "ghost" or "demon"', then="horror")
+        >>> rule = Bullet(section="what decides", words=("ghost", "demon"), then="horror")
         >>> persona_terms(Persona(user_id="u1", bullets=(rule, Bullet(section="style", text="Writes short words."))))
         ['ghost → horror', 'demon → horror', 'writes', 'short', 'words']
     """
@@ -66,7 +66,7 @@ def persona_terms(persona: Persona) -> list[str]:
 
 def _terms(bullet: Bullet) -> list[str]:
     if bullet.when:
-        conditions = ["anything else"] if bullet.is_default else list(bullet.quoted) or _words(bullet.when)
+        conditions = ["anything else"] if bullet.is_default else list(bullet.words) or _words(bullet.when)
         return [f"{word} → {bullet.then.lower()}" for word in conditions]
     quoted = re.findall(r'"([^"]+)"', bullet.text.lower()) if bullet.source == "fact" else []
     return quoted or _words(bullet.text)

@@ -99,7 +99,8 @@ Handler = Callable[[Prompt], Mapping[str, Any] | str | None]
 class FakeEngine:
     """A DSPy engine (``complete(Request) -> Response``) over handlers; the first that answers wins.
 
-    ``calls``: every request that came, in order; ``misses``: those nobody answered. Thread-safe.
+    ``small``: whether it stands for a small local model. ``calls``: every request that came, in order; ``misses``:
+    those nobody answered. Thread-safe.
 
     Raises:
         UnseenPrompt: nobody answered; the message holds the prompt's head.
@@ -109,8 +110,8 @@ class FakeEngine:
     supports_function_calling = False
     supported_params = frozenset({"temperature", "max_tokens", "response_format", "stop", "seed", "top_p"})
 
-    def __init__(self, handlers: Sequence[Handler]) -> None:
-        self.handlers = list(handlers)
+    def __init__(self, handlers: Sequence[Handler], *, small: bool = True) -> None:
+        self.handlers, self.small = list(handlers), small
         self._lock = threading.Lock()
         self.calls: list[Prompt] = []
         self.misses: list[Prompt] = []
@@ -161,8 +162,10 @@ class _AsyncFakeEngine:
         """Nothing to close."""
 
 
-def FakeLM(*handlers: Handler, model: str = "fake/lm", **options: Any) -> dspy.LM:
+def FakeLM(*handlers: Handler, model: str = "fake/lm", small: bool = True, **options: Any) -> dspy.LM:
     """A ``dspy.LM`` over ``FakeEngine(handlers)``; no cache, no retries. ``lm.engine.calls`` is what it was sent.
+
+    ``small``: it stands for a small local model, which is steered and sent short requests; else for a capable one.
 
     Example:
         >>> lm = FakeLM(lambda prompt: {"answer": "42"} if "answer" in prompt.outputs else None)
@@ -170,6 +173,6 @@ def FakeLM(*handlers: Handler, model: str = "fake/lm", **options: Any) -> dspy.L
         ...     dspy.Predict("question -> answer")(question="6 x 7?").answer
         '42'
     """
-    engine = FakeEngine(handlers)
+    engine = FakeEngine(handlers, small=small)
     options = {"cache": False, "num_retries": 0, **options}
     return dspy.LM(model, engine=engine, async_engine=_AsyncFakeEngine(engine), **options)

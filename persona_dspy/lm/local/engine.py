@@ -60,6 +60,7 @@ class LlamaEngine:
     """
 
     supports_response_schema = True
+    small = True  # see lm.is_small
     supports_function_calling = False
     supports_reasoning = False
     supported_params = frozenset(

@@ -1,0 +1,40 @@
+"""Tells a model what is asked of it: what counts, and what past turns are."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from persona_dspy.core import ResponseKind
+
+__all__ = ["judged_by", "with_task_told"]
+
+_TURNS = (
+    "Earlier turns, where there are any, are this user's own past: what was asked, and what this user really answered. "
+    "What counts is how this user would answer now, not what is right in general."
+)
+
+
+def judged_by(kind: ResponseKind) -> str:
+    """How an answer of this kind is compared with the user's own, in a sentence."""
+    if kind.name == "label":
+        return (
+            "An answer counts only if it is exactly the user's own; where several would be true, give the one that "
+            "this user would give."
+        )
+    if kind.name == "rating":
+        return f"Answer from {kind.low:g} to {kind.high:g}; the nearer to the user's own answer, the better."
+    return "The nearer the answer comes to the user's own, in what it says and how it says it, the better."
+
+
+@lru_cache(maxsize=256)
+def with_task_told(signature: Any, kind: ResponseKind) -> Any:
+    """A user's signature whose instructions say, after the user's own words, what past turns are and what counts.
+
+    Example:
+        >>> import dspy
+        >>> told = with_task_told(dspy.Signature("film -> tag", "Tag the film."), ResponseKind(name="text"))
+        >>> told.instructions.splitlines()[0]
+        'Tag the film.'
+    """
+    return signature.with_instructions(f"{signature.instructions}\n{_TURNS} {judged_by(kind)}")
