@@ -5,6 +5,8 @@ from .acceptance import KFoldGate as KFoldGate
 from .acceptance import SignTestGate as SignTestGate
 from .cohort import Cohort as Cohort
 from .gepa_adapter import PersonaGEPAAdapter as PersonaGEPAAdapter
+from .keywords import KeywordProposer as KeywordProposer
 from .persona_alignment import PersonaAlignment as PersonaAlignment
+from .portrait import Portrait as Portrait
 from .proposals import EditProposer as EditProposer
 from .proposals import RewriteProposer as RewriteProposer

@@ -26,7 +26,6 @@ __all__ = [
     "SignTestGate",
     "Split",
     "Verdict",
-    "beyond_chance",
     "gate_for",
     "sign_test",
 ]
@@ -76,20 +75,25 @@ class Gate(Protocol):
         which the incumbent has no score yet counts 0 in ``before``."""
         ...
 
+    def allows(self, before: Sequence[float], after: Sequence[float]) -> bool:
+        """Whether the challenger does no harm on these items: what a portrait, or edits that mend a recent mistake,
+        are asked where ``judge`` sees no gain."""
+        ...
+
     def leads(self, before: Sequence[float], after: Sequence[float]) -> bool:
         """Whether these pairs, a part of the held-out items chosen without a look at their scores, already speak for
         the challenger. It then leads, as the persona to return if the budget ends, until ``judge`` has seen all."""
         ...
 
 
-def gate_for(examples: int) -> Gate:
+def gate_for(examples: int, *, most: int = 8) -> Gate:
     """The gate that suits so many interactions: folds for a tiny history, else the latest ones held out.
 
     Example:
         >>> type(gate_for(6)).__name__, type(gate_for(40)).__name__
         ('KFoldGate', 'HeldOutGate')
     """
-    return KFoldGate() if examples < FEW else HeldOutGate()
+    return KFoldGate() if examples < FEW else HeldOutGate(most=most)
 
 
 class HeldOutGate:
@@ -97,7 +101,8 @@ class HeldOutGate:
     stays, so that a persona does not grow by luck.
 
     Args:
-        size: how many to hold out; by default a quarter, from 2 to 8. At least as many are left to fit on.
+        size: how many to hold out; by default a quarter, from 2 to ``most``. At least as many are left to fit on.
+        most: how many at most, where ``size`` is not given.
 
     Example:
         >>> examples = [dspy.Example(query=str(n)) for n in range(20)]
@@ -111,16 +116,18 @@ class HeldOutGate:
 
     decides = True
 
-    def __init__(self, size: int | None = None) -> None:
+    def __init__(self, size: int | None = None, *, most: int = 8) -> None:
         if size is not None and size < 1:
             raise InputError(f"HeldOutGate(size={size!r}): expected how many interactions to hold out, 1 or more")
-        self.size = size
+        if most < 2:
+            raise InputError(f"HeldOutGate(most={most!r}): expected 2 interactions or more")
+        self.size, self.most = size, most
 
     def splits(self, examples: Sequence[dspy.Example]) -> list[Split]:
         items = list(examples)
         if len(items) < LEAST:
             return [Split(fit=items, held=[])]
-        size = self.size or max(2, min(8, round(len(items) / 4)))
+        size = self.size or max(2, min(self.most, round(len(items) / 4)))
         size = min(size, len(items) // 2)
         return [Split(fit=items[:-size], held=items[-size:])]
 
@@ -135,6 +142,9 @@ class HeldOutGate:
             return False
         best = sum(after.values()) + len(before) - len(after)
         return best < sum(before) or (best == sum(before) and not _shorter(new, old))
+
+    def allows(self, before: Sequence[float], after: Sequence[float]) -> bool:
+        return sum(after) >= sum(before) - 1e-9
 
     def leads(self, before: Sequence[float], after: Sequence[float]) -> bool:
         better, worse = _differing(before, after)
@@ -211,6 +221,9 @@ class SignTestGate(HeldOutGate):
         could = sum(i not in after and score < RIGHT for i, score in enumerate(before))
         return sign_test(better + could, worse) > 1 - self.confidence + 1e-9
 
+    def allows(self, before: Sequence[float], after: Sequence[float]) -> bool:
+        return False  # only a gain at the stated confidence counts
+
     def leads(self, before: Sequence[float], after: Sequence[float]) -> bool:
         return False  # the stated confidence is of one look
 
@@ -243,13 +256,21 @@ class AnchorGate:
 
     def judge(self, old: Persona, new: Persona, before: Sequence[float], after: Sequence[float]) -> Verdict:
         verdict = self.gate.judge(old, new, before, after)
-        lost = sum(b < a for a, b in list(zip(before, after, strict=True))[-len(self.anchors) :])
-        return replace(verdict, accepted=False, reason=f"{lost} anchors lost") if self.anchors and lost else verdict
+        lost = self._lost(before, after)
+        return replace(verdict, accepted=False, reason=f"{lost} anchors lost") if lost else verdict
 
     def hopeless(self, old: Persona, new: Persona, before: Sequence[float], after: Mapping[int, float]) -> bool:
         first = len(before) - len(self.anchors)
         lost = any(i >= first and score < before[i] for i, score in after.items())
         return (lost and len(after) < len(before)) or self.gate.hopeless(old, new, before, after)
+
+    def allows(self, before: Sequence[float], after: Sequence[float]) -> bool:
+        return not self._lost(before, after) and self.gate.allows(before, after)
+
+    def _lost(self, before: Sequence[float], after: Sequence[float]) -> int:
+        if not self.anchors:
+            return 0
+        return sum(b < a for a, b in list(zip(before, after, strict=True))[-len(self.anchors) :])
 
     def leads(self, before: Sequence[float], after: Sequence[float]) -> bool:
         return False  # anchors may be among what was not compared yet
@@ -282,6 +303,9 @@ class AlwaysAccept:
     def hopeless(self, old: Persona, new: Persona, before: Sequence[float], after: Mapping[int, float]) -> bool:
         return False
 
+    def allows(self, before: Sequence[float], after: Sequence[float]) -> bool:
+        return True
+
     def leads(self, before: Sequence[float], after: Sequence[float]) -> bool:
         return False
 
@@ -295,17 +319,6 @@ def sign_test(better: int, worse: int) -> float:
     """
     n = better + worse
     return sum(comb(n, k) for k in range(better, n + 1)) / 2**n if n else 1.0
-
-
-def beyond_chance(before: Sequence[float], after: Sequence[float]) -> bool:
-    """Whether pairs of scores speak for the latter beyond what a coin does one time in eight: 3 better and none worse,
-    or 5 and one.
-
-    Example:
-        >>> beyond_chance([0, 0, 0, 1], [1, 1, 1, 1]), beyond_chance([0, 0, 0, 1], [1, 1, 1, 0])
-        (True, False)
-    """
-    return sign_test(*_differing(before, after)) <= 0.5**LEADS
 
 
 def _differing(before: Sequence[float], after: Sequence[float]) -> tuple[int, int]:

@@ -7,16 +7,35 @@ that a challenger that gains nothing is known after few calls, and one that lead
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 
 import dspy
 
 from optimizers.acceptance import Gate
-from optimizers.loss import RIGHT
+from optimizers.evidence import Challenger
+from optimizers.loss import RIGHT, Simulated
 from optimizers.simulation import Simulator
-from persona_dspy.core import Persona, Trial
+from persona_dspy.core import Outcome, Persona, Trial
 
-__all__ = ["Election"]
+__all__ = ["Election", "Judge", "Mistakes"]
+
+Judge = Callable[[Sequence[Simulated], Sequence[Simulated]], list[float]]
+"""Scores answers against those given without a persona, in [0, 1]; 0.5 = as good."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mistakes:
+    """Recent mistakes that edits were written from, and what else they speak about.
+
+    ``before``: the incumbent's scores on the mistakes. ``replayed``: a persona's scores on them. ``alike``: for the
+    mistakes (by place) that were mended, the scores of (incumbent, challenger) on past interactions like these, which
+    the writer was not shown.
+    """
+
+    before: Sequence[float]
+    replayed: Callable[[Persona], list[float]]
+    alike: Callable[[Persona, Persona, Sequence[int]], tuple[list[float], list[float]]]
 
 
 class Election:
@@ -24,13 +43,20 @@ class Election:
 
     Args:
         as_then: turns a persona into what it would have been before the held-out interactions (its facts).
+        judge: scores free text against the answers without a persona; None = scores are the simulator's.
     """
 
     def __init__(
-        self, gate: Gate, simulator: Simulator, held: Sequence[dspy.Example], as_then: Callable[[Persona], Persona]
+        self,
+        gate: Gate,
+        simulator: Simulator,
+        held: Sequence[dspy.Example],
+        as_then: Callable[[Persona], Persona],
+        judge: Judge | None = None,
     ) -> None:
-        self.gate, self.simulator, self.held, self.as_then = gate, simulator, list(held), as_then
+        self.gate, self.simulator, self.held, self.as_then, self.judge = gate, simulator, list(held), as_then, judge
         self._seen: dict[str, dict[int, float]] = {}
+        self._without: dict[int, Simulated] = {}
         self._latest = list(reversed(range(len(self.held))))
 
     def score(self, persona: Persona) -> list[float]:
@@ -56,17 +82,61 @@ class Election:
     def stand(
         self,
         incumbent: Persona,
-        challenger: Persona,
-        edits: tuple[str, ...],
+        challenger: Challenger,
+        mistakes: Mistakes | None = None,
         leading: Callable[[bool], None] | None = None,
     ) -> Trial:
-        """One challenger against the incumbent. ``leading`` is told True, once at most, when the items so far speak for
-        the challenger clearly and others are still to come, and False where those take it back; the verdict rests on
-        all of them."""
+        """One challenger against the incumbent.
+
+        Edits written from ``mistakes`` have to mend one of them. Then the gate judges the held-out items; where it sees
+        neither gain nor harm, a challenger that is ``harmless`` is kept, and so are edits that mend a mistake and do no
+        harm to past interactions like it. ``leading`` is told True, once at most, when the items so far speak for the
+        challenger clearly and others are still to come, and False where those take it back.
+        """
+        edits = challenger.edits
         if not self.held:
-            verdict = self.gate.judge(incumbent, challenger, [], [])
-            return _trial(edits, 0.0, None, verdict.accepted, verdict.reason)
-        old, new = self.as_then(incumbent), self.as_then(challenger)
+            verdict = self.gate.judge(incumbent, challenger.persona, [], [])
+            return _trial(edits, 0.0, None, verdict.accepted, verdict.reason, "no difference")
+        mended: list[int] = []
+        if mistakes is not None and self.gate.decides:
+            replayed = mistakes.replayed(challenger.persona)
+            mended = [n for n, (old, new) in enumerate(zip(mistakes.before, replayed, strict=True)) if new > old]
+            if not mended or sum(replayed) <= sum(mistakes.before):
+                known = list(self._known(self.as_then(incumbent)).values())
+                reason = f"mends none of {len(replayed)} recent mistakes"
+                outcome = "worse" if sum(replayed) < sum(mistakes.before) else "no difference"
+                return _trial(edits, fmean(known) if known else 0.0, None, False, reason, outcome)
+        old, new = self.as_then(incumbent), self.as_then(challenger.persona)
+        may_tie = challenger.harmless or bool(mended)
+        if not self._played(incumbent, challenger.persona, old, new, may_tie=may_tie, leading=leading):
+            was, now = self._known(old), self._known(new)
+            harmed = any(now[i] < was[i] for i in now if i in was)
+            reason, outcome = f"given up after {len(now)}", "worse" if harmed else "no difference"
+            return _trial(edits, fmean(was.values()), None, False, reason, outcome)
+        before, after = self.score(old), self.score(new)
+        verdict = self.gate.judge(incumbent, challenger.persona, before, after)
+        accepted, reason = verdict.accepted, verdict.reason
+        if not accepted and may_tie and self.gate.allows(before, after):
+            accepted, reason = True, "does no harm"
+            if mistakes is not None and not challenger.harmless:
+                was_alike, now_alike = mistakes.alike(incumbent, challenger.persona, mended)
+                accepted = sum(now_alike) >= sum(was_alike)
+                reason = f"mends {len(mended)} of {len(mistakes.before)} recent mistakes, "
+                reason += "breaks nothing" if accepted else "but answers to queries like them got worse"
+        outcome = "worse" if sum(after) < sum(before) else "no difference" if before == after else "untested"
+        return _trial(edits, verdict.incumbent, verdict.challenger, accepted, reason, outcome)
+
+    def _played(
+        self,
+        incumbent: Persona,
+        challenger: Persona,
+        old: Persona,
+        new: Persona,
+        *,
+        may_tie: bool,
+        leading: Callable[[bool], None] | None,
+    ) -> bool:
+        """Scores both on all items; False, with items left, where the challenger can no longer be accepted."""
         before, after = self._known(old), self._known(new)
         # Items the incumbent is known to get wrong come first: only there can it be beaten.
         order = [*sorted(before, key=lambda i: before[i]), *(i for i in self._latest if i not in before)]
@@ -74,16 +144,15 @@ class Election:
         for block in self._blocks(order):
             self._play(old, block)
             self._play(new, [i for i in block if before[i] < RIGHT])
-            if self._hopeless(incumbent, challenger, old, new):
-                return self._given_up(edits, old, new)
+            if self._hopeless(incumbent, challenger, old, new, may_tie):
+                return False
             led = self._led(old, new, led, leading)
         for block in self._blocks(i for i in order if i not in after):
-            if self._hopeless(incumbent, challenger, old, new):
-                return self._given_up(edits, old, new)
+            if self._hopeless(incumbent, challenger, old, new, may_tie):
+                return False
             led = self._led(old, new, led, leading)
             self._play(new, block)
-        verdict = self.gate.judge(incumbent, challenger, self.score(old), self.score(new))
-        return _trial(edits, verdict.incumbent, verdict.challenger, verdict.accepted, verdict.reason)
+        return True
 
     def _led(self, old: Persona, new: Persona, was: bool | None, leading: Callable[[bool], None] | None) -> bool | None:
         """Whether the challenger leads now, told where that changes. It does as long as it is ahead on what both have
@@ -110,28 +179,42 @@ class Election:
                 return True
             self._play(new, rest[: self.simulator.concurrency])
 
-    def _hopeless(self, incumbent: Persona, challenger: Persona, old: Persona, new: Persona) -> bool:
+    def _hopeless(self, incumbent: Persona, challenger: Persona, old: Persona, new: Persona, may_tie: bool) -> bool:
         before, after = self._known(old), self._known(new)
         at_best = [before.get(i, 0.0) for i in range(len(self.held))]
+        if may_tie:
+            return sum(after.values()) + len(self.held) - len(after) < sum(at_best)
         return self.gate.hopeless(incumbent, challenger, at_best, after)
-
-    def _given_up(self, edits: tuple[str, ...], old: Persona, new: Persona) -> Trial:
-        was = fmean(self._known(old).values())
-        return _trial(edits, was, None, False, f"given up after {len(self._known(new))}")
 
     def _known(self, persona: Persona) -> dict[int, float]:
         return self._seen.setdefault(persona.fingerprint, {})
 
     def _play(self, persona: Persona, items: Iterable[int]) -> None:
         scores = self._known(persona)
-        if missing := [i for i in items if i not in scores]:
+        missing = [i for i in items if i not in scores]
+        if not missing:
+            return
+        nobody = Persona(user_id=persona.user_id)
+        if self.judge is None:
             simulations = self.simulator.run(persona, [self.held[i] for i in missing])
             scores.update(zip(missing, (s.score for s in simulations), strict=True))
+            return
+        unseen = [i for i in missing if i not in self._without]
+        if unseen:
+            self._without |= dict(zip(unseen, self.simulator.run(nobody, [self.held[i] for i in unseen]), strict=True))
+            self._known(nobody).update(dict.fromkeys(unseen, 0.5))
+        if persona.fingerprint != nobody.fingerprint:
+            drafts = self.simulator.run(persona, [self.held[i] for i in missing])
+            scores.update(zip(missing, self.judge(drafts, [self._without[i] for i in missing]), strict=True))
 
     def _blocks(self, items: Iterable[int]) -> list[list[int]]:
-        listed, size = list(items), self.simulator.concurrency
+        listed = list(items)
+        size = self.simulator.concurrency if self.judge is None else max(1, len(self.held))  # one request for all
         return [listed[at : at + size] for at in range(0, len(listed), size)]
 
 
-def _trial(edits: tuple[str, ...], was: float, now: float | None, accepted: bool, reason: str) -> Trial:
-    return Trial(edits=edits, incumbent_score=was, challenger_score=now, accepted=accepted, reason=reason)
+def _trial(
+    edits: tuple[str, ...], was: float, now: float | None, accepted: bool, reason: str, outcome: Outcome
+) -> Trial:
+    values = {"edits": edits, "incumbent_score": was, "challenger_score": now, "accepted": accepted, "reason": reason}
+    return Trial(**values, outcome="accepted" if accepted else outcome)

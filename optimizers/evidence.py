@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from optimizers.loss import Simulated
-from persona_dspy.core import Bullet, Edit, Feedback, Interaction, Persona, ResponseKind, one_line
+from persona_dspy.core import Bullet, Edit, Feedback, Interaction, Outcome, Persona, ResponseKind, echoes, one_line
 from persona_dspy.memory import content_words
 
-__all__ = ["Challenger", "Evidence", "Momentum", "Support", "grounded", "same", "support"]
+__all__ = ["Challenger", "Evidence", "Momentum", "Support", "Tried", "grounded", "same", "support"]
 
+RUN = 4  # words in a row that a line may not share with a text that judges, nor a condition with what was shown
 KEPT = 5  # ids a bullet keeps: enough to check it by, few enough to read
 
 RECENT = 6  # interactions a rule is checked against: enough to outvote one odd response
@@ -22,11 +23,20 @@ FADE = 0.7  # what each counts of the next later one: few enough to follow drift
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Tried:
+    """Edits, as sentences, that were refused, and what they did (``Trial.outcome``)."""
+
+    edits: tuple[str, ...]
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
     """All that a proposer may see. Nothing of the interactions that will judge its challengers is in it.
 
-    ``past``: interactions that are not held out, oldest first. ``rejected``: of each challenger that the gate refused,
-    the edits as sentences. ``secrets``: the responses that judge, which no bullet may copy.
+    ``asked``: what the program is asked, in words. ``past``: interactions that are not held out, oldest first.
+    ``tried``: challengers that the gate refused. ``secrets``: the texts that judge, in any fold, of which no line may
+    hold a run of words.
     ``recurring``: feedback that came up in several steps, and in how many, most often first. ``riders``: edits that
     did not win, are borne out by the past, and stand again beside others.
     """
@@ -35,20 +45,34 @@ class Evidence:
     simulated: Sequence[Simulated]
     feedback: Sequence[Feedback]
     past: Sequence[Interaction]
-    rejected: frozenset[frozenset[str]] = frozenset()
+    asked: str = ""
+    tried: Sequence[Tried] = ()
     secrets: frozenset[str] = frozenset()
     recurring: Sequence[tuple[str, int]] = ()
     riders: Sequence[Edit] = ()
 
+    @property
+    def rejected(self) -> frozenset[frozenset[str]]:
+        """Of each challenger that was refused, the edits as sentences."""
+        return frozenset(frozenset(t.edits) for t in self.tried)
+
+    def copies(self, text: str) -> bool:
+        """Whether a line holds a run of words of a text that judges."""
+        return any(echoes(text, secret, words=RUN) for secret in self.secrets)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Challenger:
-    """A persona that stands for election, the edits that made it (for the record and the list of rejected), and those
-    of them that may stand again beside others if it neither wins nor loses."""
+    """A persona that stands for election, the edits that made it (for the record and the list of what was tried), and
+    those of them that may stand again beside others if it neither wins nor loses. ``harmless``: it says who the user
+    is, from counts or all of the past, and is kept where it does no harm. ``from_mistakes``: it was written from those
+    just simulated, one of which it has to mend."""
 
     persona: Persona
     edits: tuple[str, ...] = field(default=())
     again: tuple[Edit, ...] = field(default=())
+    harmless: bool = False
+    from_mistakes: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

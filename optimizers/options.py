@@ -26,12 +26,14 @@ class Options(Protocol):
     recent: int
     epochs: int
     patience: int
-    proposer: Proposer
-    loss: TextualLoss
     summary: SemanticMemory | None
     cohort: Cohort | None
     reflection_lm: Any
     observers: tuple[Observer, ...]
     concurrency: int
+
+    def proposer_for(self, lm: Any) -> Proposer: ...
+
+    def loss_for(self, lm: Any) -> TextualLoss: ...
 
     def get_params(self) -> dict[str, Any]: ...

@@ -9,97 +9,161 @@ from typing import Any, Literal, Self
 import dspy
 from dspy.teleprompt import Teleprompter
 
-from optimizers.acceptance import AlwaysAccept, Gate, Split, gate_for
+from optimizers.acceptance import LEAST, AlwaysAccept, Gate, Split, gate_for
 from optimizers.cohort import Cohort
+from optimizers.keywords import KeywordProposer
 from optimizers.loss import Metric, TextualLoss
 from optimizers.options import Observer
+from optimizers.portrait import Portrait
 from optimizers.proposals import EditProposer, Proposer, RewriteProposer
 from optimizers.run import Run
 from persona_dspy.agent import PersonalProgram
 from persona_dspy.core import Interaction
 from persona_dspy.errors import BudgetExceeded, InputError
-from persona_dspy.lm import Budget, Ledger, current_ledger
+from persona_dspy.lm import Budget, Ledger, current_ledger, is_small
 from persona_dspy.memory import SemanticMemory
 
 __all__ = ["Observer", "PersonaAlignment"]
 
 
+Auto = Literal["light", "medium", "heavy"]
+
+_AUTO: dict[Auto, dict[str, int]] = {
+    "light": {"recent": 3, "epochs": 1, "patience": 1, "most": 5, "challengers": 1, "parts": 1},
+    "medium": {"recent": 3, "epochs": 3, "patience": 2, "most": 8, "challengers": 1, "parts": 2},
+    "heavy": {"recent": 4, "epochs": 6, "patience": 3, "most": 12, "challengers": 2, "parts": 4},
+}
+
+
 class PersonaAlignment(Teleprompter):
     """Tunes the persona parameter of a PersonaAgent or of ``personalize(program)``; nothing else of the program.
 
-    First, rules drawn from the past stand for election (no simulation, at most one LM call). Then a step simulates the
-    user's ``recent`` latest interactions that no rule explains yet, with memory as it stood before each; an LM says
-    what the mistakes show of the user; challengers are proposed; the gate lets one replace the incumbent or none. The
-    interactions that judge are never fitted on. Needs 4 interactions; with fewer the initial persona stays.
+    First a portrait of the user, written by an LM from the past, and what code counts stand for election. Then a step
+    simulates the user's ``recent`` latest interactions, with memory as it stood before each; an LM says what the
+    mistakes show of the user; edits of the persona's lines are proposed; the gate lets a challenger replace the
+    incumbent or none: it has to mend what was wrong and to break nothing. The interactions that judge are never fitted
+    on. Needs 4 interactions; with fewer the initial persona stays. What is returned does no worse on the interactions
+    that judge than the program without a persona.
 
     Args:
         metric: ``metric(example, prediction, trace=None)`` -> float in [0, 1], or ``dspy.Prediction(score, feedback)``
-            as GEPA's; by default by the response's type, and the LM writes the feedback.
+            as GEPA's; by default by the response's type (free text: an LM compares drafts), and the LM writes the
+            feedback.
+        auto: how much is spent: ``"light"`` some 20 calls a user, ``"medium"`` (the default) some 40, ``"heavy"`` 100;
+            ``calls(n)`` says the most. What is given below overrides it.
         recent: interactions simulated a step (the paper's n).
         epochs: steps at most (the paper's E; gains level off after 3).
         patience: steps without gain before it stops.
-        gate: who decides; by default ``HeldOutGate()``, or ``KFoldGate()`` for fewer than 12 interactions.
-        proposer: how challengers are made, ``EditProposer()`` by default.
+        gate: who decides; by default ``HeldOutGate()``.
+        proposer: how challengers are made; by default ``EditProposer()``, and ``KeywordProposer()`` for a small local
+            LM.
         loss: how feedback is written: ``"each"`` = a call for each mistake, as in the paper; ``"batch"`` = one call a
-            step; or a ``TextualLoss``.
+            step, right answers beside wrong ones; or a ``TextualLoss``. By default ``"batch"``, and ``"each"`` for a
+            small local LM.
         summary: an LM summary of the past as a first challenger; None = none.
         cohort: what similar users have in common, as a first challenger; None = no other user matters.
-        reflection_lm: a stronger LM for loss, update and summary; by default the program's own.
+        reflection_lm: a stronger LM for portrait, loss, update and judging; by default the program's own.
         budget: bounds of the whole compile; it then ends with the best persona so far.
         observers: called with one event dict a step.
         concurrency: simulations at once.
+        progress: a progress bar on standard error where that is a terminal or a notebook.
 
     Example:
         >>> PersonaAlignment(recent=3, epochs=3).get_params()["recent"]
         3
+        >>> PersonaAlignment(auto="light").calls(40)
+        29
     """
 
     def __init__(  # noqa: PLR0913 - keyword-only, each with a default
         self,
         metric: Metric | None = None,
         *,
-        recent: int = 3,
-        epochs: int = 3,
-        patience: int = 2,
+        auto: Auto | None = None,
+        recent: int | None = None,
+        epochs: int | None = None,
+        patience: int | None = None,
         gate: Gate | None = None,
         proposer: Proposer | None = None,
-        loss: TextualLoss | Literal["each", "batch"] = "each",
+        loss: TextualLoss | Literal["each", "batch"] | None = None,
         summary: SemanticMemory | None = None,
         cohort: Cohort | None = None,
         reflection_lm: Any = None,
         budget: Budget | None = None,
         observers: Sequence[Observer] = (),
         concurrency: int = 1,
+        progress: bool = True,
     ) -> None:
         super().__init__()
-        counts = (("recent", recent), ("epochs", epochs), ("patience", patience), ("concurrency", concurrency))
-        for name, value in counts:
-            if value < 1:
-                raise InputError(f"PersonaAlignment({name}={value!r}): expected a whole number, 1 or more")
-        self.metric, self.recent, self.epochs, self.concurrency = metric, recent, epochs, concurrency
-        self.patience, self.gate = patience, gate
-        self.proposer: Proposer = proposer or EditProposer()
+        if auto is not None and auto not in _AUTO:
+            raise InputError(f"PersonaAlignment(auto={auto!r}): expected one of {', '.join(map(repr, _AUTO))}")
+        self.auto: Auto | None = auto
+        amount = _AUTO[auto or "medium"]
+        self.recent = amount["recent"] if recent is None else recent
+        self.epochs = amount["epochs"] if epochs is None else epochs
+        self.patience = amount["patience"] if patience is None else patience
+        self.concurrency = concurrency
+        for name in ("recent", "epochs", "patience", "concurrency"):
+            if getattr(self, name) < 1:
+                raise InputError(
+                    f"PersonaAlignment({name}={getattr(self, name)!r}): expected a whole number, 1 or more"
+                )
+        self.metric, self.gate, self.proposer = metric, gate, proposer
         self.loss = TextualLoss(loss) if isinstance(loss, str) else loss
         self.summary, self.cohort, self.reflection_lm, self.budget = summary, cohort, reflection_lm, budget
-        self.observers = tuple(observers)
+        self.observers, self.progress = tuple(observers), progress
 
     @classmethod
     def as_in_paper(cls, metric: Metric | None = None, *, hold_out: int = 0, **options: Any) -> Self:
         """The paper's settings: no gate, the whole persona rewritten, n = 3, 3 iterations, summary in the initial
         persona. ``hold_out`` interactions are kept out and scored for the record; they decide nothing."""
-        options = {"recent": 3, "epochs": 3, "patience": 3, "summary": SemanticMemory(), **options}
-        return cls(metric, gate=AlwaysAccept(hold_out), proposer=RewriteProposer(), **options)
+        options = {
+            "recent": 3, "epochs": 3, "patience": 3, "summary": SemanticMemory(), "loss": "each",
+            "proposer": RewriteProposer(), **options,
+        }  # fmt: skip
+        return cls(metric, gate=AlwaysAccept(hold_out), **options)
+
+    def gate_for(self, interactions: int) -> Gate:
+        """The gate for a user of so many interactions."""
+        return self.gate or gate_for(interactions, most=_AUTO[self.auto or "medium"]["most"])
+
+    def proposer_for(self, lm: Any) -> Proposer:
+        """The proposer that suits the LM that reflects."""
+        if self.proposer is not None:
+            return self.proposer
+        if is_small(lm):
+            return KeywordProposer()
+        amount = _AUTO[self.auto or "medium"]
+        return EditProposer(portrait=Portrait(parts=amount["parts"]), challengers=amount["challengers"])
+
+    def loss_for(self, lm: Any) -> TextualLoss:
+        """The textual loss that suits the LM that reflects."""
+        return self.loss or TextualLoss("each" if is_small(lm) else "batch")
+
+    def calls(self, interactions: int) -> int:
+        """The most LM calls that aligning a user of so many interactions takes with a capable LM, before anything is
+        spent; for free text, whose drafts are compared by an LM too, up to a third more. Half of it is usual."""
+        if interactions < LEAST:
+            return 0
+        held = [dspy.Example() for _ in range(interactions)]
+        held_out = max(len(split.held) for split in self.gate_for(interactions).splits(held))
+        challengers = getattr(self.proposer, "challengers", _AUTO[self.auto or "medium"]["challengers"])
+        parts = _AUTO[self.auto or "medium"]["parts"]
+        portrait = parts + (parts > 1)
+        step = self.recent + 2 + challengers * (self.recent + held_out + 4 * self.recent)
+        return held_out * 3 + portrait + self.epochs * step
 
     def get_params(self) -> dict[str, Any]:
         """Scalars only, as a copy: MLflow's autologging writes them down and may change what it is given."""
         return {
+            "auto": self.auto,
             "recent": self.recent,
             "epochs": self.epochs,
             "concurrency": self.concurrency,
             "patience": self.patience,
             "gate": type(self.gate).__name__ if self.gate else "by the number of interactions",
-            "proposer": type(self.proposer).__name__,
-            "loss": self.loss.mode,
+            "proposer": type(self.proposer).__name__ if self.proposer else "by the LM",
+            "loss": self.loss.mode if self.loss else "by the LM",
             "summary": self.summary is not None,
             "cohort": len(self.cohort) if self.cohort else 0,
             "metric": getattr(self.metric, "__name__", None),
@@ -134,7 +198,7 @@ class PersonaAlignment(Teleprompter):
         if not trainset:
             raise InputError("trainset []: expected the user's interactions, such as trainset=agent.examples()")
         program = student.deepcopy()
-        gate, fit = self.gate or gate_for(len(trainset)), _remember(program, trainset)
+        gate, fit = self.gate_for(len(trainset)), _remember(program, trainset)
         splits = gate.splits(fit) if valset is None else [_split(fit, _remember(program, valset), gate)]
         ledger = Ledger(user_id=program.user_id, budget=self.budget, parent=current_ledger())
         with ledger.recording():

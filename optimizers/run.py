@@ -16,14 +16,15 @@ import dspy
 from dspy.utils.exceptions import AdapterParseError
 
 from optimizers.acceptance import LEAST, Gate, Split
-from optimizers.election import Election
-from optimizers.evidence import Challenger, Evidence, Momentum, same, support
+from optimizers.election import Election, Mistakes
+from optimizers.evidence import Challenger, Evidence, Momentum, Tried, same, support
 from optimizers.loss import Simulated
 from optimizers.options import Options
 from optimizers.proposals import FromPast, built
-from optimizers.pruning import pruned
+from optimizers.reflection import Reflection, reflecting
 from optimizers.simulation import Simulator
-from persona_dspy.agent import PersonalProgram, as_persona
+from optimizers.text_judge import TextJudge
+from persona_dspy.agent import PersonalProgram
 from persona_dspy.core import (
     Alignment,
     AlignmentStep,
@@ -37,22 +38,22 @@ from persona_dspy.core import (
     Usage,
     UsageRecord,
 )
-from persona_dspy.lm import Ledger
+from persona_dspy.lm import Ledger, is_small
 from persona_dspy.memory import content_words, facts
 
 __all__ = ["Run"]
 
+ALIKE = 2  # past interactions that a mended mistake is checked against
+
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
-    """What one split of the interactions gives: examples to fit on, the past without the held-out ones, an election,
-    and the held-out responses that no bullet may copy."""
+    """What one split of the interactions gives: examples to fit on, the past without the held-out ones, an election."""
 
     fit: list[dspy.Example]
     past: tuple[Interaction, ...]
     simulator: Simulator
     election: Election
-    secrets: frozenset[str]
 
 
 class Run:
@@ -62,39 +63,46 @@ class Run:
         self, options: Options, gate: Gate, program: PersonalProgram, splits: Sequence[Split], ledger: Ledger
     ) -> None:
         self.options, self.gate, self.program, self.ledger = options, gate, program, ledger
-        self.incumbent = self.initial = program.persona.value
-        self.follows_memory = any(b.source == "fact" for b in self.incumbent.bullets) or not self.incumbent.bullets
+        self.proposer = options.proposer_for(self._reflector())
+        self.loss = options.loss_for(self._reflector())
+        self.initial = program.persona.value
+        self.only_counts = all(b.source == "fact" for b in self.initial.bullets)
+        # Counts are challengers like any other: nobody is left with them where no persona at all does better.
+        self.incumbent = self.initial
+        if self.only_counts and gate.decides:
+            self.incumbent = self.initial.model_copy(update={"bullets": ()})
         places = [program.memory.position(e.interaction_id) for split in splits for e in (*split.fit, *split.held)]
         last = max((place for place in places if place is not None), default=-1)
         self.past = program.memory.interactions[: last + 1]  # what came after the examples is not for compile to know
+        texts = [str(e.get(program.response_field, "")) for s in splits for e in s.held if program.kind.name == "text"]
+        self.secrets = frozenset(text.strip() for text in texts) - {""}
+        self.judges_text = program.kind.name == "text" and options.metric is None and not is_small(self._reflector())
         self.rounds = [self._round(split) for split in splits]
-        self.rejected: set[frozenset[str]] = set()
+        self.tried: list[Tried] = []
         self.riders: list[Edit] = []
         self.momentum = Momentum()
         self.steps: list[AlignmentStep] = []
         self.simulated: set[str] = set()
         self.accepted = self.idle = 0
-        self.leading = False
+        self.leading = self.counts_judged = False
         self.stopped = ""
         self.notes: list[str] = []
         self.scores = Scores()
+        self.unread: list[str] = []
 
     def _round(self, split: Split) -> Round:
         hidden = frozenset(e.interaction_id for e in split.held)
         past = tuple(i for i in self.past if i.id not in hidden)
         simulator = Simulator(self.program, self.options.metric, hidden, self.options.concurrency)
-        texts = [str(e.get(self.program.response_field, "")) for e in split.held if self.program.kind.name == "text"]
-        return Round(
-            fit=split.fit,
-            past=past,
-            simulator=simulator,
-            election=Election(self.gate, simulator, split.held, lambda persona: self.as_of(persona, past)),
-            secrets=frozenset(text.strip().lower() for text in texts) - {""},
-        )
+        as_then, judge = partial(self.as_of, past=past), self._judged if self.judges_text else None
+        election = Election(self.gate, simulator, split.held, as_then, judge)
+        return Round(fit=split.fit, past=past, simulator=simulator, election=election)
 
     def as_of(self, persona: Persona, past: Sequence[Interaction]) -> Persona:
         """The persona as it would have been then: its facts counted over ``past`` only."""
-        return persona.with_facts(facts(past, self.program.kind)) if self.follows_memory else persona
+        if not any(b.source == "fact" for b in persona.bullets):
+            return persona
+        return persona.with_facts(facts(past, self.program.kind))
 
     def loop(self) -> None:
         """All steps, until nothing is wrong, nothing helps, or the epochs are over."""
@@ -103,14 +111,15 @@ class Run:
         if not first.election.held and self.gate.decides:
             self.stopped = f"{len(first.fit)} interactions: too few to fit on and hold out (at least {LEAST}); "
             self.stopped += "the initial persona stays"
+            self.incumbent = self.initial
             self._adopt_cohort()
             return
         self._before_the_first_step(first)
         self.stopped = self._epochs()
-        self._compare_with_none(first)
+        self._settle(first)
 
     def _epochs(self) -> str:
-        perfect, proposer = 0, self.options.proposer
+        perfect, proposer = 0, self.proposer
         for epoch in range(1, self.options.epochs + 1):
             round_ = self.rounds[(epoch - 1) % len(self.rounds)]
             self.incumbent = self.as_of(self.incumbent, round_.past)
@@ -131,29 +140,45 @@ class Run:
         return "all epochs done"
 
     def _before_the_first_step(self, first: Round) -> None:
-        """Challengers that cost no simulation: what similar users have in common, what the past shows by itself,
-        an LM's summary."""
+        """Challengers that cost no simulation: what code counts, what the past shows by itself, what similar users have
+        in common, an LM's summary."""
         self.incumbent = self.as_of(self.incumbent, first.past)  # no proposer reads counts of what judges it
-        sources: list[Callable[[], list[Challenger]]] = []
-        if self.options.cohort is not None:
-            sources.append(lambda: self._from_cohort(first))
-        if isinstance(self.options.proposer, FromPast):
-            proposer = self.options.proposer
-            sources.append(lambda: proposer.from_past(self.incumbent, self._evidence(first)))
-        if self.options.summary is not None:
-            sources.append(lambda: self._summary(first))
-        for propose in sources:
-            if self.gate.decides and first.election.perfect(self.incumbent):
-                return
-            self._stand(first, propose)
+        counts = self._counts(first)
+        proposer = self.proposer if isinstance(self.proposer, FromPast) else None
+        together = bool(counts) and bool(getattr(proposer, "with_counts", False))
+        if counts and not together:
+            self._stand(first, lambda: counts)
+        if self.options.cohort is not None and not self._perfect(first):
+            self._stand(first, lambda: self._from_cohort(first))
+        if proposer is not None and (together or not self._perfect(first)):
+            base = counts[0].persona if together else self.incumbent
+            self._stand(first, lambda: proposer.from_past(base, self._evidence(first)))
+            if together and not self.incumbent.bullets:
+                self._stand(first, lambda: counts)
+        if self.options.summary is not None and not self._perfect(first):
+            self._stand(first, lambda: self._summary(first))
+
+    def _perfect(self, round_: Round) -> bool:
+        return self.gate.decides and round_.election.perfect(self.incumbent)
+
+    def _counts(self, round_: Round) -> list[Challenger]:
+        """What code counts over the past, as a challenger of the empty persona it then begins with."""
+        if not (self.gate.decides and self.only_counts):
+            return []
+        counted = self.incumbent.with_facts(facts(round_.past, self.program.kind))
+        if not counted.bullets:
+            return []
+        return [Challenger(persona=counted, edits=(f"count {len(round_.past)} answers",), harmless=True)]
 
     def _stand(self, round_: Round, propose: Callable[[], list[Challenger]]) -> None:
         """An election without a simulation before it, on the record as a step of epoch 0."""
-        before = self.ledger.usage
+        before, unread = self.ledger.usage, len(self.unread)
         with self._reflecting():
             challengers = propose()
-        if trials := self._elect(round_, challengers):
-            self.steps.append(AlignmentStep(epoch=0, trials=trials, usage=self._spent(before)))
+        trials = self._elect(round_, challengers)
+        if trials or len(self.unread) > unread:
+            step = AlignmentStep(epoch=0, trials=trials, unread=len(self.unread) - unread, usage=self._spent(before))
+            self.steps.append(step)
             score = round_.election.mean(self.incumbent)
             self.tell("step", epoch=0, accepted=sum(t.accepted for t in trials), score=score)
 
@@ -164,15 +189,16 @@ class Run:
 
     def _adding(self, bullets: Sequence[Bullet], first: Round) -> list[Challenger]:
         edits = [Edit(op="add", bullet=b) for b in bullets]
-        made = built(self.incumbent, edits, self._evidence(first), len(edits)) if edits else None
-        return [made] if made else []
+        challenger = built(self.incumbent, edits, self._evidence(first), len(edits)) if edits else None
+        return [challenger] if challenger else []
 
     def _adopt_cohort(self) -> None:
         if self.options.cohort is None:
             return
-        for made in self._from_cohort(self.rounds[0]):
-            self.incumbent = made.persona
-            self.notes.append(f"started from {len(made.edits)} rules of similar users; nothing could judge them yet")
+        for challenger in self._from_cohort(self.rounds[0]):
+            self.incumbent = challenger.persona
+            count = len(challenger.edits)
+            self.notes.append(f"started from {count} rules of similar users; nothing could judge them yet")
 
     def _summary(self, first: Round) -> list[Challenger]:
         assert self.options.summary is not None
@@ -181,16 +207,24 @@ class Run:
             return []
         try:
             bullets = self.options.summary(interactions=earlier).bullets
-        except AdapterParseError:
+        except AdapterParseError as failure:
+            self.unread.append(f"no summary that could be read: {failure}"[:200])
             return []
         return self._adding(bullets, first)
 
+    def _reflector(self) -> Any:
+        return self.options.reflection_lm or self.program.own_lm()
+
     @contextmanager
-    def _reflecting(self) -> Generator[None]:
-        """Loss, update and summary calls: by the reflection LM, under no persona, counted and bounded like others."""
-        lm = self.options.reflection_lm or self.program.own_lm()
-        with dspy.context(lm=lm), as_persona("", lm=lm):
-            yield
+    def _reflecting(self) -> Generator[Reflection]:
+        """Loss, update, portrait and judge calls: by the reflection LM, under no persona, counted and bounded."""
+        with reflecting(self._reflector()) as reflection:
+            yield reflection
+        self.unread += reflection.unread
+
+    def _judged(self, drafts: Sequence[Simulated], references: Sequence[Simulated]) -> list[float]:
+        with self._reflecting():
+            return TextJudge()(drafts, references)
 
     def _before(self, batch: Sequence[dspy.Example], round_: Round) -> tuple[Interaction, ...]:
         """The past as it stood before the first of ``batch``, of which no held-out interaction is part."""
@@ -212,9 +246,9 @@ class Run:
         return rule is not None and same(str(example.get(self.program.response_field, "")), rule.then)
 
     def _step(self, epoch: int, round_: Round, batch: list[dspy.Example]) -> None:
-        before = self.ledger.usage
-        then = self.as_of(self.incumbent, self._before(batch, round_))
-        simulated = round_.simulator.run(then, batch)
+        before, unread = self.ledger.usage, len(self.unread)
+        earlier = self._before(batch, round_)
+        simulated = round_.simulator.run(self.as_of(self.incumbent, earlier), batch)
         self.tell("simulated", epoch=epoch, scores=[s.score for s in simulated])
         feedback: list[Feedback] = []
         trials: tuple[Trial, ...] = ()
@@ -222,8 +256,8 @@ class Run:
             feedback = self._feedback(simulated)
             self.momentum.add([f for f, s in zip(feedback, simulated, strict=True) if not s.right])
             with self._reflecting():
-                challengers = self.options.proposer(self.incumbent, self._evidence(round_, simulated, feedback))
-            trials = self._elect(round_, challengers)
+                challengers = self.proposer(self.incumbent, self._evidence(round_, simulated, feedback))
+            trials = self._elect(round_, challengers, self._mistakes(round_, batch, simulated, earlier))
             self.idle = 0 if any(t.accepted for t in trials) else self.idle + 1
         # What stayed wrong now is not asked again: the next step looks at other interactions instead.
         self.simulated |= {s.interaction_id for s in simulated}
@@ -234,47 +268,91 @@ class Run:
                 scores=tuple(round(s.score, 4) for s in simulated),
                 feedback=tuple(f.text for f in feedback),
                 trials=trials,
+                unread=len(self.unread) - unread,
                 usage=self._spent(before),
             )
         )
         score = round_.election.mean(self.incumbent)
         self.tell("step", epoch=epoch, accepted=sum(t.accepted for t in trials), score=score)
 
+    def _mistakes(
+        self,
+        round_: Round,
+        batch: Sequence[dspy.Example],
+        simulated: Sequence[Simulated],
+        earlier: Sequence[Interaction],
+    ) -> Mistakes:
+        wrong = [(e, s) for e, s in zip(batch, simulated, strict=True) if not s.right]
+        examples = [e for e, _ in wrong]
+
+        def replayed(persona: Persona) -> list[float]:
+            answers = round_.simulator.run(self.as_of(persona, earlier), examples)
+            if self.judges_text:
+                return self._judged(answers, [s for _, s in wrong])
+            return [s.score for s in answers]
+
+        def alike(old: Persona, new: Persona, mended: Sequence[int]) -> tuple[list[float], list[float]]:
+            others = self._alike(round_, [examples[n] for n in mended], batch)
+            runs = [round_.simulator.run(self.as_of(persona, round_.past), others) for persona in (old, new)]
+            if self.judges_text:
+                return [0.5] * len(others), self._judged(runs[1], runs[0])
+            return [s.score for s in runs[0]], [s.score for s in runs[1]]
+
+        before = [0.5] * len(wrong) if self.judges_text else [s.score for _, s in wrong]
+        return Mistakes(before=before, replayed=replayed, alike=alike)
+
+    def _alike(
+        self, round_: Round, examples: Sequence[dspy.Example], batch: Sequence[dspy.Example]
+    ) -> list[dspy.Example]:
+        """Past interactions nearest to ``examples``, ``ALIKE`` for each, from which no edit was written."""
+        seen = self.simulated | {e.interaction_id for e in batch}
+        fit = {e.interaction_id: e for e in round_.fit if e.interaction_id not in seen}
+        hidden = {i.id for i in self.program.memory.interactions} - set(fit)
+        chosen: dict[str, dspy.Example] = {}
+        for example in examples:
+            query = str(example.get(self.program.query_field, ""))
+            near = self.program.memory.recall(query, ALIKE, exclude=hidden)
+            chosen |= {episode.id: fit[episode.id] for episode in near}
+        return list(chosen.values())
+
     def _evidence(
         self, round_: Round, simulated: Sequence[Simulated] = (), feedback: Sequence[Feedback] = ()
     ) -> Evidence:
         return Evidence(
             kind=self.program.kind,
+            asked=self.program.asked(),
             simulated=simulated,
             feedback=feedback,
             past=round_.past,
-            rejected=frozenset(self.rejected),
-            secrets=round_.secrets,
+            tried=tuple(self.tried),
+            secrets=self.secrets,
             recurring=self.momentum.recurring,
             riders=tuple(self.riders),
         )
 
     def _feedback(self, simulated: Sequence[Simulated]) -> list[Feedback]:
-        try:
-            with self._reflecting():
-                return self.options.loss(simulated=simulated).feedback
-        except AdapterParseError:
-            return [Feedback(interaction_id=s.interaction_id, score=s.score) for s in simulated]
+        with self._reflecting():
+            notes = self.incumbent.render()
+            return self.loss(simulated=simulated, task=self.program.asked(), notes=notes).feedback
 
-    def _elect(self, round_: Round, challengers: Sequence[Challenger]) -> tuple[Trial, ...]:
+    def _elect(
+        self, round_: Round, challengers: Sequence[Challenger], mistakes: Mistakes | None = None
+    ) -> tuple[Trial, ...]:
         """Challengers of this incumbent, one after the other, until one is accepted; the rest were made for another."""
         trials: list[Trial] = []
         for challenger in challengers:
             before = self.incumbent
             lead = partial(self._lead, challenger, before)
-            trial = round_.election.stand(before, challenger.persona, challenger.edits, lead)
+            shown = mistakes if challenger.from_mistakes else None
+            trial = round_.election.stand(before, challenger, shown, lead)
             trials.append(trial)
+            self.counts_judged = True
             self.incumbent, self.leading = challenger.persona if trial.accepted else before, False
             if trial.accepted:
-                self.accepted += 1
+                self.accepted += self.incumbent.version > before.version  # counts by themselves are nothing learned
                 self.riders = [e for e in self.riders if e.sentence not in challenger.edits]
             else:
-                self._remember(round_, challenger)
+                self._remember(round_, challenger, trial)
             told = {"edits": list(challenger.edits), "persona": self.incumbent.render()}
             self.tell("judged", accepted=trial.accepted, score=trial.challenger_score, **told)
             if trial.accepted:
@@ -285,39 +363,45 @@ class Run:
         self.incumbent, self.leading = challenger.persona if leads else before, leads
         self.tell("leads", edits=list(challenger.edits) if leads else [], persona=self.incumbent.render())
 
-    def _remember(self, round_: Round, challenger: Challenger) -> None:
+    def _remember(self, round_: Round, challenger: Challenger, trial: Trial) -> None:
         """What was refused, for the proposer; rules that the past bears out ride along with a later challenger, since
         the held-out interactions may just not have shown what they are about."""
-        self.rejected.add(frozenset(challenger.edits))
+        self.tried.append(Tried(edits=challenger.edits, outcome=trial.outcome))
         rode = {e.sentence for e in self.riders}
         if rode & set(challenger.edits):
             self.riders = []
             return
         for edit in challenger.again:
-            if edit.bullet is not None and support(edit.bullet, round_.past).borne_out:
+            if edit.bullet is not None and edit.bullet.words and support(edit.bullet, round_.past).borne_out:
                 self.riders.append(edit)
 
-    def _compare_with_none(self, first: Round) -> None:
-        """The scores for the record: at the start, at the end, without any persona; facts that do harm are left out."""
+    def _settle(self, first: Round) -> None:
+        """The scores for the record: at the start, at the end, without any persona. Where none does better than what
+        was learned, as a fold that judged later may show, nothing learned or counted is kept."""
         election = first.election
         if not election.held:
             return
-        without = fmean(election.score(Persona(user_id=self.program.user_id)))
-        start, end = (election.score(self.as_of(p, first.past)) for p in (self.initial, self.incumbent))
-        self.tell("simulated", epoch=0, scores=start)
-        initial, final = fmean(start), fmean(end)
-        if final < without and self.gate.decides:
-            left = pruned(self.incumbent, election, follows_memory=self.follows_memory)
-            if left is not None:
-                self.incumbent, self.follows_memory, final = left.persona, left.follows_memory, left.score
-                self.notes.append(f"left out, since it did harm on the held-out interactions: {left.out}")
-        self.scores = Scores(without_persona=without, initial=initial, final=final)
+        nobody = Persona(user_id=self.program.user_id)
+        begun = nobody if self.only_counts and self.gate.decides else self.as_of(self.initial, first.past)
+        without, start, end = (
+            fmean(election.score(p)) for p in (nobody, begun, self.as_of(self.incumbent, first.past))
+        )
+        self.tell("simulated", epoch=0, scores=election.score(begun))
+        if end < without and self.gate.decides:
+            kept = tuple(b for b in self.incumbent.bullets if b.locked or b.source == "given")
+            bare = self.incumbent.model_copy(update={"bullets": kept})
+            score = fmean(election.score(bare))
+            if score > end:
+                self.incumbent, end = bare, score
+                self.notes.append("left out what was learned and counted: it did harm on the held-out interactions")
+        self.scores = Scores(without_persona=without, initial=start, final=end)
         self.tell("scored", **self.scores.model_dump())
 
     def final(self) -> Persona:
-        """The incumbent with its facts brought up to date, to the last interaction that compile was given: the gate
-        judged only what is learned."""
-        return self.as_of(self.incumbent, self.past)
+        """The incumbent with its facts brought up to date, to the last interaction that compile was given. Where the
+        budget ended before anything was judged, the initial persona."""
+        judged = self.counts_judged or self.leading or self.incumbent.bullets
+        return self.as_of(self.incumbent if judged else self.initial, self.past)
 
     def record(self) -> Alignment:
         """Every step, its scores and its cost."""
@@ -325,14 +409,19 @@ class Run:
             self.accepted += 1
             self.notes.append("the budget ended while the persona led, before it was compared on all held-out items")
         if self.scores.initial is None:  # the budget ended before
-            means = [self.rounds[0].election.mean(p) for p in (self.initial, self.incumbent)]
-            self.scores = Scores(initial=means[0], final=means[1])
+            election = self.rounds[0].election
+            begun = self.incumbent if self.only_counts else self.initial
+            self.scores = Scores(initial=election.mean(begun), final=election.mean(self.incumbent))
+        if self.unread:
+            self.notes.append(f"{len(self.unread)} answers of the reflecting LM could not be read: {self.unread[0]}")
         by_role = {name: UsageRecord.of(usage) for name, usage in sorted(self.ledger.by_role.items())}
         if len(self.rounds) > 1:
             self.notes.append(
                 f"{len(self.rounds)} folds judged in turn: each edit was made without the fold that judged it; the "
                 "scores are on the first fold, which edits judged by another could see"
             )
+        if self.judges_text:
+            self.notes.append("drafts were compared by the reflecting LM with those written without a persona")
         return Alignment(
             user_id=self.program.user_id,
             scores=self.scores,
@@ -342,7 +431,12 @@ class Run:
             stopped=self.stopped,
             notes=tuple(self.notes),
             usage={**by_role, "total": UsageRecord.of(self.ledger.usage)},
-            options=self.options.get_params() | {"gate": type(self.gate).__name__},
+            options=self.options.get_params()
+            | {
+                "gate": type(self.gate).__name__,
+                "proposer": type(self.proposer).__name__,
+                "loss": self.loss.mode,
+            },
         )
 
     def _spent(self, before: Usage) -> UsageRecord:

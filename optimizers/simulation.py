@@ -12,11 +12,9 @@ from dspy.utils.exceptions import AdapterParseError
 
 from optimizers.loss import Metric, Simulated, score_of
 from persona_dspy.agent import PersonalProgram
-from persona_dspy.core import Persona, unheard
+from persona_dspy.core import Persona, clip_tokens, one_line, unheard
 
 __all__ = ["Simulator"]
-
-EPISODES = 2  # of those recalled, how many the textual loss is shown
 
 
 class Simulator:
@@ -60,9 +58,8 @@ class Simulator:
             said=unheard(comment, heard),
             actions=tuple(f"{s.action}({unheard(s.query, heard)})" for s in steps),
             episodes=tuple(recalled_ids),
-            recalled=tuple(
-                f"{past[i].query} -> {past[i].response}" for i in list(recalled_ids)[:EPISODES] if i in past
-            ),
+            recalled=tuple(past[i].response for i in recalled_ids if i in past),
+            context=_context(program, example),
         )
 
     def _map(self, work: Callable[[dspy.Example], Simulated], items: Iterable[dspy.Example]) -> list[Simulated]:
@@ -72,3 +69,11 @@ class Simulator:
         with ThreadPoolExecutor(self.concurrency) as pool:  # dspy.context does not cross threads by itself
             runs = [pool.submit(contextvars.copy_context().run, work, item) for item in items]
             return [run.result() for run in runs]
+
+
+def _context(program: PersonalProgram, example: dspy.Example) -> str:
+    """What is known of an interaction beside its query: other inputs, and its title."""
+    known = {n: v for n, v in example.inputs().items() if n != program.query_field}
+    if interaction := program.memory.get(str(example.get("interaction_id", ""))):
+        known |= {n: v for n, v in interaction.metadata.items() if n == "title" and v != interaction.query}
+    return "\n".join(f"{name}: {clip_tokens(one_line(str(value)), 200)}" for name, value in known.items())

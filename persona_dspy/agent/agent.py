@@ -81,7 +81,7 @@ class PersonaAgent(PersonalProgram):
         self.kind = ResponseKind.of(field.annotation, [i.response for i in memory.interactions])
         self.act = act
         self.respond = Respond(with_task_told(declared, self.kind), episodes_as=episodes_as)
-        self.steering, self.sizes = steering, sizes
+        self.steering, self.sizes, self._declared = steering, sizes, declared
         self.adapter = adapter
         self._settle_persona()
 
@@ -114,6 +114,9 @@ class PersonaAgent(PersonalProgram):
 
     def _shown(self, episodes: Sequence[Episode]) -> list[Any]:
         return self._turns(episodes) if self.respond.episodes_as == "turns" else []
+
+    def _asked_signature(self) -> Any:
+        return self._declared
 
     def _input_names(self) -> list[str]:
         return list(self.respond.signature.input_fields)

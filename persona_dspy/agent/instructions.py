@@ -7,7 +7,7 @@ from typing import Any
 
 from persona_dspy.core import ResponseKind
 
-__all__ = ["judged_by", "with_task_told"]
+__all__ = ["described", "judged_by", "with_task_told"]
 
 _TURNS = (
     "Earlier turns, where there are any, are this user's own past: what was asked, and what this user really answered. "
@@ -38,3 +38,26 @@ def with_task_told(signature: Any, kind: ResponseKind) -> Any:
         'Tag the film.'
     """
     return signature.with_instructions(f"{signature.instructions}\n{_TURNS} {judged_by(kind)}")
+
+
+def described(signature: Any, query: str, response: str, kind: ResponseKind) -> str:
+    """A program's task, for an LM that reflects on its answers.
+
+    Example:
+        >>> import dspy
+        >>> kind = ResponseKind(name="label", labels=("horror", "comedy"))
+        >>> text = described(dspy.Signature("film -> tag", "Tag the film."), "film", "tag", kind)
+        >>> text.splitlines()[:2]
+        ['Tag the film.', 'Given: film. To be answered: tag, one of: horror, comedy.']
+    """
+    inputs = ", ".join(_field(name, field) for name, field in signature.input_fields.items()) or query
+    output = signature.output_fields.get(response)
+    asked = _field(response, output) if output is not None else response
+    if kind.labels and kind.name == "label":
+        asked += f", one of: {', '.join(kind.labels)}"
+    return f"{signature.instructions}\nGiven: {inputs}. To be answered: {asked}.\n{judged_by(kind)}"
+
+
+def _field(name: str, field: Any) -> str:
+    description = str((field.json_schema_extra or {}).get("desc") or "")
+    return name if not description or description == f"${{{name}}}" else f"{name} ({description})"

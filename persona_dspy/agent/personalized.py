@@ -80,6 +80,10 @@ class Personalized(PersonalProgram):
             return []
         return (yield Ask(self.act, {"query": query})).episodes
 
+    def _asked_signature(self) -> Any:
+        signatures: list[Any] = [predictor.signature for predictor in self.program.predictors()]
+        return next((s for s in signatures if self.response_field in s.output_fields), signatures[-1])
+
     def _input_names(self) -> list[str]:
         predictors: list[Any] = self.program.predictors()
         return [name for p in predictors for name in p.signature.input_fields]

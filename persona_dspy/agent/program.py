@@ -11,6 +11,7 @@ from typing import Any, Protocol, Self
 import dspy
 
 from persona_dspy.agent.context import Answering, Turn, answering, current_answer, recording
+from persona_dspy.agent.instructions import described
 from persona_dspy.agent.recall import Recall
 from persona_dspy.agent.steering import Steering
 from persona_dspy.agent.trace import Trace
@@ -212,6 +213,14 @@ class PersonalProgram(dspy.Module):
     async def aobserve(self, query: str, response: str, **options: Any) -> Interaction:
         """``observe`` for asyncio: writing to a store does not hold up the loop."""
         return await asyncio.to_thread(self.observe, query, response, **options)
+
+    def asked(self) -> str:
+        """What the program is asked, in words, for an LM that reflects on its answers."""
+        return described(self._asked_signature(), self.query_field, self.response_field, self.kind)
+
+    def _asked_signature(self) -> Any:
+        """The signature that asks for the response."""
+        raise NotImplementedError
 
     def _input_names(self) -> list[str]:
         raise NotImplementedError

@@ -1,6 +1,7 @@
 from . import metrics as metrics
 from .alignment import Alignment as Alignment
 from .alignment import AlignmentStep as AlignmentStep
+from .alignment import Outcome as Outcome
 from .alignment import Scores as Scores
 from .alignment import Trial as Trial
 from .alignment import UsageRecord as UsageRecord
@@ -38,6 +39,7 @@ from .persona import Persona as Persona
 from .persona import PersonaParameter as PersonaParameter
 from .persona import Section as Section
 from .persona import Strength as Strength
+from .text import clip_middle as clip_middle
 from .text import clip_tokens as clip_tokens
 from .text import count_tokens as count_tokens
 from .text import data_text as data_text

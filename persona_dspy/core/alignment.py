@@ -4,7 +4,7 @@ persona JSON, MLflow artifacts and the store.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -32,6 +32,11 @@ class UsageRecord(BaseModel):
         return cls(**usage.to_dict())  # type: ignore[arg-type]
 
 
+Outcome = Literal["", "accepted", "worse", "no difference", "untested"]
+"""What came of a challenger: answers got worse, stayed the same, or got better here and worse there. Empty in records
+of before there were outcomes."""
+
+
 class Trial(BaseModel):
     """One challenger before the gate: its edits, mean scores in [0, 1] on the held-out items, and the verdict.
 
@@ -46,10 +51,12 @@ class Trial(BaseModel):
     challenger_score: float | None
     accepted: bool
     reason: str
+    outcome: Outcome = ""
 
 
 class AlignmentStep(BaseModel):
-    """One step: which past interactions were simulated, how well, what the textual loss said, what was tried."""
+    """One step: which past interactions were simulated, how well, what the textual loss said, what was tried; and how
+    many answers of the reflecting LM could not be read."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -58,6 +65,7 @@ class AlignmentStep(BaseModel):
     scores: tuple[float, ...] = ()
     feedback: tuple[str, ...] = ()
     trials: tuple[Trial, ...] = ()
+    unread: int = Field(default=0, ge=0, description="answers of the reflecting LM that could not be read")
     usage: UsageRecord = UsageRecord()
 
 
@@ -65,9 +73,11 @@ class Scores(BaseModel):
     """Mean scores on the held-out interactions, in [0, 1], higher is better; None where none were held out, or the
     budget ended before all were scored.
 
-    ``without_persona``: the same program and memory with an empty persona. ``initial``: the persona it began with.
-    ``final``: the one it ended with. None of them was fitted on these interactions, but where folds judge in turn (a
-    note says so): edits that another fold judged could see them.
+    ``without_persona``: the same program and memory with an empty persona. ``initial``: the persona it began with, an
+    empty one where nothing but counts was known of the user. ``final``: the one it ended with. Of free text that an LM
+    compares: how often a draft is nearer to the user's own text than one without a persona, which itself has 0.5. None
+    of them was fitted on these interactions, but where folds judge in turn (a note says so): edits that another fold
+    judged could see them.
 
     Example:
         >>> Scores(without_persona=0.25, final=0.75).gain, Scores(final=0.75).gain
@@ -107,6 +117,11 @@ class Alignment(BaseModel):
     notes: tuple[str, ...] = ()
     usage: dict[str, UsageRecord] = Field(default_factory=dict, description="by role, and 'total'")
     options: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def unread(self) -> int:
+        """Answers of the reflecting LM that could not be read, over all steps."""
+        return sum(step.unread for step in self.steps)
 
     @property
     def total(self) -> UsageRecord:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 
 __all__ = [
+    "clip_middle",
     "clip_tokens",
     "count_tokens",
     "data_text",
@@ -123,6 +124,22 @@ def clip_tokens(text: str, limit: int) -> str:
     cut = text.encode("utf-8", "replace")[: max(0, limit * 4 - 4)].decode("utf-8", "ignore")
     head = cut.rsplit(" ", 1)[0] if " " in cut else cut
     return head.rstrip() + " ..."
+
+
+def clip_middle(text: str, limit: int) -> str:
+    """``text``, with its middle left out where it is over ``limit`` estimated tokens: both ends tell how one writes.
+
+    Example:
+        >>> clip_middle("one two three four five six seven eight nine ten", 8)
+        'one two ... nine ten'
+    """
+    if count_tokens(text) <= limit:
+        return text
+    data, half = text.encode("utf-8", "replace"), max(1, (limit * 4 - 5) // 2)
+    head, tail = data[:half].decode("utf-8", "ignore"), data[-half:].decode("utf-8", "ignore")
+    head = head.rsplit(" ", 1)[0] if " " in head else head
+    tail = tail.split(" ", 1)[1] if " " in tail else tail
+    return f"{head.rstrip()} ... {tail.lstrip()}"
 
 
 def fenced(text: str, source: str) -> str:

@@ -184,6 +184,12 @@ class EpisodicMemory:
             self._order, self._vectors = None, {}
             self._index, self._indexed = self._retriever.index(), 0
 
+    def get(self, interaction_id: str) -> Interaction | None:
+        """The interaction of that id, or None."""
+        with self._lock:
+            slot = self._slot.get(interaction_id)
+            return None if slot is None else self._arrived[slot]
+
     def position(self, interaction_id: str) -> int | None:
         """Place in time order, 0 = oldest, or None where no interaction has that id."""
         with self._lock:

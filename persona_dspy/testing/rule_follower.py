@@ -60,7 +60,10 @@ _RULE = re.compile(r'[Ii]f ([^.\n]+?), answer "([^"]+)"\.')
 _SHIFT = re.compile(r"[Rr]ates ([\d.]+) (higher|lower) than you would think")
 _STYLE = re.compile(r'([Ss]tarts|[Ee]nds) with "([^"]+)"')
 _SAID = re.compile(r'This user answers "([^"]+)" for: ([^.\n]+)\.')
-_CONTRAST = re.compile(r"query: (.*)\n(?:our response: (.*)\n)?the user's own response: (.*)")
+_CONTRAST = re.compile(r"query: (.*)\n(?:our response: (.*)\n)?the (?:user's own|person's) response: (.*)")
+_LINE = re.compile(r"^\[id (\w+)[^\]]*\] (.+)$", re.MULTILINE)
+_NUMBERED = re.compile(r"^(?:attempt (\d+)$|(\d+)\. )", re.MULTILINE)
+_DRAFTS = ("draft A", "draft B")
 _OWN = re.compile(r"own response was \"([^\"]+)\"")
 
 
@@ -162,7 +165,7 @@ class RuleFollower:
         if answer := _reflection(prompt):
             return answer
         if "lines" in asked:
-            return {"lines": []}
+            return {"lines": _portrait(prompt.fields["past"]) if "past" in prompt.fields else []}
         if not asked and "I provided an assistant" in prompt.user:
             return _gepa_text(prompt.user)
         if prompt.outputs and (prompt.choices(prompt.outputs[-1]) or "headline" in asked):
@@ -202,6 +205,12 @@ def _reflection(prompt: Prompt) -> dict[str, Any] | None:
     for asked in prompt.outputs:
         if asked == "about_the_user":
             return {asked: _critique(_contrasts(fields["attempt"]))}
+        if asked == "lessons":
+            return {asked: _lessons(fields["attempts"])}
+        if asked == "verdicts":
+            return {asked: _verdicts(fields["cases"])}
+        if asked == "edits" and "attempts" in fields:
+            return {asked: _revisions(fields["notes"], fields["attempts"])}
         if asked == "edits":
             wanted = re.search(r"at most (\d+) rules", prompt.system)
             shown = fields.get("mistakes") or fields["past"]
@@ -248,6 +257,83 @@ def _edits(shown: str, most: int) -> list[dict[str, str]]:
     if any(c.gold not in LABELS and c.gold not in QUALITY for c in cases):
         return [{"section": "style", "text": s} for s in _styled(cases)]
     return [{"when_the_query": f"mentions {words}", "answer": then} for words, then in _typed(cases, most)]
+
+
+def _numbered(text: str) -> list[tuple[int, Case]]:
+    """The cases of a block, each with its number."""
+    parts = _NUMBERED.split(text)[1:]
+    return [
+        (int(attempt or example), case)
+        for attempt, example, block in zip(parts[::3], parts[1::3], parts[2::3], strict=True)
+        for case in _contrasts(block)[:1]
+    ]
+
+
+def _portrait(past: str) -> list[dict[str, Any]]:
+    """Lines on a person, each with the numbers of the examples that show it."""
+    numbered = _numbered(past)
+    cases = [case for _, case in numbered]
+    if all(c.gold in QUALITY or c.gold in LABELS for c in cases):
+        sentences = [f'If it mentions {words}, answer "{then}".' for words, then in _typed(cases, 6)]
+    else:
+        sentences = _styled(cases)
+    lines: list[dict[str, Any]] = []
+    for sentence in sentences:
+        shown = [n for n, case in numbered if _bears_out(sentence, case)][-5:]
+        strength = "clear" if len(shown) > 1 else "weak"
+        if shown:
+            values = {"text": sentence, "strength": strength, "examples": shown}
+            lines.append({"section": _section(sentence), **values})
+    return lines
+
+
+def _bears_out(sentence: str, case: Case) -> bool:
+    if rule := _RULE.match(sentence):
+        words = set(re.findall(r'"([^"]+)"', rule[1]))
+        return case.gold == rule[2] and bool(words & content_words(case.query))
+    style = _STYLE.match(sentence)
+    return style is not None and style[2] in case.gold
+
+
+def _section(sentence: str) -> str:
+    return "style" if _STYLE.match(sentence) else "what decides"
+
+
+def _lessons(attempts: str) -> list[dict[str, Any]]:
+    return [{"attempt": n, "verdict": "lesson", "about_the_user": _critique([case])} for n, case in _numbered(attempts)]
+
+
+def _revisions(notes: str, attempts: str) -> list[dict[str, Any]]:
+    """Edits of a persona's lines: a line about the same words, or the same end of a text, is revised."""
+    numbered = _numbered(attempts)
+    edits: list[dict[str, Any]] = []
+    for sentence in deduced([case for _, case in numbered]):
+        shown = [n for n, case in numbered if _bears_out(sentence, case)]
+        line = next((i for i, text in _LINE.findall(notes) if _about_the_same(text, sentence)), "")
+        values = {"section": _section(sentence), "text": sentence, "strength": "clear", "attempts": shown}
+        edits.append({"op": "revise" if line else "add", "line": line, **values})
+    return edits
+
+
+def _about_the_same(line: str, sentence: str) -> bool:
+    if _STYLE.match(line) and _STYLE.match(sentence):
+        return line[:4] == sentence[:4]
+    if _SHIFT.match(line) and _SHIFT.match(sentence):
+        return True
+    old, new = (set(re.findall(r'"([^"]+)"', text.partition(", answer")[0])) for text in (line, sentence))
+    return bool(_RULE.match(line) and _RULE.match(sentence)) and len(old & new) * 2 > len(old)
+
+
+def _verdicts(cases: str) -> list[dict[str, Any]]:
+    """Which draft shares more words with what the person wrote."""
+    verdicts: list[dict[str, Any]] = []
+    parts = re.split(r"^case (\d+)$", cases, flags=re.MULTILINE)[1:]
+    for number, block in zip(parts[::2], parts[1::2], strict=True):
+        found = (re.search(rf"^{name}: (.*)$", block, re.MULTILINE) for name in ("the person wrote", *_DRAFTS))
+        own, *drafts = (set(match[1].split()) if match else set() for match in found)
+        near = [len(own & draft) / max(1, len(own | draft)) for draft in drafts]
+        verdicts.append({"case": int(number), "nearer": "same" if near[0] == near[1] else "AB"[near[0] < near[1]]})
+    return verdicts
 
 
 def _examples(text: str) -> list[Case]:

@@ -1,0 +1,76 @@
+"""Requests to the LM that reflects: how they are bounded, and what becomes of answers that cannot be read."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import dspy
+from dspy.utils.exceptions import AdapterParseError, ContextWindowExceededError
+
+from persona_dspy.agent import as_persona
+from persona_dspy.core import one_line
+from persona_dspy.lm import Sizes, is_small
+
+__all__ = ["Reflection", "ask", "current_sizes", "reflecting"]
+
+_LARGER = 4  # a second request's bound, in bounds of the first
+
+
+@dataclass
+class Reflection:
+    """``unread``: a line for each answer that could not be read, first try and retry both."""
+
+    sizes: Sizes
+    unread: list[str] = field(default_factory=list)
+
+
+_CURRENT: ContextVar[Reflection | None] = ContextVar("persona_reflection", default=None)
+
+
+@contextmanager
+def reflecting(lm: Any, sizes: Sizes | None = None) -> Generator[Reflection]:
+    """Inside, predictors ask ``lm`` under no persona, and ``ask`` keeps an account of what could not be read."""
+    reflection = Reflection(sizes or Sizes.of(lm))
+    token = _CURRENT.set(reflection)
+    try:
+        with dspy.context(lm=lm), as_persona("", lm=lm):
+            yield reflection
+    finally:
+        _CURRENT.reset(token)
+
+
+def current_sizes() -> Sizes:
+    """How much text the LM that reflects may be shown."""
+    current = _CURRENT.get()
+    return current.sizes if current else Sizes.of(dspy.settings.get("lm"))
+
+
+def ask(predict: Any, *, bound: int, **inputs: Any) -> dspy.Prediction | None:
+    """What the LM answers; None where it could not be read, even when asked again with more room.
+
+    Args:
+        predict: a ``dspy.Predict``.
+        bound: ``max_tokens`` for a small local LM, whose answers would run on; any other has its own, since a model
+            that thinks before it answers spends them on that.
+    """
+    small = is_small(dspy.settings.get("lm"))
+    failure = ""
+    for attempt in range(2):
+        config: dict[str, Any] = {"max_tokens": bound * (_LARGER if attempt else 1)} if small else {}
+        if attempt:
+            config |= {"rollout_id": 1, "temperature": 1.0}  # or a cache gives the same answer again
+        try:
+            return predict(**inputs, config=config)
+        except AdapterParseError as error:
+            failure = f"no answer that could be read to {', '.join(predict.signature.output_fields)}: {error}"
+        except ContextWindowExceededError as error:
+            failure = f"a request for {', '.join(predict.signature.output_fields)} was over the context: {error}"
+            break
+    current = _CURRENT.get()
+    if current is not None:
+        current.unread.append(one_line(failure)[:200])
+    return None
