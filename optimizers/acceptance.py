@@ -144,7 +144,7 @@ class HeldOutGate:
         return best < sum(before) or (best == sum(before) and not _shorter(new, old))
 
     def allows(self, before: Sequence[float], after: Sequence[float]) -> bool:
-        return sum(after) >= sum(before) - 1e-9
+        return not _differing(before, after)[1]
 
     def leads(self, before: Sequence[float], after: Sequence[float]) -> bool:
         better, worse = _differing(before, after)

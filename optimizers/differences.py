@@ -7,12 +7,14 @@ from difflib import SequenceMatcher
 
 __all__ = ["differences"]
 
+_ALIKE = 0.5  # share of words and signs in common from which on one text is a version of the other
 _CONTEXT = 3  # words around a change, so that it can be found
 _TOKEN = re.compile(r"\n|[^\S\n]+|\w+|[^\w\s]")
 
 
 def differences(ours: str, own: str, *, most: int = 12) -> list[str]:
     """The changes that turn ``ours`` into ``own``, in order, at most ``most`` of them, the largest; line breaks as ⏎.
+    None where the texts share so little that one is not a version of the other.
 
     Example:
         >>> differences("Dear Ana, thanks a lot for your mail.", "Hi Ana, thanks for your mail.")
@@ -20,7 +22,10 @@ def differences(ours: str, own: str, *, most: int = 12) -> list[str]:
     """
     before, after = (_TOKEN.findall(text) for text in (ours, own))
     changes: list[tuple[int, int, str]] = []
-    for op, a, b, c, d in SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
+    matcher = SequenceMatcher(None, before, after, autojunk=False)
+    if matcher.ratio() < _ALIKE:
+        return []
+    for op, a, b, c, d in matcher.get_opcodes():
         old, new = _text(before[a:b]), _text(after[c:d])
         if op == "equal" or old == new:
             continue

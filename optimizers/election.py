@@ -182,8 +182,8 @@ class Election:
     def _hopeless(self, incumbent: Persona, challenger: Persona, old: Persona, new: Persona, may_tie: bool) -> bool:
         before, after = self._known(old), self._known(new)
         at_best = [before.get(i, 0.0) for i in range(len(self.held))]
-        if may_tie:
-            return sum(after.values()) + len(self.held) - len(after) < sum(at_best)
+        if may_tie and not any(score < before[i] for i, score in after.items() if i in before):
+            return False  # it may still do no harm anywhere
         return self.gate.hopeless(incumbent, challenger, at_best, after)
 
     def _known(self, persona: Persona) -> dict[int, float]:
@@ -216,5 +216,11 @@ class Election:
 def _trial(
     edits: tuple[str, ...], was: float, now: float | None, accepted: bool, reason: str, outcome: Outcome
 ) -> Trial:
-    values = {"edits": edits, "incumbent_score": was, "challenger_score": now, "accepted": accepted, "reason": reason}
-    return Trial(**values, outcome="accepted" if accepted else outcome)
+    return Trial(
+        edits=edits,
+        incumbent_score=was,
+        challenger_score=now,
+        accepted=accepted,
+        reason=reason,
+        outcome="accepted" if accepted else outcome,
+    )

@@ -150,7 +150,8 @@ def _own(bullet: Bullet) -> bool:
 def _with_ids(persona: Persona) -> str:
     """The persona for whoever edits it: a section a heading, each line with its id and what it rests on."""
     blocks: list[str] = []
-    for section in dict.fromkeys(b.section for b in persona.bullets):
+    sections: dict[Section, None] = dict.fromkeys(b.section for b in persona.bullets)
+    for section in sections:
         lines = [f"{section}:"]
         for b in persona.section(section):
             fixed = "counted" if b.source == "fact" else "fixed by the person" if b.locked or not _own(b) else ""

@@ -11,7 +11,7 @@ import dspy
 from dspy.utils.exceptions import AdapterParseError
 
 from optimizers.loss import Metric, Simulated, score_of
-from persona_dspy.agent import PersonalProgram
+from persona_dspy.agent import PersonalProgram, Step
 from persona_dspy.core import Persona, clip_tokens, one_line, unheard
 
 __all__ = ["Simulator"]
@@ -56,7 +56,9 @@ class Simulator:
             gold=str(example.get(field, "")),
             score=score,
             said=unheard(comment, heard),
-            actions=tuple(f"{s.action}({unheard(s.query, heard)})" for s in steps),
+            actions=tuple(
+                f"{s.action}({unheard(s.query, heard)})" for s in steps if not _by_query(s, program, example)
+            ),
             episodes=tuple(recalled_ids),
             recalled=tuple(past[i].response for i in recalled_ids if i in past),
             context=_context(program, example),
@@ -69,6 +71,11 @@ class Simulator:
         with ThreadPoolExecutor(self.concurrency) as pool:  # dspy.context does not cross threads by itself
             runs = [pool.submit(contextvars.copy_context().run, work, item) for item in items]
             return [run.result() for run in runs]
+
+
+def _by_query(step: Step, program: PersonalProgram, example: dspy.Example) -> bool:
+    """Whether a step only recalled by the query itself, as every answer does."""
+    return step.action == "recall_history" and step.query == one_line(str(example.get(program.query_field, "")))
 
 
 def _context(program: PersonalProgram, example: dspy.Example) -> str:

@@ -78,7 +78,7 @@ class PersonaDocument(BaseModel):
         Raises:
             PersonaFormatError: the sections render to another text: the file was edited by hand.
         """
-        persona = self._of_sections()
+        persona = self.of_sections()
         if persona.render() != self.system_prompt:
             raise PersonaFormatError(
                 f"persona of user {self.user_id!r}: its sections and its system_prompt say different things; "
@@ -86,7 +86,8 @@ class PersonaDocument(BaseModel):
             )
         return persona
 
-    def _of_sections(self) -> Persona:
+    def of_sections(self) -> Persona:
+        """The persona that the sections hold, whatever ``system_prompt`` says."""
         return Persona(
             user_id=self.user_id,
             bullets=tuple(b for s in self.sections for b in s.bullets),
@@ -174,7 +175,7 @@ def _in_order_of_today(document: PersonaDocument) -> PersonaDocument:
     something else than its sections keeps it, for ``persona()`` to refuse."""
     sections = tuple(sorted(document.sections, key=lambda s: SECTIONS.index(s.name)))
     ordered = document.model_copy(update={"sections": sections})
-    prompt = ordered._of_sections().render()
+    prompt = ordered.of_sections().render()
     alike = sorted(prompt.split("\n\n")) == sorted(document.system_prompt.split("\n\n"))
     return ordered.model_copy(update={"system_prompt": prompt}) if alike else ordered
 

@@ -48,7 +48,8 @@ class Task:
         name: ``"lamp-2m"``; ``"custom"`` for a task inferred from a history.
         title: for people.
         query_field, response_field: the signature's input and output.
-        instructions: the signature's instruction.
+        instructions: the signature's instruction: what is asked, and what the ends of a scale mean.
+        query_means, response_means: descriptions of the two fields.
         labels: the closed set of responses, or None.
         rating: lowest and highest response, whole numbers, or None. At most one of ``labels`` and ``rating``.
         metrics: names in ``metrics.HIGHER_IS_BETTER``; the first is the headline.
@@ -65,6 +66,8 @@ class Task:
     response_field: str
     instructions: str
     metrics: tuple[str, ...]
+    query_means: str = "what is asked"
+    response_means: str = "what this user would answer"
     labels: tuple[str, ...] | None = None
     rating: tuple[int, int] | None = None
     input_pattern: str = r"(?s)(.*)"
@@ -273,8 +276,8 @@ def _signature(task: Task, instructions: str) -> Any:
     choices = task.choices
     kind: Any = Literal[choices] if choices else str  # type: ignore[valid-type]
     fields: Any = {
-        task.query_field: (str, dspy.InputField()),
-        task.response_field: (kind, dspy.OutputField(desc="what this user would answer")),
+        task.query_field: (str, dspy.InputField(desc=task.query_means)),
+        task.response_field: (kind, dspy.OutputField(desc=task.response_means)),
     }
     name = "".join(part.capitalize() for part in re.split(r"\W+", task.title)) or "Task"
     return dspy.make_signature(fields, instructions, name)

@@ -39,7 +39,7 @@ __all__ = [
     "take_over",
 ]
 
-Role = Literal["respond", "act", "loss", "update", "summarise"]
+Role = Literal["respond", "act", "portrait", "loss", "update", "judge", "summarise"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,11 +8,12 @@ query's time on a CPU. The query then also looks unlike the past turns above it,
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from typing import Any, Literal, get_origin
 from weakref import WeakKeyDictionary
 
 import dspy
 from dspy.adapters.utils import serialize_for_json
+from pydantic import TypeAdapter
 
 __all__ = ["TerseJSON", "able"]
 
@@ -42,6 +43,11 @@ def able(lm: Any, to: Literal["function_calling", "response_schema", "response_f
     return abilities[to]
 
 
+def _is_spelled_out(annotation: Any) -> bool:
+    """Whether DSPy's list of fields, ``name (type)``, says all there is to a type."""
+    return annotation in (str, int, float, bool) or get_origin(annotation) is Literal
+
+
 class TerseJSON(dspy.JSONAdapter):
     """``dspy.JSONAdapter`` without its closing reminder; types are in the system message and in the response schema.
     For LMs with ``supports_response_schema``.
@@ -54,6 +60,18 @@ class TerseJSON(dspy.JSONAdapter):
 
     def user_message_output_requirements(self, signature: Any) -> str | None:  # type: ignore[override]
         return None
+
+    def format_field_structure(self, signature: Any) -> str:
+        """The form of a request and of its answer. No value of the answer's template holds a comment, which models
+        copy; types that the list of fields does not spell out are given as a JSON schema."""
+        request = "\n\n".join(f"[[ ## {name} ## ]]\n{{{name}}}" for name in signature.input_fields)
+        template = ", ".join(f'"{name}": ...' for name in signature.output_fields)
+        lines = [f"A request holds:\n\n{request}", f"The answer is a JSON object: {{{template}}}"]
+        for name, field in signature.output_fields.items():
+            if not _is_spelled_out(field.annotation):
+                schema = json.dumps(TypeAdapter(field.annotation).json_schema(), ensure_ascii=False)
+                lines.append(f"JSON schema of `{name}`: {schema}")
+        return "\n\n".join(lines)
 
     def format_system_message(self, signature: Any) -> str:
         """DSPy's message, cached per signature: DSPy asks pydantic for each field's schema, a tenth of a call's CPU."""

@@ -71,7 +71,9 @@ def _by_chance(times: int, of: int, before: int, of_before: int) -> bool:
         return True
     from scipy.stats import fisher_exact  # a second to import, for the few who may have changed
 
-    return bool(fisher_exact([[times, of - times], [before, of_before - before]], alternative="greater")[1] > _CHANCE)
+    table = [[times, of - times], [before, of_before - before]]
+    result: Any = fisher_exact(table, alternative="greater")
+    return bool(result.pvalue > _CHANCE)
 
 
 def _topic_facts(past: Sequence[Interaction]) -> list[Bullet]:

@@ -22,7 +22,7 @@ __all__ = ["FakeEngine", "FakeLM", "Handler", "Prompt", "UnseenPrompt"]
 
 _CHAT_FIELD = re.compile(r"\[\[ ## (\w+) ## \]\]\n(.*?)(?=\n*\[\[ ## \w+ ## \]\]|\n\nRespond with |\Z)", re.DOTALL)
 _XML_FIELD = re.compile(r"<(\w+)>\n?(.*?)\n?</\1>", re.DOTALL)
-_OUTPUTS = re.compile(r"Your output fields are:\n(.*?)\n(?:All interactions|\Z)", re.DOTALL)
+_OUTPUTS = re.compile(r"Your output fields are:\n(.*?)\n(?:All interactions|A request holds:|\Z)", re.DOTALL)
 
 
 class UnseenPrompt(ServerError):

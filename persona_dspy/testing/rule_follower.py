@@ -274,7 +274,8 @@ def _portrait(past: str) -> list[dict[str, Any]]:
     numbered = _numbered(past)
     cases = [case for _, case in numbered]
     if all(c.gold in QUALITY or c.gold in LABELS for c in cases):
-        sentences = [f'If it mentions {words}, answer "{then}".' for words, then in _typed(cases, 6)]
+        late = cases[len(cases) // 2 :]  # what holds now counts twice
+        sentences = [f'If it mentions {words}, answer "{then}".' for words, then in _typed([*late, *cases], 6)]
     else:
         sentences = _styled(cases)
     lines: list[dict[str, Any]] = []

@@ -1,0 +1,167 @@
+"""Arms of personalization on real users, answered by whatever stands behind an OpenAI-compatible address.
+
+Made for a capable model that answers by hand, so each arm has a model name (a lane) of its own, requests wait for hours,
+and everything goes to a file as it comes: a run that was stopped goes on. ``learn`` aligns users and writes personas;
+``ask`` answers held-out questions under one arm; ``table`` prints scores with intervals over users.
+
+    python -m benchmarks.by_hand learn --task lamp-3 --data ../shared/data/rating --users 12 --out results/hand
+    python -m benchmarks.by_hand ask --arm aligned --task lamp-3 --data ../shared/data/rating --users 12 --out results/hand
+    python -m benchmarks.by_hand table --task lamp-3 --out results/hand
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import threading
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import dspy
+
+from optimizers import PersonaAlignment
+from persona_dspy.agent import PersonaAgent
+from persona_dspy.core import Interaction, Persona, count_tokens, load_persona, mean_interval, paired_difference
+from persona_dspy.data import Task, get_task
+from persona_dspy.judge.baselines import ICL, RAG
+
+ARMS = ("direct", "rag", "latest40", "unaligned", "aligned")
+# A task of one's own says what is asked; these data sets are not quite LaMP's.
+WORDS = {
+    "rating": "Say how offensive this user, an annotator, finds the comment: 1 = not offensive at all, 5 = very offensive.",
+    "taste": "Say whether this user, a critic, judged the film fresh (good) or rotten (bad).",
+}
+
+
+class Person:
+    """One user of a LaMP-shaped file: the past, and held-out (query, gold) pairs."""
+
+    def __init__(self, task: Task, row: dict[str, Any], questions: int) -> None:
+        self.user_id: str = row["user_id"]
+        self.past: list[Interaction] = []
+        for item in row["profile"]:
+            self.past.append(task.interaction(item, self.user_id, earlier=self.past))
+        queries = [(task.parse_input(q["input"]), task.parse_response(q["gold"])) for q in row["query"]]
+        step = max(1, len(queries) // questions)
+        self.queries = queries[::step][:questions]
+
+
+def people(task: Task, order: argparse.Namespace) -> list[Person]:
+    """The first users by name who have enough of a past; the same for every arm."""
+    rows = json.loads((Path(order.data) / "users.json").read_text("utf-8"))
+    rows = sorted((r for r in rows if len(r["profile"]) >= order.least), key=lambda r: str(r["user_id"]))
+    step = max(1, len(rows) // order.users)
+    return [Person(task, row, order.questions) for row in rows[::step][: order.users]]
+
+
+def lm_of(order: argparse.Namespace, name: str) -> dspy.LM:
+    return dspy.LM(
+        f"openai/{name}", api_base=f"http://127.0.0.1:{order.port}/v1", api_key="none", cache=False, num_retries=0,
+        timeout=7200, temperature=0.0,
+    )  # fmt: skip
+
+
+def program(task: Task, person: Person, arm: str, order: argparse.Namespace, out: Path) -> Any:
+    signature = task.signature(WORDS.get(Path(order.data).name))
+    options: dict[str, Any] = {"history": person.past, "user_id": person.user_id}
+    if arm == "direct":
+        return PersonaAgent(signature, recall_k=0, persona=Persona(user_id=person.user_id), **options)
+    if arm == "rag":
+        return RAG(signature, k=order.k, turn_tokens=2000, **options)
+    if arm == "latest40":
+        return ICL(signature, k=40, turn_tokens=2000, **options)
+    persona = load_persona(out / "personas" / f"{person.user_id}.json") if arm == "aligned" else None
+    return PersonaAgent(signature, persona=persona, recall_k=order.k, **options)
+
+
+def learn(task: Task, order: argparse.Namespace) -> None:
+    out = Path(order.out) / Path(order.data).name
+    (out / "personas").mkdir(parents=True, exist_ok=True)
+    lm = lm_of(order, order.model)
+
+    def one(person: Person) -> str:
+        file = out / "personas" / f"{person.user_id}.json"
+        if file.exists():
+            return "there"
+        agent = program(task, person, "unaligned", order, out)
+        with dspy.context(lm=lm):
+            aligned = PersonaAlignment(auto=order.auto, concurrency=8, progress=False).compile(
+                agent, trainset=agent.examples()
+            )
+        record = aligned.alignment
+        aligned.persona.value.to_json(file)
+        (out / "personas" / f"{person.user_id}.record.json").write_text(record.model_dump_json(indent=1))
+        return f"{record.scores} {record.total.calls} calls, {record.accepted} accepted"
+
+    with ThreadPoolExecutor(order.users) as pool:
+        for person, told in pool.map(lambda p: (p, one(p)), people(task, order)):
+            print(person.user_id, told, flush=True)
+
+
+def ask(task: Task, order: argparse.Namespace) -> None:
+    out = Path(order.out) / Path(order.data).name
+    out.mkdir(parents=True, exist_ok=True)
+    file, lock = out / f"{order.arm}.jsonl", threading.Lock()
+    rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.exists() else []
+    done = {(row["user"], row["n"]) for row in rows}
+    lm = lm_of(order, order.model)
+
+    def one(person: Person, n: int) -> None:
+        query, gold = person.queries[n]
+        with dspy.context(lm=lm, disable_history=False):
+            answer = program(task, person, order.arm, order, out)(**{task.query_field: query})[task.response_field]
+        values = {"user": person.user_id, "n": n, "query": query, "gold": gold, "answer": str(answer)}
+        shown = sum(count_tokens(str(m)) for m in lm.history[-1]["messages"]) if lm.history else 0
+        with lock, file.open("a", encoding="utf-8") as sink:
+            sink.write(json.dumps(values | {"score": task.score(gold, answer), "tokens": shown}) + "\n")
+
+    work = [(p, n) for p in people(task, order) for n in range(len(p.queries)) if (p.user_id, n) not in done]
+    with ThreadPoolExecutor(64) as pool:
+        list(pool.map(lambda pair: one(*pair), work))
+    print(order.arm, len(work), "asked", flush=True)
+
+
+def table(task: Task, order: argparse.Namespace) -> None:
+    out = Path(order.out) / Path(order.data).name
+    scores: dict[str, dict[tuple[str, str], float]] = {}
+    tokens: dict[str, float] = {}
+    for file in sorted(out.glob("*.jsonl")):
+        rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+        scores[file.stem] = {
+            (row["user"], str(row["n"])): abs(float(row["gold"]) - float(row["answer"])) if task.rating else row["score"]
+            for row in rows
+        }
+        tokens[file.stem] = fmean(row["tokens"] for row in rows)
+    print(f"| arm | {'MAE' if task.rating else 'score'} | less unaligned's | tokens an answer |\n|---|---|---|---|")
+    for arm, of_query in scores.items():
+        by_user: dict[str, list[float]] = defaultdict(list)
+        for (user, _), value in of_query.items():
+            by_user[user].append(value)
+        gap = paired_difference(of_query, scores["unaligned"])
+        print(f"| {arm} | {mean_interval(by_user)} ({len(by_user)} users) | {gap} | {tokens[arm]:.0f} |")
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("command", choices=("learn", "ask", "table"))
+    options.add_argument("--task", required=True)
+    options.add_argument("--data", required=True, help="folder with users.json")
+    options.add_argument("--arm", choices=ARMS, default="aligned")
+    options.add_argument("--users", type=int, default=24)
+    options.add_argument("--questions", type=int, default=4)
+    options.add_argument("--least", type=int, default=12, help="interactions a user must have")
+    options.add_argument("--k", type=int, default=12)
+    options.add_argument("--auto", default="light")
+    options.add_argument("--port", type=int, default=9100)
+    options.add_argument("--model", default="gpt-4o-mini", help="the arm's own lane")
+    options.add_argument("--out", default="results/hand")
+    order = options.parse_args()
+    task = get_task(order.task)
+    {"learn": learn, "ask": ask, "table": table}[order.command](task, order)
+
+
+if __name__ == "__main__":
+    main()
