@@ -15,6 +15,7 @@ from optimizers.keywords import KeywordProposer
 from optimizers.loss import Metric, TextualLoss
 from optimizers.options import Observer
 from optimizers.portrait import Portrait
+from optimizers.progress import progress_bar
 from optimizers.proposals import EditProposer, Proposer, RewriteProposer
 from optimizers.run import Run
 from persona_dspy.agent import PersonalProgram
@@ -200,9 +201,11 @@ class PersonaAlignment(Teleprompter):
         program = student.deepcopy()
         gate, fit = self.gate_for(len(trainset)), _remember(program, trainset)
         splits = gate.splits(fit) if valset is None else [_split(fit, _remember(program, valset), gate)]
-        ledger = Ledger(user_id=program.user_id, budget=self.budget, parent=current_ledger())
-        with ledger.recording():
-            run = Run(self, gate, program, splits, ledger)
+        parent = current_ledger()
+        ledger = Ledger(user_id=program.user_id, budget=self.budget, parent=parent)
+        bar = progress_bar(program.user_id, self.calls(len(fit)), shown=self.progress and parent is None)
+        with ledger.recording(), bar as watching:
+            run = Run(self, gate, program, splits, ledger, watching)
             try:
                 run.loop()
             except BudgetExceeded as spent:

@@ -19,7 +19,7 @@ from optimizers.acceptance import LEAST, Gate, Split
 from optimizers.election import Election, Mistakes
 from optimizers.evidence import Challenger, Evidence, Momentum, Tried, same, support
 from optimizers.loss import Simulated
-from optimizers.options import Options
+from optimizers.options import Observer, Options
 from optimizers.proposals import FromPast, built
 from optimizers.reflection import Reflection, reflecting
 from optimizers.simulation import Simulator
@@ -60,8 +60,15 @@ class Run:
     """``loop()``, then ``final()`` and ``record()``; ``loop`` raises BudgetExceeded with everything so far intact."""
 
     def __init__(
-        self, options: Options, gate: Gate, program: PersonalProgram, splits: Sequence[Split], ledger: Ledger
+        self,
+        options: Options,
+        gate: Gate,
+        program: PersonalProgram,
+        splits: Sequence[Split],
+        ledger: Ledger,
+        watching: Sequence[Observer] = (),
     ) -> None:
+        self.observers = (*options.observers, *watching)
         self.options, self.gate, self.program, self.ledger = options, gate, program, ledger
         self.proposer = options.proposer_for(self._reflector())
         self.loss = options.loss_for(self._reflector())
@@ -446,5 +453,5 @@ class Run:
         """One event to every observer."""
         usage = self.ledger.usage
         message = {"event": event, "user_id": self.program.user_id, "calls": usage.calls, "tokens": usage.tokens}
-        for observer in self.options.observers:
+        for observer in self.observers:
             observer(message | details)
