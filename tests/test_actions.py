@@ -217,7 +217,8 @@ def test_a_real_model_chooses_what_can_be_run(policy, smol_lm):
     with dspy.context(lm=smol_lm):
         answer = agent(film="A ghost haunts a rocket")
     trace = answer.trace
-    assert answer.tag in ("sci-fi", "romance", "horror") and len(trace.recalled) == 4
+    assert answer.tag in ("sci-fi", "romance", "horror")
+    assert len(trace.recalled) >= 4, "what the query itself finds fills up, beside what the model's own words found"
     assert 2 <= trace.usage.calls <= 6
     assert {s.action for s in trace.steps} <= {"recall_history", "recall_profile"}
     assert not [s for s in trace.steps if s.failed and policy == "plan"], "a plan is kept to its schema"
@@ -225,9 +226,7 @@ def test_a_real_model_chooses_what_can_be_run(policy, smol_lm):
 
 def test_only_the_first_two_rules_that_fit_steer_recall():
     words = {"ghost": "horror", "wedding": "romance", "planet": "sci-fi"}
-    rules = tuple(
-        Bullet(section="what decides", when=f'it mentions "{word}"', then=then) for word, then in words.items()
-    )
+    rules = tuple(Bullet(section="what decides", words=(word,), then=then) for word, then in words.items())
     agent = agent_of("What decides:\nSome text.")
     agent = agent.with_persona(agent.persona.value.model_copy(update={"bullets": rules}))
     with dspy.context(lm=seen_lm(planner)):

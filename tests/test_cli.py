@@ -173,7 +173,7 @@ def test_wrong_persona_files(lm, tmp_path, capsys):
     (tmp_path / "x.json").write_text("{}")
     code, _, err = run(capsys, "ask", "--persona", "x.json", "query")
     assert code == 2
-    assert "persona-dspy/persona/1" in err
+    assert "persona-dspy/persona/2" in err
     code, _, err = run(capsys, "show", "none.json")
     assert code == 2
     assert "no such file" in err

@@ -34,6 +34,20 @@ def test_round_trip_is_exact(tmp_path):
     assert (document.task, document.model) == ("lamp-2m", "local/x")
 
 
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"words": tuple(f"{letter * 14}{n}" for n in range(5) for letter in "abcdefghij"), "then": "x"},
+        {"words": ("<|ghost", "demon|>"), "then": "x"},
+        {"when": "it says <|ghost", "then": "demon|>"},
+    ],
+    ids=["a sentence over the cap", "structure across words", "structure across condition and response"],
+)
+def test_a_sentence_made_from_parts_is_clean_and_short_enough_to_come_back(rule, tmp_path):
+    persona = Persona(user_id="u", bullets=(Bullet(section="what decides", **rule),))
+    assert load_persona(save_persona(persona, tmp_path)) == persona
+
+
 def test_the_published_schema_is_current_and_describes_the_files(tmp_path):
     assert json.loads(PUBLISHED.read_text()) == json_schema(), "run: make schema"
     jsonschema.validate(json.loads(a_persona().to_json()), json_schema())
@@ -93,7 +107,7 @@ def test_another_users_file_is_refused(tmp_path):
     ("change", "says"),
     [
         (lambda d: d.pop("user_id"), "user_id"),
-        (lambda d: d.update(schema="other/1"), "expected 'persona-dspy/persona/1'"),
+        (lambda d: d.update(schema="other/1"), "expected 'persona-dspy/persona/2'"),
         (lambda d: d.update(version="one"), "version"),
         (lambda d: d.update(system_prompt="something else"), "say different things"),
         (lambda d: d["sections"][0]["bullets"][0].update(extra=1), "extra"),

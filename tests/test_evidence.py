@@ -97,9 +97,9 @@ def test_hits_count_all_and_the_latest_are_kept():
 
 def test_a_phrase_rests_on_the_responses_that_have_it():
     items = past(["Well, a ghost", "so what", "well, no"])
-    assert resting(Bullet(section="style", text='Starts with "well,".'), items) == ["0", "2"]
-    assert resting(Bullet(section="style", text='Ends with "what".'), items) == ["1"]
-    quoting = Bullet(section="style", text="""Starts with "'So' it".""")
+    assert resting(Bullet(section="style", opening="well,", text='Starts with "well,".'), items) == ["0", "2"]
+    assert resting(Bullet(section="style", ending="what", text='Ends with "what".'), items) == ["1"]
+    quoting = Bullet(section="style", opening="'So' it", text="""Starts with "'So' it".""")
     assert resting(quoting, past(['"So" it is', "So it is"])) == ["0"], "quotation marks of a response are others there"
 
 

@@ -71,7 +71,7 @@ def test_no_proposer_reads_counts_of_what_judges_it():
     agent, lm = agent_of(), rule_following_lm()
     compiled(agent, lm, optimizer=PersonaAlignment(gate=HeldOutGate(8)), trainset=agent.examples())
     notes = [p.fields["notes"] for p in lm.engine.calls if "notes" in p.fields]
-    assert notes and all("Answered 22 times" in said and "Answered 30 times" not in said for said in notes)
+    assert notes and all("Answers so far (22)" in said and "(30)" not in said for said in notes)
 
 
 @pytest.mark.parametrize("kind", ["agent", "personalized"])

@@ -13,8 +13,7 @@ LABEL = ResponseKind(name="label", labels=("a", "b"))
 
 
 def rule(words, then, **values):
-    when = "it mentions " + (" or ".join(f'"{w}"' for w in words))
-    return Bullet(section="what decides", when=when, then=then, **{"source": "learned", **values})
+    return Bullet(section="what decides", words=tuple(words), then=then, **{"source": "learned", **values})
 
 
 def item(n, query, response):
@@ -56,10 +55,10 @@ def test_a_rule_that_would_grow_too_long_stands_apart():
 
 
 def test_one_phrase_for_each_end_of_a_text():
-    old = Bullet(section="style", text='Starts with "well".', source="learned")
+    old = Bullet(section="style", opening="well", text='Starts with "well".', source="learned")
     persona = Persona(user_id="u", bullets=(old,))
-    assert after(persona, Bullet(section="style", text='Starts with "so".')) == ['Starts with "so".']
-    assert len(after(persona, Bullet(section="style", text='Ends with "so".'))) == 2
+    assert after(persona, Bullet(section="style", opening="so", text='Starts with "so".')) == ['Starts with "so".']
+    assert len(after(persona, Bullet(section="style", ending="so", text='Ends with "so".'))) == 2
 
 
 def test_style_is_what_most_of_the_latest_texts_share():

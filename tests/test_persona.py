@@ -7,7 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from persona_dspy.core.persona import SECTIONS, Bullet, Edit, Persona, PersonaParameter
+from persona_dspy.core.persona import (
+    BULLET_TOKENS,
+    NOTHING_ELSE,
+    SECTION_TOKENS,
+    SECTIONS,
+    Bullet,
+    Counts,
+    Edit,
+    Persona,
+    PersonaParameter,
+)
+from persona_dspy.core.text import count_tokens
 from persona_dspy.errors import InputError
 
 
@@ -29,7 +40,7 @@ def test_apply_makes_the_next_version_and_leaves_the_old_one():
     new = old.apply([Edit(op="add", bullet=rule())])
     assert (new.version, new.parent) == (1, 0)
     assert len(old.bullets) == 1
-    assert str(old.diff(new)) == '+ [decision rules] If it is late, answer "yes".'
+    assert str(old.diff(new)) == '+ [what decides] If it is late, answer "yes".'
     assert not old.diff(old)
 
 
@@ -61,8 +72,11 @@ def test_a_rewrite_keeps_locked_bullets():
 def test_a_section_over_its_cap_is_refused():
     persona = Persona(user_id="u")
     long = " ".join(["word"] * 40)
+    lines = [Edit(op="add", bullet=Bullet(section="who", text=f"{n} {long}")) for n in range(20)]
     with pytest.raises(InputError, match="section 'who' would hold"):
-        persona.apply([Edit(op="add", bullet=Bullet(section="who", text=f"{n} {long}")) for n in range(20)])
+        persona.apply(lines)
+    fitting = SECTION_TOKENS // count_tokens(f"10 {long}")
+    assert len(persona.apply(lines[:fitting]).bullets) == fitting
 
 
 def test_duplicates_and_unknown_ids_are_refused():
@@ -99,7 +113,107 @@ def test_a_rule_needs_both_halves():
 
 
 def test_sections_are_the_five_of_the_design():
-    assert SECTIONS == ("who", "preferences", "what decides", "style", "look-ups")
+    assert SECTIONS == ("who", "what decides", "preferences", "style", "look-ups")
+
+
+@pytest.mark.parametrize(
+    ("heading", "section"),
+    [
+        *((name, name) for name in SECTIONS),
+        ("How this user decides", "what decides"),
+        ("Decision rules", "what decides"),
+        ("Search hints", "look-ups"),
+    ],
+)
+def test_a_heading_opens_a_section_by_its_name_its_title_and_the_name_it_had(heading, section):
+    persona = Persona.from_text(f"{heading}:\n- Likes tea.", user_id="u")
+    assert [(b.section, b.text) for b in persona.bullets] == [(section, "Likes tea.")]
+
+
+# --- typed parts beside the text ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'If it mentions "ghost", answer "comedy".',
+        'Answers so far (4): "a" 3, "b" 1.',
+        'Answered 4 times so far: "a" 3 times, "b" 1 time.',
+        "Rates 1.5 lower than you would think.",
+        'Starts with "so".',
+        'Ends with "bye".',
+    ],
+)
+def test_nothing_is_read_out_of_the_text(text):
+    bullet = Bullet(section="who", text=text)
+    assert (bullet.text, bullet.sentence) == (text, text)
+    assert not any((bullet.words, bullet.when, bullet.then, bullet.opening, bullet.ending))
+    assert bullet.counts is None and bullet.shift is None
+
+
+def test_condition_and_sentence_are_made_from_the_words():
+    bullet = Bullet(section="what decides", words=("Ghost", 'a "demon"', "ghost", " "), then="comedy")
+    assert bullet.words == ("ghost", "a 'demon'"), "lower case, once each, in quotation marks that others can hold"
+    assert bullet.when == """it mentions "ghost" or "a 'demon'\""""
+    assert bullet.text == f'If {bullet.when}, answer "comedy".'
+    assert bullet.fits({"ghost", "cellar"}) and not bullet.fits({"Ghost", "cellar"})
+
+
+def test_a_sentence_or_a_condition_that_is_given_stays():
+    said = Bullet(section="what decides", words=("ghost",), then="comedy", text="Finds ghosts funny.")
+    assert said.sentence == "Finds ghosts funny." and said.fits({"ghost"})
+    given_ = Bullet(section="what decides", words=("ghost",), when="there are ghosts", then="comedy")
+    assert given_.text == 'If there are ghosts, answer "comedy".'
+    assert not rule(when='it mentions "ghost"').fits({"ghost"}), "words are what is given as words"
+
+
+def test_naming_other_words_makes_the_text_anew_and_keeps_the_rest():
+    old = Bullet(section="what decides", words=("ghost",), then="comedy", evidence=("i1",), hits=3, source="learned")
+    new = old.naming(["demon", "cellar"], hits=5)
+    assert new.text == 'If it mentions "demon" or "cellar", answer "comedy".'
+    assert (new.id, new.then, new.evidence, new.hits, new.source) == (old.id, "comedy", ("i1",), 5, "learned")
+    assert old.naming(["demon"], id="").id != old.id
+
+
+def test_only_a_weak_line_says_how_well_it_is_borne_out():
+    said = {strength: Bullet(section="who", text="Tall.", strength=strength).sentence for strength in ("", "clear")}
+    assert set(said.values()) == {"Tall."}
+    weak = Bullet(section="who", text="Tall.", strength="weak")
+    assert (weak.text, weak.sentence) == ("Tall.", "Tall. (weak evidence)")
+    assert "- Tall. (weak evidence)" in Persona(user_id="u", bullets=(weak,)).render()
+
+
+def test_the_default_is_a_condition_of_its_own():
+    assert rule(when=NOTHING_ELSE).is_default and not rule().is_default
+
+
+def test_a_long_line_is_cut_at_its_cap():
+    bullet = Bullet(section="who", text="word " * 4 * BULLET_TOKENS)
+    assert count_tokens(bullet.text) <= BULLET_TOKENS and bullet.text.endswith("...")
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        {"counts": Counts(total=3, each=(("a", 3),))},
+        {"words": ("ghost",), "when": "it is late", "then": "yes"},
+        {"when": "it is late", "then": "yes"},
+    ],
+    ids=lambda values: next(iter(values)),
+)
+def test_personas_that_steer_otherwise_have_another_fingerprint(typed):
+    plain = Persona(user_id="u", bullets=(Bullet(section="what decides", text="Late, mostly.", id="x"),))
+    line = Bullet(section="what decides", text="Late, mostly.", id="x", **typed)
+    typed_ = Persona(user_id="u", bullets=(line,))
+    assert typed_.render() == plain.render() and typed_.fingerprint != plain.fingerprint
+    again = Persona.model_validate_json(typed_.model_dump_json())
+    assert again == typed_ and again.fingerprint == typed_.fingerprint
+
+
+def test_what_neither_shows_nor_steers_is_not_in_the_fingerprint():
+    line = Bullet(section="who", text="Tall.")
+    more = line.model_copy(update={"evidence": ("i1",), "hits": 1, "locked": True, "created": "2020-01-01"})
+    assert len({Persona(user_id="u", bullets=(b,)).fingerprint for b in (line, more)}) == 1
 
 
 class Program(dspy.Module):
@@ -135,10 +249,11 @@ def test_a_broken_state_changes_nothing(tmp_path):
 
 
 def test_a_section_over_its_cap_may_shrink_but_not_grow():
-    lines = tuple(Bullet(section="style", text=f"line {n} " + "word " * 40) for n in range(8))
+    lines = tuple(Bullet(section="style", text=f"line {n} " + "word " * 40) for n in range(20))
     full = Persona(user_id="u", bullets=lines)
     smaller = full.apply([Edit(op="drop", id=lines[0].id)])
-    assert len(smaller.bullets) == 7, "still over the cap, and yet allowed: it came nearer"
+    assert sum(count_tokens(b.sentence) for b in smaller.bullets) > SECTION_TOKENS
+    assert len(smaller.bullets) == 19, "still over the cap, and yet allowed: it came nearer"
     with pytest.raises(InputError, match="would hold"):
         full.apply([Edit(op="add", bullet=Bullet(section="style", text="one more line"))])
 

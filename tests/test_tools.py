@@ -46,9 +46,9 @@ def test_the_profile_is_counted_as_of_then():
     memory = memory_of("ana", *[(f"film {n}", "drama") for n in range(5)], ("film 5", "horror"))
     kind = ResponseKind(name="label", labels=("drama", "horror"))
     with answering(memory=memory, kind=kind):
-        assert '"horror" 1 time' in recall_profile()
+        assert '"horror" 1.' in recall_profile()
         with answering(cut=MemoryCut(before=5)):
-            assert "horror" not in recall_profile() and '"drama" 5 times' in recall_profile()
+            assert "horror" not in recall_profile() and '"drama" 5.' in recall_profile()
     assert "nothing yet" in recall_profile()
 
 
@@ -63,7 +63,7 @@ def test_the_profile_repeats_nothing_that_the_persona_says():
             assert recall_profile() == "no more than the notes on this user say"
             memory.append(Interaction(user_id="u", query="film 5", response="horror"))
             assert "horror" in recall_profile()
-    assert '"drama" 5 times' in alone
+    assert '"drama" 5.' in alone
 
 
 def test_results_are_capped_cleaned_and_fenced():

@@ -1,15 +1,20 @@
+from collections import Counter
 from typing import Literal
 
 import dspy
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from persona_dspy import Interaction
 from persona_dspy.core.answers import ResponseKind
+from persona_dspy.core.persona import Counts
 from persona_dspy.memory.profile import SemanticMemory
 from persona_dspy.memory.user_facts import content_words, facts, mined_rules
 from persona_dspy.testing.fake_lm import FakeLM
 
 TAGS = ResponseKind.of(Literal["comedy", "drama", "horror"])
+TEXT = ResponseKind.of(str)
 STARS = ResponseKind.of(Literal[1, 2, 3, 4, 5])
 
 
@@ -24,23 +29,107 @@ def said(items, kind):
     return [b.sentence for b in facts(items, kind)]
 
 
-def test_labels_are_counted_with_a_default_where_one_prevails():
+def test_labels_are_counted_in_one_sentence_and_no_default_is_made_of_them():
     items = past(*[(f"q{n}", "drama" if n % 3 else "comedy") for n in range(9)])
-    assert said(items, TAGS)[:2] == [
-        'Answered 9 times so far: "drama" 6 times, "comedy" 3 times.',
-        'If nothing else fits, answer "drama".',
-    ]
-    even = past(*[(f"q{n}", ("drama", "comedy", "horror")[n % 3]) for n in range(9)])
-    assert not any("nothing else" in s for s in said(even, TAGS))
+    (only,) = facts(items, TAGS)
+    assert only.sentence == 'Answers so far (9): "drama" 6, "comedy" 3.'
+    assert (only.section, only.counts) == ("who", Counts(total=9, each=(("drama", 6), ("comedy", 3))))
     assert facts(items[:2], TAGS) == []
 
 
-def test_ratings_say_level_counts_and_the_usual_score():
+def test_many_labels_are_counted_together_in_the_sentence_and_each_in_the_counts():
+    answers = [label for n, label in enumerate("abcdefghijkl") for _ in range(13 - n)]
+    (counts, *_) = facts(past(*((f"q{n}", label) for n, label in enumerate(answers))), TAGS)
+    assert counts.text.endswith('"g" 7, "h" 6, 4 other answers 14.') and '"i"' not in counts.text
+    assert dict(counts.counts.each) == {label: 13 - n for n, label in enumerate("abcdefghijkl")}
+    nine = facts(past(*((f"q{n}", label) for n, label in enumerate("abcdefghi"))), TAGS)[0]
+    assert "other" not in nine.text and '"i" 1' in nine.text, "one more by name is no longer than 'others'"
+
+
+@given(st.lists(st.sampled_from("abcdefghijkl"), min_size=3, max_size=60))
+def test_counts_add_up(answers):
+    counts = facts(past(*((f"q{n}", label) for n, label in enumerate(answers))), TAGS)[0].counts
+    assert counts.total == len(answers) == sum(times for _, times in counts.each)
+    times = [times for _, times in counts.each]
+    assert times == sorted(times, reverse=True)
+
+
+def test_ratings_say_average_scale_and_counts_and_judge_nothing():
     items = past(*[(f"q{n}", "4" if n % 4 else "1") for n in range(12)])
-    found = said(items, STARS)
-    assert found[0].startswith("Rates near the middle: 3.2 on average")
-    assert 'Answered 12 times so far: "4" 9 times, "1" 3 times.' in found
-    assert 'If nothing else fits, answer "4".' in found
+    (only,) = facts(items, STARS)
+    assert only.text == 'Gives 3.2 on average on a scale from 1 to 5. Answers so far (12): "4" 9, "1" 3.'
+    assert only.counts == Counts(total=12, each=(("4", 9), ("1", 3)))
+    low = said(past(*[(f"q{n}", "1") for n in range(12)]), STARS)
+    assert not any(word in " ".join(low).lower() for word in ("low", "high", "alike", "nothing else"))
+
+
+@pytest.mark.parametrize(
+    ("before", "late", "drifted"),
+    [
+        (["drama"] * 12, ["horror"] * 6, True),
+        (["drama", "horror"] * 6, [*["horror"] * 5, "drama"], False),  # half before, most now: chance may do that
+        (["drama", "drama", "horror"] * 4, ["drama", "drama", "horror"] * 2, False),
+        (["drama"] * 3, ["horror"] * 6, False),  # too few to tell
+    ],
+)
+def test_labels_drift_where_chance_does_not_explain_it(before, late, drifted):
+    items = past(*[(f"q{n}", label) for n, label in enumerate([*before, *late])])
+    lately = [s for s in said(items, TAGS) if s.startswith("Lately")]
+    assert len(lately) == drifted
+    if drifted:
+        assert lately == ['Lately answers "horror" more often than before: 6 of the last 6, 0 of the 12 before.']
+
+
+@pytest.mark.parametrize(
+    ("before", "late", "drifted"),
+    [
+        ([1, 2] * 6, [4, 5] * 3, True),
+        ([1, 5] * 6, [5, 5, 1] * 2, False),  # a shift of 0.7, and yet chance
+        ([3] * 12, [3, 3, 4] * 2, False),  # hardly a shift
+    ],
+)
+def test_ratings_drift_where_chance_does_not_explain_it(before, late, drifted):
+    items = past(*[(f"q{n}", str(stars)) for n, stars in enumerate([*before, *late])])
+    lately = [s for s in said(items, STARS) if s.startswith("Lately")]
+    assert lately == (["Lately gives 4.5 on average, 1.5 before."] if drifted else [])
+
+
+@given(st.lists(st.sampled_from("abc"), min_size=12, max_size=40), st.randoms())
+@settings(deadline=None)  # the first imports scipy
+def test_answers_in_any_order_seldom_drift_and_the_counts_stay(answers, random):
+    """What is said of the whole past does not depend on its order; what is said of the latest has numbers that are so."""
+    random.shuffle(answers)
+    found = facts(past(*((f"q{n}", label) for n, label in enumerate(answers))), TAGS)
+    assert dict(found[0].counts.each) == dict(Counter(answers))
+    for lately in found[1:]:
+        label = lately.text.split('"')[1]
+        late = answers[-max(6, len(answers) // 3) :]
+        assert lately.hits == late.count(label) and f"{late.count(label)} of the last {len(late)}" in lately.text
+
+
+def test_style_is_that_of_the_latest_texts_with_shares():
+    old = [(f"q{n}", "Long sentences were what I wrote then, with a full stop.") for n in range(30)]
+    new = [(f"n{n}", "short now" if n < 20 else "Short now!") for n in range(24)]
+    found = said(past(*old, *new), TEXT)
+    assert found == [
+        "Typical response: 2 words.",
+        "Starts in lower case (20 of 24).",
+        "Ends without a full stop (20 of 24).",
+    ]
+    assert "Starts in lower case." in said(past(*[(f"q{n}", "short now") for n in range(5)]), TEXT)
+
+
+def test_style_tells_the_usual_length_and_lists():
+    items = past(*[(f"q{n}", "one\n" + "word " * n) for n in range(1, 12)])
+    found = said(items, TEXT)
+    assert found[0] == "Typical response: 7 words, most have 3 to 11."
+    assert "Writes several paragraphs or a list." in found
+
+
+def test_the_same_marks_count_in_other_scripts():
+    found = said(past(*[(f"q{n}", "真的吗？太好了！") for n in range(4)]), TEXT)
+    assert {"Uses exclamation marks.", "Asks questions."} <= set(found)
+    assert not any("full stop" in s for s in found)
 
 
 def test_every_fact_names_interactions_that_show_it():
