@@ -131,7 +131,9 @@ def table(task: Task, order: argparse.Namespace) -> None:
     for file in sorted(out.glob("*.jsonl")):
         rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
         scores[file.stem] = {
-            (row["user"], str(row["n"])): abs(float(row["gold"]) - float(row["answer"])) if task.rating else row["score"]
+            (row["user"], str(row["n"])): abs(float(row["gold"]) - float(row["answer"]))
+            if task.rating
+            else row["score"]
             for row in rows
         }
         tokens[file.stem] = fmean(row["tokens"] for row in rows)

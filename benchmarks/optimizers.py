@@ -29,7 +29,7 @@ import dspy
 import numpy as np
 
 from benchmarks.peers import PEERS, missing, run
-from benchmarks.task import Task
+from benchmarks.task import Meter, Task
 from optimizers import PersonaAlignment
 from persona_dspy.agent import PersonaAgent, PersonalProgram
 from persona_dspy.testing import KINDS, SyntheticUser, rule_following_lm
@@ -52,9 +52,9 @@ def agent_of(user: SyntheticUser, n: int = HISTORY) -> PersonaAgent:
     return PersonaAgent(user.signature, history=user.interactions(n), recall_k=0)
 
 
-def curve(name: str, user: SyntheticUser, budget: int) -> Run:
+def curve(name: str, user: SyntheticUser, budget: int, small: bool = False) -> Run:
     """[calls, tokens, held-out score] of every program that the optimizer would have returned, in the order found."""
-    task = Task(agent=agent_of(user), budget=budget, seed=user.seed)
+    task = Task(agent=agent_of(user), budget=budget, seed=user.seed, meter=Meter(small=small))
     began = time.perf_counter()
     points = [[0, 0, held_out(task.agent, user)]]
     points += [[p.calls, p.tokens, held_out(p.program, user)] for p in run(name, task)]
@@ -62,7 +62,7 @@ def curve(name: str, user: SyntheticUser, budget: int) -> Run:
     return {"peer": name, "kind": user.kind, "seed": user.seed, "noise": user.noise, "points": points, **spent}
 
 
-def collect(path: Path, names: list[str], seeds: range, budget: int, noise: float) -> list[Run]:
+def collect(path: Path, names: list[str], seeds: range, budget: int, noise: float, small: bool) -> list[Run]:
     done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     known = {(r["peer"], r["kind"], r["seed"], r["noise"], r["budget"]) for r in done}
     for seed in seeds:
@@ -70,7 +70,8 @@ def collect(path: Path, names: list[str], seeds: range, budget: int, noise: floa
             for name in names:
                 if missing(name) or (name, kind, seed, noise, budget) in known:
                     continue
-                found = curve(name, SyntheticUser(seed=seed, kind=kind, noise=noise), budget) | {"budget": budget}
+                user = SyntheticUser(seed=seed, kind=kind, noise=noise)
+                found = curve(name, user, budget, small) | {"budget": budget}
                 done.append(found)
                 with path.open("a") as file:
                     file.write(json.dumps(found) + "\n")
@@ -201,7 +202,7 @@ def mean_curve(mine: dict[tuple[str, int], Run], theirs: dict[tuple[str, int], R
     ]
 
 
-def noisy(seeds: int, n: int) -> list[str]:
+def noisy(seeds: int, n: int, small: bool) -> list[str]:
     """Markdown: how often 20% random responses end in a persona worse than the initial one, on the true preference."""
     lines = [
         f"| kind, {n} interactions | worse of {seeds} | unchanged | mean gain | LM calls |",
@@ -212,9 +213,9 @@ def noisy(seeds: int, n: int) -> list[str]:
         calls: list[int] = []
         for seed in range(seeds):
             user = SyntheticUser(seed=seed, kind=kind, noise=0.2, changes_at=n * 2 // 5)
-            agent, lm = agent_of(user, n), rule_following_lm()
+            agent, lm = agent_of(user, n), rule_following_lm(small=small)
             with dspy.context(lm=lm):
-                made = PersonaAlignment().compile(agent, trainset=agent.examples())
+                made = PersonaAlignment(progress=False).compile(agent, trainset=agent.examples())
             gains.append(held_out(made, user) - held_out(agent, user))
             calls.append(made.alignment.total.calls if made.alignment else 0)
         worse, same = sum(g < -1e-9 for g in gains), sum(abs(g) <= 1e-9 for g in gains)
@@ -243,14 +244,15 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("optimizers.jsonl"), help="runs, as they come")
     parser.add_argument("--noise-seeds", type=int, default=0, help="instead: seeds of the noise test, for each kind")
     parser.add_argument("--history", type=int, default=HISTORY, help="interactions a user in the noise test")
+    parser.add_argument("--small", action="store_true", help="the LM stands for a small local one")
     asked = parser.parse_args()
     print(f"`python -m benchmarks.optimizers {' '.join(a for a in sys.argv[1:])}`, {machine()}\n")
     if asked.noise_seeds:
-        print("\n".join(noisy(asked.noise_seeds, asked.history)))
+        print("\n".join(noisy(asked.noise_seeds, asked.history, asked.small)))
         return
     names = asked.only or list(PEERS)
     seeds = range(asked.first_seed, asked.first_seed + asked.users)
-    runs = collect(asked.results, names, seeds, asked.budget, asked.noise)
+    runs = collect(asked.results, names, seeds, asked.budget, asked.noise, asked.small)
     print("\n".join(tables(runs, names, asked.budget)))
 
 

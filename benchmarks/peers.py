@@ -28,7 +28,9 @@ __all__ = ["PEERS", "missing", "run"]
 
 def aligned(task: Task, **options: Any) -> None:
     """PersonaAlignment; its events say which persona it would return: one that leads, and the one that stays."""
-    optimizer = PersonaAlignment(budget=Budget(calls=task.budget), observers=[_accepted(task)], **options)
+    optimizer = PersonaAlignment(
+        budget=Budget(calls=task.budget), observers=[_accepted(task)], progress=False, **options
+    )
     optimizer.compile(task.agent, trainset=task.examples)
 
 

@@ -29,9 +29,9 @@ class Point:
 class Meter:
     """Counts what reaches the LM, whoever asks."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, small: bool = False) -> None:
         self.calls = self.tokens = 0
-        self.lm = FakeLM(self)
+        self.lm = FakeLM(self, small=small)
         self._follow = RuleFollower()
 
     def __call__(self, prompt: Prompt) -> Any:

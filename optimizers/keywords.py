@@ -72,6 +72,8 @@ class KeywordProposer:
                 raise InputError(f"KeywordProposer({name}={value!r}): expected 1 or more")
         self.mine, self.write, self.most, self.challengers = mine, write, most, challengers
 
+    with_counts = True  # rules from the past and what code counts stand for election together: one trial instead of two
+
     def __call__(self, incumbent: Persona, evidence: Evidence) -> list[Challenger]:
         evidence = _forbidding(evidence)
         proposals: list[list[Edit]] = []
