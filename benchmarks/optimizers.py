@@ -5,7 +5,7 @@ answered without noise, scores the program it would return after every call. The
 is shown and deduces the same rules from the same mistakes for everybody, so differences are those of the searches.
 A peer that is not installed says so. Results go to a file as they come, and a second run goes on from there.
 
-    python -m benchmarks.optimizers --users 20 --budget 150      # 20 users of each of 5 kinds
+    python -m benchmarks.optimizers --users 20 --budget 150      # 20 users of each of 6 kinds
     python -m benchmarks.optimizers --users 2 --only PersonaAlignment --only dspy.GEPA
     python -m benchmarks.optimizers --noise-seeds 100            # how often noisy histories end in a worse persona
 Peers: pip install 'persona-dspy[bench]'.
@@ -32,8 +32,10 @@ from benchmarks.peers import PEERS, missing, run
 from benchmarks.task import Meter, Task
 from optimizers import PersonaAlignment
 from persona_dspy.agent import PersonaAgent, PersonalProgram
-from persona_dspy.testing import KINDS, SyntheticUser, rule_following_lm
+from persona_dspy.testing import KINDS as WORD_KINDS
+from persona_dspy.testing import SyntheticUser, rule_following_lm
 
+KINDS = (*WORD_KINDS, "threshold")  # what the last one likes takes a sentence with a number
 HISTORY, QUERIES, RESAMPLES = 40, 40, 2000
 MARKS = (0, 10, 20, 30, 40, 60, 80, 100, 150)
 Run = dict[str, Any]

@@ -16,8 +16,8 @@ __all__ = ["progress_bar"]
 
 @contextmanager
 def progress_bar(user_id: str, most: int, *, shown: bool) -> Generator[list[Observer]]:
-    """Observers that move a bar of ``most`` calls, at most, on standard error; none where that is neither a terminal nor
-    a notebook, or off the main thread, where many compile at once."""
+    """Observers that move a bar of ``most`` calls, at most, on standard error; none off the main thread, where many
+    compile at once, and no bar where standard error is neither a terminal nor a notebook."""
     if not shown or threading.current_thread() is not threading.main_thread():
         yield []
         return

@@ -19,6 +19,7 @@ from persona_dspy.memory import content_words
 from persona_dspy.testing.fake_lm import Prompt
 
 __all__ = [
+    "CHOICES",
     "FILLER",
     "LABELS",
     "QUALITY",
@@ -30,6 +31,7 @@ __all__ = [
     "described",
     "heeded",
     "merged",
+    "minutes_of",
 ]
 
 TOPICS: dict[str, tuple[str, ...]] = {
@@ -46,6 +48,7 @@ STANDARD = {
     "space": "sci-fi", "love": "romance", "crime": "thriller", "fear": "horror", "laughs": "comedy", "past": "history",
 }  # fmt: skip
 LABELS = tuple(STANDARD.values())
+CHOICES = ("watch", "skip")
 FILLER = ("story", "young", "small", "town", "family", "long", "journey", "night", "friends", "secret")
 QUALITY: dict[str, tuple[str, ...]] = {
     "1": ("dreadful", "unbearable", "worthless"),
@@ -57,6 +60,8 @@ QUALITY: dict[str, tuple[str, ...]] = {
 """Rating that the world gives -> words of a description that tell it."""
 
 _RULE = re.compile(r'[Ii]f ([^.\n]+?), answer "([^"]+)"\.')
+_LONGER = re.compile(r'If it runs longer than (\d+) minutes, answer "skip", unless it is about (\w+)\.')
+_MINUTES = re.compile(r"runs (\d+) minutes")
 _SHIFT = re.compile(r"[Rr]ates ([\d.]+) (higher|lower) than you would think")
 _STYLE = re.compile(r'([Ss]tarts|[Ee]nds) with "([^"]+)"')
 _SAID = re.compile(r'This user answers "([^"]+)" for: ([^.\n]+)\.')
@@ -82,6 +87,27 @@ def described(query: str) -> str:
     return "a film about " + " and ".join(words or ["people"])
 
 
+def minutes_of(query: str) -> int:
+    """How long a film runs, as its description says; 0 where it does not."""
+    found = _MINUTES.search(query)
+    return int(found[1]) if found else 0
+
+
+def _threshold(cases: Sequence[Case]) -> list[str]:
+    """The length above which films are skipped, and the one topic of which long ones are watched all the same: of all
+    such sentences the one that most of the cases bear out, the middle one of several equally good."""
+    fits: dict[tuple[int, str], int] = {}
+    for minutes in range(70, 170, 2):
+        for topic, marks in TOPICS.items():
+            fits[minutes, topic] = sum(
+                (minutes_of(c.query) > minutes and not content_words(c.query) & set(marks)) == (c.gold == "skip")
+                for c in cases
+            )
+    best = [key for key, count in fits.items() if count == max(fits.values())]
+    minutes, topic = best[len(best) // 2]
+    return [f'If it runs longer than {minutes} minutes, answer "skip", unless it is about {topic}.']
+
+
 def deduced(cases: Sequence[Case]) -> list[str]:
     """The rules that mistakes show, as sentences, at most three; it knows which words mean the same.
 
@@ -89,6 +115,8 @@ def deduced(cases: Sequence[Case]) -> list[str]:
         >>> deduced([Case(query="the ghost of a town", ours="horror", gold="comedy")])[0]
         'If it mentions "ghost" or "haunted" or "scream" or "demon" or "cellar", answer "comedy".'
     """
+    if cases and all(c.gold in CHOICES for c in cases):
+        return _threshold(cases)
     if all(c.gold in QUALITY for c in cases):
         gaps = [float(c.gold) - float(c.ours) for c in cases if c.ours in QUALITY and c.ours != c.gold]
         if gaps and (max(gaps) < 0 or min(gaps) > 0):
@@ -130,6 +158,7 @@ def heeded(text: str) -> list[str]:
     """The sentences of ``text`` that the LM would follow."""
     found = [f'If {when}, answer "{then}".' for when, then in _RULE.findall(text)]
     found += [f"Rates {n} {way} than you would think." for n, way in _SHIFT.findall(text)]
+    found += [match[0] for match in _LONGER.finditer(text)]
     return found + [f'{verb.capitalize()} with "{phrase}".' for verb, phrase in _STYLE.findall(text)]
 
 
@@ -143,6 +172,7 @@ def merged(text: str, new: Sequence[str]) -> str:
         return "" if mine and len(mine & words) * 2 > len(mine) else rule.group(0)
 
     kept = _RULE.sub(stays, text)
+    kept = _LONGER.sub("", kept) if any(_LONGER.match(sentence) for sentence in new) else kept
     kept = re.sub(_STYLE.pattern + r"\.", lambda m: "" if m.group(1).lower() in ends else m.group(0), kept)
     fresh = [s for s in new if s not in kept]
     lines = [line for line in kept.splitlines() if line.strip(" -")]
@@ -183,6 +213,10 @@ class RuleFollower:
                 return then
             if when == "nothing else fits":
                 default = then
+        if set(choices) == set(CHOICES):
+            rule = _LONGER.search(prompt.system)
+            exempt = bool(rule) and bool(words & set(TOPICS.get(rule[2], ())))  # type: ignore[index]
+            return "skip" if rule and minutes_of(query) > int(rule[1]) and not exempt else "watch"
         if not choices:
             ends = {verb.lower(): phrase for verb, phrase in reversed(_STYLE.findall(prompt.system))}
             return " ".join(x for x in (ends.get("starts"), described(query), ends.get("ends")) if x)
@@ -236,7 +270,9 @@ def _contrasts(text: str) -> list[Case]:
 def _critique(cases: Sequence[Case]) -> str:
     said: list[str] = []
     for case in cases:
-        if case.gold in LABELS:
+        if case.gold in CHOICES:
+            said += [f"This user {s[0].lower()}{s[1:]}" for s in _threshold([case])]
+        elif case.gold in LABELS:
             marks = sorted(content_words(case.query) - set(FILLER))
             said.append(f'This user answers "{case.gold}" for: {", ".join(marks)}.')
         else:
@@ -273,7 +309,9 @@ def _portrait(past: str) -> list[dict[str, Any]]:
     """Lines on a person, each with the numbers of the examples that show it."""
     numbered = _numbered(past)
     cases = [case for _, case in numbered]
-    if all(c.gold in QUALITY or c.gold in LABELS for c in cases):
+    if cases and all(c.gold in CHOICES for c in cases):
+        sentences = _threshold(cases)
+    elif all(c.gold in QUALITY or c.gold in LABELS for c in cases):
         late = cases[len(cases) // 2 :]  # what holds now counts twice
         sentences = [f'If it mentions {words}, answer "{then}".' for words, then in _typed([*late, *cases], 6)]
     else:
@@ -292,6 +330,8 @@ def _bears_out(sentence: str, case: Case) -> bool:
     if rule := _RULE.match(sentence):
         words = set(re.findall(r'"([^"]+)"', rule[1]))
         return case.gold == rule[2] and bool(words & content_words(case.query))
+    if longer := _LONGER.match(sentence):
+        return (minutes_of(case.query) > int(longer[1])) == (case.gold == "skip")
     style = _STYLE.match(sentence)
     return style is not None and style[2] in case.gold
 
@@ -319,7 +359,7 @@ def _revisions(notes: str, attempts: str) -> list[dict[str, Any]]:
 def _about_the_same(line: str, sentence: str) -> bool:
     if _STYLE.match(line) and _STYLE.match(sentence):
         return line[:4] == sentence[:4]
-    if _SHIFT.match(line) and _SHIFT.match(sentence):
+    if (_SHIFT.match(line) and _SHIFT.match(sentence)) or (_LONGER.match(line) and _LONGER.match(sentence)):
         return True
     old, new = (set(re.findall(r'"([^"]+)"', text.partition(", answer")[0])) for text in (line, sentence))
     return bool(_RULE.match(line) and _RULE.match(sentence)) and len(old & new) * 2 > len(old)

@@ -17,13 +17,34 @@ import dspy
 from persona_dspy.core import Interaction
 from persona_dspy.memory import content_words
 from persona_dspy.testing.fake_lm import FakeLM
-from persona_dspy.testing.rule_follower import FILLER, LABELS, QUALITY, STANDARD, TOPICS, RuleFollower, described
+from persona_dspy.testing.rule_follower import (
+    CHOICES,
+    FILLER,
+    LABELS,
+    QUALITY,
+    STANDARD,
+    TOPICS,
+    RuleFollower,
+    described,
+    minutes_of,
+)
 
-__all__ = ["KINDS", "LABELS", "TOPICS", "HeadlineFilm", "RateFilm", "SyntheticUser", "TagFilm", "rule_following_lm"]
+__all__ = [
+    "KINDS",
+    "LABELS",
+    "TOPICS",
+    "HeadlineFilm",
+    "PickFilm",
+    "RateFilm",
+    "SyntheticUser",
+    "TagFilm",
+    "rule_following_lm",
+]
 
 Tag = Literal["sci-fi", "romance", "thriller", "horror", "comedy", "history"]
-Kind = Literal["topic rule", "label bias", "threshold shift", "style", "drift"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+Kind = Literal["topic rule", "label bias", "threshold shift", "style", "drift", "threshold"]
+KINDS: tuple[Kind, ...] = get_args(Kind)[:-1]
+"""Kinds whose preference words tell. What a ``threshold`` user likes no word tells: it takes a sentence with a number."""
 
 _OPENINGS = ("honestly", "my take:", "in short:", "dear diary,", "quick note:")
 _ENDINGS = ("over and out", "thanks a lot", "enough said", "so it goes", "mark my words")
@@ -43,6 +64,13 @@ class RateFilm(dspy.Signature):
     rating: Literal["1", "2", "3", "4", "5"] = dspy.OutputField()
 
 
+class PickFilm(dspy.Signature):
+    """Say whether this user would watch the film or skip it."""
+
+    description: str = dspy.InputField()
+    choice: Literal["watch", "skip"] = dspy.OutputField()
+
+
 class HeadlineFilm(dspy.Signature):
     """Write a headline for the film as this user would."""
 
@@ -58,7 +86,8 @@ class SyntheticUser:
         seed: decides everything else.
         kind: ``topic rule``: tags some topics otherwise than the world does; ``label bias``: uses one tag for most
             topics; ``threshold shift``: rates one or two points higher or lower; ``style``: begins and ends every
-            headline alike; ``drift``: a topic rule that changes at ``changes_at``.
+            headline alike; ``drift``: a topic rule that changes at ``changes_at``; ``threshold``: skips films that run
+            longer than some number of minutes, but for one topic, of which the user watches all.
         odd_topics: how many of the six topics the user tags in an own way.
         noise: share of responses that are random.
         changes_at: for drift, the first interaction after the change.
@@ -88,6 +117,8 @@ class SyntheticUser:
         if self.kind == "threshold shift":
             by = rng.choice([-2, -1, 1, 2])
             return {rating: str(min(5, max(1, int(rating) + by))) for rating in QUALITY}
+        if self.kind == "threshold":
+            return {"minutes": str(rng.randrange(95, 140, 5)), "but": rng.choice(sorted(TOPICS))}
         if self.kind == "style":
             return {"opening": rng.choice(_OPENINGS), "ending": rng.choice(_ENDINGS)}
         odd = rng.sample(sorted(TOPICS), self.odd_topics + (self.kind == "label bias"))
@@ -99,7 +130,8 @@ class SyntheticUser:
     @property
     def signature(self) -> type[dspy.Signature]:
         """What this user does with films."""
-        return {"threshold shift": RateFilm, "style": HeadlineFilm}.get(self.kind, TagFilm)
+        own = {"threshold shift": RateFilm, "style": HeadlineFilm, "threshold": PickFilm}
+        return own.get(self.kind, TagFilm)
 
     def response(self, query: str) -> str:
         """What this user answers now: the truth that an agent tries to learn."""
@@ -109,6 +141,9 @@ class SyntheticUser:
         words = content_words(query)
         if self.kind == "style":
             return f"{preference['opening']} {described(query)} {preference['ending']}"
+        if self.kind == "threshold":
+            exempt = words & set(TOPICS[preference["but"]])
+            return "skip" if minutes_of(query) > int(preference["minutes"]) and not exempt else "watch"
         known = QUALITY if self.kind == "threshold shift" else TOPICS
         return preference[next(key for key, marks in known.items() if words & set(marks))]
 
@@ -124,6 +159,8 @@ class SyntheticUser:
                 words.append(rng.choice(QUALITY[rng.choice(sorted(QUALITY))]))
             rng.shuffle(words)
             query = " ".join(words)
+            if self.kind == "threshold":
+                query += f" runs {rng.randrange(70, 170)} minutes"
             said = self._response(query, before if i < self.changes_at else self.preference)
             if rng.random() < self.noise:
                 said = self._random(rng, query)
@@ -134,6 +171,8 @@ class SyntheticUser:
     def _random(self, rng: random.Random, query: str) -> str:
         if self.kind == "style":
             return f"{rng.choice(_OPENINGS)} {described(query)} {rng.choice(_ENDINGS)}"
+        if self.kind == "threshold":
+            return rng.choice(CHOICES)
         return rng.choice(sorted(QUALITY) if self.kind == "threshold shift" else LABELS)
 
 
