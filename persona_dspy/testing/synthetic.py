@@ -44,7 +44,7 @@ __all__ = [
 Tag = Literal["sci-fi", "romance", "thriller", "horror", "comedy", "history"]
 Kind = Literal["topic rule", "label bias", "threshold shift", "style", "drift", "threshold"]
 KINDS: tuple[Kind, ...] = get_args(Kind)[:-1]
-"""Kinds whose preference words tell. What a ``threshold`` user likes no word tells: it takes a sentence with a number."""
+"""Kinds whose preference words tell; for what a ``threshold`` user likes it takes a sentence with a number."""
 
 _OPENINGS = ("honestly", "my take:", "in short:", "dear diary,", "quick note:")
 _ENDINGS = ("over and out", "thanks a lot", "enough said", "so it goes", "mark my words")
