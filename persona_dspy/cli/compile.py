@@ -30,8 +30,14 @@ def compile_command(  # noqa: PLR0913 - a command's options
     task: Annotated[str | None, typer.Option(help="lamp-1 ... lamp-7, or fields such as 'film -> tag'.")] = None,
     lm: Annotated[str, typer.Option(help="local, local:/path/model.gguf, or any name dspy.LM takes.")] = "local",
     users: Annotated[str | None, typer.Option(help="How many users at most, or ids separated by commas.")] = None,
-    recent: Annotated[int, typer.Option(min=1, help="Interactions simulated a step (the paper's n).")] = 3,
-    epochs: Annotated[int, typer.Option(min=1, help="Steps at most.")] = 3,
+    reflection_lm: Annotated[
+        str | None, typer.Option(help="A stronger LM that writes portraits and edits; by default --lm.")
+    ] = None,
+    auto: Annotated[
+        Literal["light", "medium", "heavy"], typer.Option(help="Calls a user: some 20, 40 or 100.")
+    ] = "medium",
+    recent: Annotated[int | None, typer.Option(min=1, help="Interactions simulated a step (the paper's n).")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Steps at most.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Users at once; each has one LM call in flight.")] = 2,
     processes: Annotated[int | None, typer.Option(min=1, help="Share remote LMs' workers out to so many.")] = None,
     engine: Annotated[
@@ -77,6 +83,7 @@ def compile_command(  # noqa: PLR0913 - a command's options
     budget = Budget(calls=budget_calls, tokens=budget_tokens, usd=budget_usd)
     own = Budget(calls=user_budget_calls, tokens=user_budget_tokens)
     options: dict[str, Any] = {"recent": recent, "epochs": epochs, "seed": seed, "as_in_paper": in_paper}
+    options |= {"auto": auto, "reflection_lm": reflection_lm}
     options |= {"workers": workers, "processes": processes, "engine": engine}
     options |= {"resume": resume, "progress": progress, "json": json_output}
     tracker = tracker_for(tracking_uri, runs=runs, register=register_prompts)
@@ -120,13 +127,15 @@ class _Program:
         return users_task(self.known, self.text or getattr(history, "task", None), history.interactions)
 
 
-def _optimizer(options: dict[str, Any], own: Any, view: Any) -> Any:
+def _optimizer(options: dict[str, Any], own: Any, view: Any, reflector: Any) -> Any:
     from optimizers import PersonaAlignment
 
     kind = PersonaAlignment.as_in_paper if options["as_in_paper"] else PersonaAlignment
     concurrency = 2 if options["workers"] == 1 else 1
-    steps = {name: options[name] for name in ("recent", "epochs")}
-    return kind(**steps, concurrency=concurrency, observers=[view.event], budget=own)
+    amount = {name: options[name] for name in ("auto", "recent", "epochs") if options[name] is not None}
+    return kind(
+        **amount, concurrency=concurrency, observers=[view.event], budget=own, reflection_lm=reflector, progress=False
+    )
 
 
 def _compile(
@@ -152,6 +161,10 @@ def _compile(
 
     model = steady_lm(lm, seed=options["seed"])
     check_lm(model)
+    reflector = None
+    if options["reflection_lm"] is not None:
+        reflector = steady_lm(options["reflection_lm"], seed=options["seed"])
+        check_lm(reflector)
     budget, own = budgets
     program, ledger = _Program(source.known, source.task), Ledger(budget=budget)
     named = task_text(source.known) if source.known else source.task
@@ -163,7 +176,7 @@ def _compile(
         tracker.begin(params)
         folder.begin(params)
         view = View(total, ledger, options["progress"], as_json=options["json"])
-        optimizer = _optimizer(options, own, view)
+        optimizer = _optimizer(options, own, view, reflector)
         state, ended = "interrupted", "KILLED"
         same: dict[str, Any] = {name: options[name] for name in ("resume", "engine", "workers", "processes")}
         same |= {"store": opened, "folder": folder, "ledger": ledger, "tracker": tracker}
@@ -187,7 +200,7 @@ def _compile(
 
 def _params(budget: Any, options: dict[str, Any]) -> dict[str, Any]:
     """What a run is told apart by."""
-    names = ("recent", "epochs", "seed", "as_in_paper", "workers", "engine")
+    names = ("auto", "recent", "epochs", "reflection_lm", "seed", "as_in_paper", "workers", "engine")
     spent = {"budget_calls": budget.calls, "budget_tokens": budget.tokens, "budget_usd": budget.usd}
     return {**{name: options[name] for name in names}, **spent}
 

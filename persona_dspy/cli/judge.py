@@ -51,8 +51,8 @@ Knowledge = Annotated[
     str | None,
     typer.Option(help="For its knowledge tool: wikipedia, or a folder or JSONL of texts; needs plan or react."),
 ]
-Shown = Annotated[int, typer.Option(min=0, help="Episodes shown.")]
-TurnTokens = Annotated[int, typer.Option(min=8, help="Estimated tokens of an episode's query, at most.")]
+Shown = Annotated[int | None, typer.Option(min=0, help="Episodes shown. Default: 4 for local models, 12 for others.")]
+TurnTokens = Annotated[int | None, typer.Option(min=8, help="Estimated tokens of an episode's query, at most.")]
 Recent = Annotated[int, typer.Option(min=1, help="Interactions simulated in a step of alignment.")]
 Epochs = Annotated[int, typer.Option(min=1, help="Steps of alignment at most.")]
 GateSize = Annotated[int | None, typer.Option(min=1, help="Interactions held out by alignment's gate.")]
@@ -80,8 +80,8 @@ def evaluate_command(  # noqa: PLR0913 - a command's options
     references: References = True,
     actions: Actions = "fixed",
     knowledge: Knowledge = None,
-    k: Shown = 4,
-    turn_tokens: TurnTokens = 96,
+    k: Shown = None,
+    turn_tokens: TurnTokens = None,
     recent: Recent = 3,
     epochs: Epochs = 3,
     gate: GateSize = None,

@@ -41,7 +41,7 @@ class View:
         self.rows: list[tuple[str, ...]] = []
         self.failures: list[str] = []
         self.done = self.failed = self.stopped = self.better = self.accepted = self.skipped = self.made = 0
-        self.calls = self.tokens = 0
+        self.calls = self.tokens = self.judged = self.worse = self.unread = 0
         self._began, self._told = time.monotonic(), 0.0
         self._lock = threading.Lock()
         self._bar = self._progress()
@@ -119,7 +119,11 @@ class View:
             self.calls += record.total.calls
             self.tokens += record.total.input_tokens + record.total.output_tokens
             self.accepted += record.accepted
-            self.better += (record.scores.gain or 0) > 0
+            gain = record.scores.gain
+            self.judged += gain is not None
+            self.better += gain is not None and gain > 0
+            self.worse += gain is not None and gain < 0
+            self.unread += record.unread
             if len(self.rows) < ROWS:
                 self.rows.append(_row(result))
         elif not result.stopped:
@@ -141,7 +145,8 @@ class View:
         from rich.table import Table
 
         if self.as_json:
-            counts = {"better": self.better, "accepted": self.accepted, "out": str(out), "runs": where}
+            counts = {"better": self.better, "same": self.judged - self.better - self.worse, "worse": self.worse}
+            counts |= {"accepted": self.accepted, "unread": self.unread, "out": str(out), "runs": where}
             print_json({"event": "end", **self.numbers(), **counts})
             return
 
@@ -153,7 +158,12 @@ class View:
         self.console.print(table)
         if self.made > len(self.rows):
             self.console.print(f"and {self.made - len(self.rows)} more users")
-        self.console.print(f"{self.better} of {self.made} users better than without a persona; personas are in {out}/")
+        if self.unread:
+            self.console.print(f"{self.unread} answers of the reflecting LM could not be read; the personas say which")
+        same, rest = self.judged - self.better - self.worse, self.made - self.judged
+        told = f"{self.better} users better, {same} same, {self.worse} worse than without a persona"
+        told += f", {rest} with too few interactions to tell" if rest else ""
+        self.console.print(f"{told}; personas are in {out}/")
         if self.skipped:
             self.console.print(f"{self.skipped} users were finished before")
         for failure in self.failures:

@@ -14,7 +14,7 @@ OLD_SECTIONS = {"decision rules": "what decides", "search hints": "look-ups"}
 
 _COUNTED = re.compile(r'"([^"]+)" (\d+) times?\b')
 _TOTAL = re.compile(r"Answered (\d+) times so far: ")
-_SHIFT = re.compile(r"Rates ([\d.]+) (higher|lower) than you would think")
+_SHIFT = re.compile(r"Rates (\d+(?:\.\d+)?) (higher|lower) than you would think")
 _PHRASE = re.compile(r'(Starts|Ends) with "([^"]+)"')
 _FIELDS: dict[str, Any] = {
     "section": "", "text": "", "when": "", "then": "", "evidence": (), "hits": 0, "locked": False, "source": "given",

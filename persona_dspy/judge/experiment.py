@@ -115,7 +115,7 @@ class Experiment:
         unanswered: bool = False,
         **options: Unpack[EvaluationOptions],
     ) -> None:
-        self.setting, recorded = checked_setting(options)
+        self.setting, recorded = checked_setting(options, lm or dspy.settings.get("lm"))
         chosen = variants(
             systems,
             references=options.get("references", True),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from persona_dspy.errors import InputError
 from persona_dspy.judge.systems import Setting
 from persona_dspy.judge.variant import Variant
+from persona_dspy.lm import Sizes
 
 if TYPE_CHECKING:
     from persona_dspy.agent import KnowledgeSource
@@ -18,7 +19,8 @@ __all__ = ["EvaluationOptions", "checked_setting", "with_retrievers"]
 
 
 class EvaluationOptions(TypedDict, total=False):
-    """All that decides answers beside data, systems and LM; the defaults are those of ``Setting``.
+    """All that decides answers beside data, systems and LM; the defaults are those of ``Setting``, of ``k`` and
+    ``turn_tokens`` what the LM's context has room for (``lm.Sizes``), the same for every system.
 
     ``knowledge``: texts to search (a folder, JSONL, ``"wikipedia:you@example.org"`` or a source object). ``retrieval``:
     ``"bm25"``, ``"dense"``, ``"hybrid"``, or a retriever object. ``ablations``, ``scale``, ``cold``: see ``variants``.
@@ -40,8 +42,8 @@ class EvaluationOptions(TypedDict, total=False):
     seed: int
 
 
-def checked_setting(options: EvaluationOptions) -> tuple[Setting, dict[str, Any]]:
-    """The setting, and what a protocol says of it.
+def checked_setting(options: EvaluationOptions, lm: Any) -> tuple[Setting, dict[str, Any]]:
+    """The setting for an LM (or its name), and what a protocol says of it.
 
     Raises:
         InputError: an option that is not known or out of range.
@@ -54,7 +56,9 @@ def checked_setting(options: EvaluationOptions) -> tuple[Setting, dict[str, Any]
         raise InputError(f"evaluate({unknown[0]}=...): expected options among {expected}")
     names = ("k", "turn_tokens", "recent", "epochs", "gate", "optimizer_calls", "seed")
     given: dict[str, Any] = dict(options)
-    numbers = {name: given[name] for name in names if name in given}
+    numbers = {name: given[name] for name in names if given.get(name) is not None}
+    sizes = Sizes.of(lm)
+    numbers = {"k": sizes.k, "turn_tokens": sizes.turn, **numbers}
     least = {"k": 0, "turn_tokens": 8, "recent": 1, "epochs": 1, "gate": 1, "optimizer_calls": 1}
     for name, lowest in least.items():
         value = numbers.get(name)

@@ -46,7 +46,11 @@ class Sizes:
 
     @classmethod
     def of(cls, lm: Any) -> Self:
-        """The sizes that suit an LM: ``small()`` for a local engine, else by its context window."""
+        """The sizes that suit an LM, or what a name such as ``"local"`` will become: ``small()`` for a local engine, else
+        by its context window."""
+        if isinstance(lm, str):
+            local = lm.startswith("local") or lm.endswith(".gguf")
+            return cls.small() if local else cls.within(_window(lm))
         return cls.small() if is_small(lm) else cls.within(_window(str(getattr(lm, "model", ""))))
 
     @classmethod
