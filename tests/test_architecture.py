@@ -54,8 +54,8 @@ PUBLIC = {
         "load_persona personalize save_persona"
     ),
     "optimizers": (
-        "AlwaysAccept AnchorGate Cohort EditProposer HeldOutGate KFoldGate PersonaAlignment PersonaGEPAAdapter "
-        "RewriteProposer SignTestGate"
+        "AlwaysAccept AnchorGate Cohort EditProposer HeldOutGate KFoldGate KeywordProposer PersonaAlignment "
+        "PersonaGEPAAdapter Portrait RewriteProposer SignTestGate"
     ),
 }
 

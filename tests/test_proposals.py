@@ -6,15 +6,15 @@ from typing import Literal
 import dspy
 import pytest
 
-from optimizers.evidence import Evidence
+from optimizers.evidence import Evidence, Tried
 from optimizers.loss import Simulated
 from optimizers.proposals import EditProposer, FromPast, RewriteProposer, built
 from persona_dspy.core.answers import ResponseKind
 from persona_dspy.core.interactions import Feedback, Interaction
-from persona_dspy.core.persona import Bullet, Edit, Persona
+from persona_dspy.core.persona import SECTION_TOKENS, Bullet, Counts, Edit, Persona
+from persona_dspy.core.text import count_tokens
 from persona_dspy.errors import InputError
 from persona_dspy.testing.fake_lm import FakeLM
-from persona_dspy.testing.synthetic import SyntheticUser, rule_following_lm
 
 KIND = ResponseKind.of(Literal["horror", "comedy", "romance"])
 TEXT = ResponseKind.of(str)
@@ -34,12 +34,8 @@ def wrong(query, answer, gold, number=0):
 
 
 def rule(words, then, **values):
-    when = "it mentions " + " or ".join(f'"{w}"' for w in words)
-    return Edit(op="add", bullet=Bullet(section="what decides", when=when, then=then, source="learned", **values))
-
-
-def saying(edits):
-    return FakeLM(lambda prompt: {"edits": edits} if "edits" in prompt.outputs else None)
+    bullet = Bullet(section="what decides", words=tuple(words), then=then, source="learned", **values)
+    return Edit(op="add", bullet=bullet)
 
 
 GHOSTS = past(
@@ -52,67 +48,6 @@ def mistake(gold="comedy", text="Finds ghosts funny."):
     return {"simulated": [shown], "feedback": [Feedback(interaction_id="s0", score=0.0, text=text)]}
 
 
-def test_rules_the_lm_writes_are_typed_and_carry_their_evidence():
-    with dspy.context(lm=saying([{"when_the_query": 'mentions "ghost"', "answer": "comedy"}])):
-        made = EditProposer(mine=False)(EMPTY, evidence(past=GHOSTS, **mistake()))
-    (bullet,) = made[0].persona.bullets
-    assert (bullet.then, bullet.words, bullet.source) == ("comedy", ("ghost",), "learned")
-    assert (bullet.evidence, bullet.hits) == (("p0", "p1", "p2", "s0"), 4), "not the kiss, nor all that was shown"
-    assert made[0].persona.version == 1
-    assert made[0].persona.parent == 0
-
-
-@pytest.mark.parametrize("said", ["no list", [{"when_the_query": 'mentions "ghost"', "answer": "opera"}], [{"x": 1}]])
-def test_an_answer_that_is_no_list_of_rules_proposes_nothing(said):
-    with dspy.context(lm=saying(said), adapter=dspy.JSONAdapter()):
-        assert EditProposer(mine=False)(EMPTY, evidence(past=GHOSTS, **mistake())) == []
-
-
-@pytest.mark.parametrize(
-    "when",
-    [
-        "a ghost in the cellar",
-        "says: a ghost in the cellar!",
-        "what it shows: Finds ghosts",
-        "the user's own response was",
-    ],
-)
-def test_a_condition_that_repeats_what_was_shown_is_no_rule(when):
-    with dspy.context(lm=saying([{"when_the_query": when, "answer": "comedy"}])):
-        assert EditProposer(mine=False)(EMPTY, evidence(past=GHOSTS, **mistake())) == []
-
-
-@pytest.mark.parametrize(
-    "when", ["is about a ghost", 'mentions "ghost" or "cellar"', "tells of ghosts that live in a cellar"]
-)
-def test_a_condition_in_words_of_its_own_is(when):
-    with dspy.context(lm=saying([{"when_the_query": when, "answer": "comedy"}])):
-        (made,) = EditProposer(mine=False)(EMPTY, evidence(past=GHOSTS, **mistake()))
-    assert when in made.persona.bullets[0].when
-
-
-def test_rules_answer_only_what_this_user_has_answered():
-    lm = saying([])
-    with dspy.context(lm=lm, adapter=dspy.JSONAdapter()):
-        EditProposer(mine=False)(EMPTY, evidence(past=GHOSTS, **mistake()))
-        EditProposer(mine=False)(EMPTY, evidence(**mistake(gold="horror")))
-    assert ["horror" in str(call.schema) for call in lm.engine.calls] == [False, True]
-    assert all("comedy" in str(call.schema) for call in lm.engine.calls[:1])
-
-
-def test_without_feedback_the_lm_is_not_asked():
-    lm = saying([])
-    with dspy.context(lm=lm):
-        EditProposer()(EMPTY, evidence(past=GHOSTS, **mistake(text="")))
-    assert not lm.engine.calls
-
-
-def test_a_rule_that_the_past_contradicts_is_refused():
-    said = [{"when_the_query": 'mentions "ghost"', "answer": "romance"}]
-    with dspy.context(lm=saying(said)):
-        assert EditProposer(mine=False)(EMPTY, evidence(past=GHOSTS, **mistake(gold="romance"))) == []
-
-
 def test_what_the_latest_say_outweighs_what_was_before():
     before = [("a ghost tale", "horror")] * 3 + [("a ghost town", "comedy")] * 2
     items = [Interaction(user_id="u", query=q, response=r, id=f"x{n}") for n, (q, r) in enumerate(before)]
@@ -120,38 +55,13 @@ def test_what_the_latest_say_outweighs_what_was_before():
     assert not built(EMPTY, [rule(["ghost"], "comedy")], evidence(past=items[::-1]), 3)
 
 
-def test_a_rule_that_only_the_last_response_bears_out_stands_apart_and_last():
-    """An odd response, or the first after a change: what is held out comes later and tells."""
-    items = [*GHOSTS[:3], Interaction(user_id="u", query="a ghost again", response="horror", id="turn")]
-    said = [{"when_the_query": f'mentions "{w}"', "answer": t} for w, t in (("ghost", "horror"), ("kiss", "comedy"))]
-    with dspy.context(lm=saying(said)):
-        made = EditProposer(mine=False)(EMPTY, evidence(past=items, **mistake(gold="horror")))
-    assert [[b.words for b in c.persona.bullets] for c in made] == [[("kiss",)], [("ghost",), ("kiss",)]]
-    assert made[1].persona.bullets[0].evidence == ("turn", "s0")
-
-
 def test_a_challenger_that_was_rejected_does_not_stand_again():
     edit, other = rule(["ghost"], "comedy"), rule(["kiss"], "romance")
-    seen = evidence(past=GHOSTS, rejected=frozenset({frozenset({edit.sentence})}))
+    seen = evidence(past=GHOSTS, tried=[Tried(edits=(edit.sentence,), outcome="worse")])
     assert built(EMPTY, [edit], seen, 3) is None
     both = built(EMPTY, [edit, other], seen, 3)
     assert both
     assert both.edits == (other.sentence,)
-
-
-def test_the_lm_is_shown_what_failed_and_what_keeps_coming_up():
-    lm = saying([])
-    seen = evidence(
-        past=GHOSTS,
-        rejected=frozenset({frozenset({"add a thing"})}),
-        recurring=[("Finds ghosts funny.", 3)],
-        **mistake(),
-    )
-    with dspy.context(lm=lm):
-        EditProposer(mine=False)(EMPTY, seen)
-    fields = lm.engine.calls[0].fields
-    assert "add a thing" in fields["failed_before"]
-    assert "came up in 3 steps: Finds ghosts funny." in fields["mistakes"]
 
 
 def test_locked_bullets_and_gate_answers_are_out_of_reach():
@@ -164,50 +74,11 @@ def test_locked_bullets_and_gate_answers_are_out_of_reach():
 
 
 def test_a_full_section_takes_no_more():
-    edits = [
-        rule([f"{'long' * 10}{n:02d}".translate({48 + d: 97 + d for d in range(10)})], "comedy") for n in range(40)
-    ]
-    made = built(EMPTY, edits, evidence(), 40)
+    lines = [Bullet(section="style", text=f"{n} " + "word " * 60, source="learned") for n in range(40)]
+    made = built(EMPTY, [Edit(op="add", bullet=line) for line in lines], evidence(), 40)
+    used = sum(count_tokens(b.sentence) for b in made.persona.bullets)
     assert 0 < len(made.edits) < 40
-
-
-def test_riders_stand_beside_the_next_and_then_it_stands_alone():
-    rider = rule(["kiss"], "romance")
-    said = [{"when_the_query": 'mentions "ghost"', "answer": "comedy"}]
-    refused = frozenset({frozenset({rider.sentence})})
-    with dspy.context(lm=saying(said)):
-        made = EditProposer(mine=False)(EMPTY, evidence(past=GHOSTS, riders=(rider,), rejected=refused, **mistake()))
-    assert [len(c.edits) for c in made] == [2, 1]
-
-
-def test_single_edits_stand_too_where_more_challengers_are_asked_for():
-    said = [{"when_the_query": f'mentions "{w}"', "answer": t} for w, t in (("ghost", "comedy"), ("kiss", "romance"))]
-    with dspy.context(lm=saying(said)):
-        made = EditProposer(mine=False, challengers=3)(EMPTY, evidence(past=GHOSTS, **mistake()))
-    assert [len(c.edits) for c in made] == [2, 1, 1]
-
-
-def test_from_the_past_one_call_covers_what_was_never_simulated():
-    user, lm = SyntheticUser(seed=2), rule_following_lm()
-    items = user.interactions(30)
-    kind = ResponseKind.of(user.signature.output_fields["tag"].annotation)
-    with dspy.context(lm=lm):
-        made = EditProposer().from_past(EMPTY, evidence(kind=kind, past=items))
-    assert len(lm.engine.calls) == 1
-    rules = made[0].persona.section("what decides")
-    assert all(user.preference[topic] in {r.then for r in rules} for topic in user.preference)
-    assert isinstance(EditProposer(), FromPast)
-    assert not isinstance(RewriteProposer(), FromPast)
-
-
-def test_mining_alone_asks_nobody():
-    balanced = past(*[(f"a ghost {w}", "comedy") for w in "abc"], *[(f"a kiss {w}", "romance") for w in "abcd"])
-    balanced += past(*[(f"a town {w}", "horror") for w in "ab"])
-    lm = FakeLM()
-    with dspy.context(lm=lm):
-        made = EditProposer(write=False).from_past(EMPTY, evidence(past=balanced))
-    assert not lm.engine.calls
-    assert 'add If it mentions "kiss", answer "romance".' in made[0].edits
+    assert SECTION_TOKENS - count_tokens(lines[-1].sentence) < used <= SECTION_TOKENS
 
 
 def test_words_that_join_or_leave_a_rule_take_their_evidence_along():
@@ -220,15 +91,6 @@ def test_words_that_join_or_leave_a_rule_take_their_evidence_along():
     moved = [*kisses, *(replace(i, response="horror") for i in GHOSTS[:3])]
     left = built(joined, [rule(["ghost"], "horror")], evidence(past=moved), 3).persona
     assert [(b.then, b.evidence) for b in left.bullets] == [("comedy", ("k0", "k1")), ("horror", ("p0", "p1", "p2"))]
-
-
-def test_a_rating_is_written_as_the_user_writes_it():
-    ratings = ResponseKind.of(int, ["1", "5"])
-    assert not ratings.labels
-    with dspy.context(lm=saying([{"when_the_query": 'mentions "ghost"', "answer": 5}])):
-        items = [replace(i, response="5") for i in GHOSTS]
-        made = EditProposer(mine=False)(EMPTY, evidence(kind=ratings, past=items, **mistake(gold="5")))
-    assert made[0].persona.bullets[0].then == "5"
 
 
 def test_a_rewrite_replaces_everything_but_locked_bullets():
@@ -253,6 +115,150 @@ def test_the_control_rewrites_without_having_seen_the_feedback():
     assert "secret feedback" not in lm.engine.calls[0].user
 
 
-def test_impossible_settings_are_refused():
-    with pytest.raises(InputError, match="challengers=0"):
-        EditProposer(challengers=0)
+# --- what a capable LM writes -----------------------------------------------------------------------------------------
+
+FACT = Bullet(section="who", text="Counted.", source="fact", counts=Counts(total=4, each=(("comedy", 4),)))
+LOCKED = Bullet(section="preferences", text="Wants no spoilers.", locked=True)
+GIVEN = Bullet(section="preferences", text="Likes tea.")
+OWN = Bullet(section="what decides", text="Finds ghosts scary.", source="learned", strength="clear", hits=2)
+NOTES = Persona(user_id="u", bullets=(FACT, OWN, LOCKED, GIVEN))
+
+
+def change(op="add", line="", text="Finds ghosts funny.", section="what decides", strength="clear", attempts=(1,)):
+    values = {"op": op, "line": line, "section": section, "text": text, "strength": strength}
+    return values | {"attempts": list(attempts)}
+
+
+def proposed(*edits, persona=NOTES, proposer=None, **values):
+    """The challengers of a capable LM that writes ``edits``, and what it was asked."""
+    lm = FakeLM(lambda prompt: {"edits": list(edits)} if "edits" in prompt.outputs else None, small=False)
+    with dspy.context(lm=lm):
+        made = (proposer or EditProposer())(persona, evidence(**{"past": GHOSTS, **mistake(), **values}))
+    return made, lm.engine.calls
+
+
+def test_a_line_is_added_revised_and_dropped_by_its_id():
+    revision = change("revise", OWN.id, "Finds ghosts funny, where nobody dies.")
+    addition = change("add", text="Loves kisses.", section="preferences")
+    (made,), _ = proposed(revision, addition)
+    by_text = {b.text: b for b in made.persona.bullets}
+    assert by_text["Finds ghosts funny, where nobody dies."].id == OWN.id
+    assert by_text["Loves kisses."].source == "learned"
+    assert {FACT.text, LOCKED.text, GIVEN.text} <= by_text.keys() and OWN.text not in by_text
+    assert made.persona.version == NOTES.version + 1 and made.from_mistakes
+
+
+@pytest.mark.parametrize("form", ["{}", "id {}", "[{}]", "[id {}]"])
+def test_a_line_is_found_however_the_lm_writes_its_id(form):
+    made, _ = proposed(change("drop", form.format(OWN.id), ""))
+    assert [OWN.id in {b.id for b in c.persona.bullets} for c in made] == [False]
+
+
+@pytest.mark.parametrize("line", [FACT.id, LOCKED.id, GIVEN.id, "none", ""])
+@pytest.mark.parametrize("op", ["revise", "drop"])
+def test_lines_that_are_not_an_optimizers_are_out_of_reach(op, line):
+    made, _ = proposed(change(op, line))
+    assert made == []
+
+
+@pytest.mark.parametrize("edit", [change(text=""), change(text=" a "), change(op="revise", line=OWN.id, text="")])
+def test_an_edit_that_says_nothing_is_none(edit):
+    assert proposed(edit)[0] == []
+    assert proposed()[0] == []
+
+
+def test_a_line_rests_on_the_attempts_that_the_lm_names():
+    """Numbers that no attempt has are dropped."""
+    shown = [wrong("a ghost in the cellar", "horror", "comedy", n) for n in range(3)]
+    told = [Feedback(interaction_id=f"s{n}", score=0.0, text="Finds ghosts funny.") for n in range(3)]
+    (made,), _ = proposed(change(attempts=(1, 3, 9, 0)), simulated=shown, feedback=told)
+    line = next(b for b in made.persona.bullets if b.text == "Finds ghosts funny.")
+    assert {"s0", "s2"} <= set(line.evidence) and line.strength == "clear"
+    assert set(line.evidence) <= {"s0", "s1", "s2"}
+
+
+def test_an_answer_that_cannot_be_read_proposes_nothing():
+    lm = FakeLM(lambda prompt: "no json", small=False)
+    with dspy.context(lm=lm, adapter=dspy.JSONAdapter()):
+        assert EditProposer()(NOTES, evidence(past=GHOSTS, **mistake())) == []
+
+
+def test_a_capable_lm_is_not_asked_where_nothing_is_to_be_learned():
+    made, calls = proposed(change(), **mistake(text=""))
+    assert (made, calls) == ([], [])
+
+
+def test_it_reads_the_task_the_lines_with_what_they_rest_on_and_what_was_tried():
+    tried = [
+        Tried(edits=("add Likes puns.",), outcome="worse"),
+        Tried(edits=("add Likes rain.",), outcome="no difference"),
+        Tried(edits=("add Likes snow.",), outcome="untested"),
+    ]
+    right = Simulated(interaction_id="ok", query="some kiss", answer="romance", gold="romance", score=1.0)
+    shown = mistake()
+    shown["simulated"].append(right)
+    _, (call,) = proposed(asked="Tag the film.", tried=tried, recurring=[("Finds ghosts funny.", 3)], **shown)
+    notes, attempts, before = (call.fields[n] for n in ("notes", "attempts", "tried_before"))
+    assert call.fields["task"] == "Tag the film."
+    assert f"[id {OWN.id}; clear, shown by 2] {OWN.text}" in notes
+    assert f"[counted] {FACT.text}" in notes and f"[fixed by the person] {LOCKED.text}" in notes
+    assert FACT.id not in notes and LOCKED.id not in notes and GIVEN.id not in notes
+    assert "attempt 1" in attempts and "what it shows: Finds ghosts funny." in attempts
+    assert "attempt 2" in attempts and "the same as the user's own" in attempts
+    assert "came up in 3 steps: Finds ghosts funny." in attempts
+    assert "made answers worse (do not repeat): add Likes puns." in before
+    assert "made no difference to the answers it was tried on: add Likes rain." in before
+    assert "mended some answers and broke others: add Likes snow." in before
+
+
+@pytest.mark.parametrize(("outcome", "stands"), [("worse", False), ("no difference", True), ("untested", True)])
+def test_only_what_made_answers_worse_never_stands_again(outcome, stands):
+    made, _ = proposed(change(), tried=[Tried(edits=("add Finds ghosts funny.",), outcome=outcome)])
+    assert bool(made) is stands
+
+
+def test_no_line_holds_words_of_an_answer_that_judges():
+    made, _ = proposed(change(text="Writes: the cat sat down."), secrets=frozenset({"the cat sat down"}))
+    assert made == []
+
+
+def test_single_edits_stand_beside_the_whole_where_asked_for():
+    edits = [change(), change(text="Loves kisses.", section="preferences"), change(text="Hates rain.", section="who")]
+    made, _ = proposed(*edits, proposer=EditProposer(challengers=3))
+    assert [len(c.edits) for c in made] == [3, 1, 1] and all(c.from_mistakes for c in made)
+    limited, _ = proposed(*edits, proposer=EditProposer(most=2))
+    assert [len(c.edits) for c in limited] == [2]
+
+
+def portrait(*lines):
+    return FakeLM(lambda prompt: {"lines": list(lines)} if "lines" in prompt.outputs else None, small=False)
+
+
+def test_from_the_past_comes_a_portrait_that_may_stay_where_it_does_no_harm():
+    line = {"section": "who", "text": "Laughs at ghosts.", "strength": "strong", "examples": [1, 2]}
+    with dspy.context(lm=portrait(line)):
+        (made,) = EditProposer().from_past(EMPTY, evidence(past=GHOSTS))
+    (bullet,) = made.persona.bullets
+    assert (bullet.text, bullet.source, bullet.evidence) == ("Laughs at ghosts.", "summary", ("p0", "p1"))
+    assert made.harmless and not made.from_mistakes and made.edits == ("add Laughs at ghosts.",)
+
+
+def test_whoever_has_learned_lines_gets_no_other_portrait():
+    lm = portrait()
+    with dspy.context(lm=lm):
+        assert EditProposer().from_past(NOTES, evidence(past=GHOSTS)) == []
+        assert EditProposer(portrait=None).from_past(EMPTY, evidence(past=GHOSTS)) == []
+        assert EditProposer().from_past(EMPTY, evidence(past=GHOSTS[:2])) == [], "too short a past"
+    assert not lm.engine.calls
+    assert EditProposer().with_counts and not EditProposer(portrait=None).with_counts
+
+
+def test_who_has_something_to_say_before_anything_was_simulated():
+    assert isinstance(EditProposer(), FromPast)
+    assert not isinstance(RewriteProposer(), FromPast)
+
+
+@pytest.mark.parametrize("name", ["most", "challengers"])
+def test_impossible_settings_are_refused(name):
+    with pytest.raises(InputError, match=f"{name}=0"):
+        EditProposer(**{name: 0})

@@ -97,7 +97,7 @@ def test_ratings_drift_where_chance_does_not_explain_it(before, late, drifted):
 @given(st.lists(st.sampled_from("abc"), min_size=12, max_size=40), st.randoms())
 @settings(deadline=None)  # the first imports scipy
 def test_answers_in_any_order_seldom_drift_and_the_counts_stay(answers, random):
-    """What is said of the whole past does not depend on its order; what is said of the latest has numbers that are so."""
+    """What is said of the whole past does not depend on its order; what is said of the latest has true numbers."""
     random.shuffle(answers)
     found = facts(past(*((f"q{n}", label) for n, label in enumerate(answers))), TAGS)
     assert dict(found[0].counts.each) == dict(Counter(answers))
