@@ -7,7 +7,6 @@ that a challenger that gains nothing is known after few calls, and one that lead
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from statistics import fmean
 
 import dspy
@@ -15,27 +14,11 @@ import dspy
 from optimizers.acceptance import Gate
 from optimizers.evidence import Challenger
 from optimizers.loss import RIGHT, Simulated
+from optimizers.mistakes import Judge, Mistakes
 from optimizers.simulation import Simulator
 from persona_dspy.core import Outcome, Persona, Trial
 
-__all__ = ["Election", "Judge", "Mistakes"]
-
-Judge = Callable[[Sequence[Simulated], Sequence[Simulated]], list[float]]
-"""Scores answers against those given without a persona, in [0, 1]; 0.5 = as good."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mistakes:
-    """Recent mistakes that edits were written from, and what else they speak about.
-
-    ``before``: the incumbent's scores on the mistakes. ``replayed``: a persona's scores on them. ``alike``: for the
-    mistakes (by place) that were mended, the scores of (incumbent, challenger) on past interactions like these, which
-    the writer was not shown.
-    """
-
-    before: Sequence[float]
-    replayed: Callable[[Persona], list[float]]
-    alike: Callable[[Persona, Persona, Sequence[int]], tuple[list[float], list[float]]]
+__all__ = ["Election"]
 
 
 class Election:

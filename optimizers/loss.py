@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field
 
 from optimizers.differences import differences
 from optimizers.reflection import ask, current_sizes
-from persona_dspy.core import Feedback, ResponseKind, clip_middle, clip_tokens, fenced, one_line
+from persona_dspy.core import Feedback, ResponseKind, clip_middle, clip_tokens, fenced, indented, one_line
 from persona_dspy.errors import InputError
 from persona_dspy.lm import Sizes, role
 
@@ -55,14 +55,17 @@ class Simulated:
     def shown(self, sizes: Sizes) -> str:
         """The interaction as lines of data: what was asked, what we and the user answered, and, of longer texts, what
         differs. Texts keep their line breaks and are whole where ``sizes`` has room for them."""
-        lines = [f"query: {clip_middle(self.query, sizes.query)}"]
+        query, answer, gold = (
+            indented(clip_middle(text.strip(), most))
+            for text, most in ((self.query, sizes.query), (self.answer, sizes.response), (self.gold, sizes.response))
+        )
+        lines = [f"query: {query}"]
         if self.context:
             lines.insert(0, self.context)
         if self.right:
-            lines.append(f"our response, the same as the user's own: {clip_middle(self.gold, sizes.response)}")
+            lines.append(f"our response, the same as the user's own: {gold}")
             return "\n".join(lines)
-        lines.append(f"our response: {clip_middle(self.answer, sizes.response)}")
-        lines.append(f"the user's own response: {clip_middle(self.gold, sizes.response)}")
+        lines += [f"our response: {answer}", f"the user's own response: {gold}"]
         if len(self.gold.split()) >= _TEXT and (changes := differences(self.answer, self.gold)):
             lines.append("changes from ours to the user's own: " + "; ".join(changes))
         if self.actions:

@@ -146,8 +146,11 @@ class PersonaAlignment(Teleprompter):
         spent; for free text, whose drafts are compared by an LM too, up to a third more. Half of it is usual."""
         if interactions < LEAST:
             return 0
-        held = [dspy.Example() for _ in range(interactions)]
-        held_out = max(len(split.held) for split in self.gate_for(interactions).splits(held))
+        gate = self.gate_for(interactions)
+        anchors: frozenset[str] = getattr(gate, "anchors", frozenset())
+        examples = [dspy.Example(interaction_id=str(n)) for n in range(interactions - len(anchors))]
+        examples += [dspy.Example(interaction_id=one) for one in anchors]
+        held_out = max(len(split.held) for split in gate.splits(examples))
         challengers = getattr(self.proposer, "challengers", _AUTO[self.auto or "medium"]["challengers"])
         parts = _AUTO[self.auto or "medium"]["parts"]
         portrait = parts + (parts > 1)
@@ -168,6 +171,7 @@ class PersonaAlignment(Teleprompter):
             "summary": self.summary is not None,
             "cohort": len(self.cohort) if self.cohort else 0,
             "metric": getattr(self.metric, "__name__", None),
+            "reflection_lm": getattr(self.reflection_lm, "model", None),
         }
 
     def compile(

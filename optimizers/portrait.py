@@ -20,6 +20,7 @@ from persona_dspy.core import (
     clip_tokens,
     count_tokens,
     fenced,
+    indented,
     one_line,
 )
 from persona_dspy.errors import InputError
@@ -150,8 +151,8 @@ def described(interaction: Interaction, *, most: int | None = None) -> str:
     """An interaction as lines for an LM that reflects: title where there is one, query, the user's own response."""
     sizes = current_sizes()
     title = one_line(str(interaction.metadata.get("title") or ""))
-    query = clip_middle(interaction.query.strip(), most or sizes.query)
-    response = clip_middle(interaction.response.strip(), most or sizes.response)
+    query = indented(clip_middle(interaction.query.strip(), most or sizes.query))
+    response = indented(clip_middle(interaction.response.strip(), most or sizes.response))
     heading = f"title: {title}\n" if title and title not in (query, response) else ""
     return f"{heading}query: {query}\nthe person's response: {response}"
 

@@ -7,6 +7,7 @@ rules that the user's own past contradicts.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, Protocol, runtime_checkable
@@ -40,6 +41,7 @@ class FromPast(Protocol):
 
 
 _PORTRAIT = Portrait()
+_ID = re.compile(r"\b[0-9a-f]{8}\b")
 
 
 class LineEdit(BaseModel):
@@ -180,7 +182,8 @@ def _banned(evidence: Evidence) -> set[frozenset[str]]:
 
 def _edit(said: LineEdit, ids: Sequence[str], own: set[str]) -> Edit | None:
     """What the LM wrote, as an edit; None where it names no line, or says nothing."""
-    line, text = said.line.strip().removeprefix("id ").strip("[] "), one_line(said.text)
+    named, text = _ID.search(said.line), one_line(said.text)
+    line = named[0] if named else ""
     if said.op == "drop":
         return Edit(op="drop", id=line) if line in own else None
     if len(text) < 4 or (said.op == "revise" and line not in own):

@@ -16,9 +16,10 @@ import dspy
 from dspy.utils.exceptions import AdapterParseError
 
 from optimizers.acceptance import LEAST, Gate, Split
-from optimizers.election import Election, Mistakes
+from optimizers.election import Election
 from optimizers.evidence import Challenger, Evidence, Momentum, Tried, same, support
 from optimizers.loss import Simulated
+from optimizers.mistakes import Mistakes, mistakes_of
 from optimizers.options import Observer, Options
 from optimizers.proposals import FromPast, built
 from optimizers.reflection import Reflection, reflecting
@@ -42,8 +43,6 @@ from persona_dspy.lm import Ledger, is_small
 from persona_dspy.memory import content_words, facts
 
 __all__ = ["Run"]
-
-ALIKE = 2  # past interactions that a mended mistake is checked against
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,38 +288,16 @@ class Run:
         simulated: Sequence[Simulated],
         earlier: Sequence[Interaction],
     ) -> Mistakes:
-        wrong = [(e, s) for e, s in zip(batch, simulated, strict=True) if not s.right]
-        examples = [e for e, _ in wrong]
-
-        def replayed(persona: Persona) -> list[float]:
-            answers = round_.simulator.run(self.as_of(persona, earlier), examples)
-            if self.judges_text:
-                return self._judged(answers, [s for _, s in wrong])
-            return [s.score for s in answers]
-
-        def alike(old: Persona, new: Persona, mended: Sequence[int]) -> tuple[list[float], list[float]]:
-            others = self._alike(round_, [examples[n] for n in mended], batch)
-            runs = [round_.simulator.run(self.as_of(persona, round_.past), others) for persona in (old, new)]
-            if self.judges_text:
-                return [0.5] * len(others), self._judged(runs[1], runs[0])
-            return [s.score for s in runs[0]], [s.score for s in runs[1]]
-
-        before = [0.5] * len(wrong) if self.judges_text else [s.score for _, s in wrong]
-        return Mistakes(before=before, replayed=replayed, alike=alike)
-
-    def _alike(
-        self, round_: Round, examples: Sequence[dspy.Example], batch: Sequence[dspy.Example]
-    ) -> list[dspy.Example]:
-        """Past interactions nearest to ``examples``, ``ALIKE`` for each, from which no edit was written."""
         seen = self.simulated | {e.interaction_id for e in batch}
-        fit = {e.interaction_id: e for e in round_.fit if e.interaction_id not in seen}
-        hidden = {i.id for i in self.program.memory.interactions} - set(fit)
-        chosen: dict[str, dspy.Example] = {}
-        for example in examples:
-            query = str(example.get(self.program.query_field, ""))
-            near = self.program.memory.recall(query, ALIKE, exclude=hidden)
-            chosen |= {episode.id: fit[episode.id] for episode in near}
-        return list(chosen.values())
+        return mistakes_of(
+            round_.simulator,
+            batch,
+            simulated,
+            [e for e in round_.fit if e.interaction_id not in seen],
+            as_then=partial(self.as_of, past=earlier),
+            as_now=partial(self.as_of, past=round_.past),
+            judge=self._judged if self.judges_text else None,
+        )
 
     def _evidence(
         self, round_: Round, simulated: Sequence[Simulated] = (), feedback: Sequence[Feedback] = ()

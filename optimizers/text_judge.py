@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 
 from optimizers.loss import Simulated
 from optimizers.reflection import ask, current_sizes
-from persona_dspy.core import clip_middle, fenced
+from persona_dspy.core import clip_middle, fenced, indented
 from persona_dspy.lm import role
 
 __all__ = ["TextJudge"]
@@ -63,7 +63,7 @@ class TextJudge:
             a, b = (draft, other) if first[n] else (other, draft)
             texts = (("asked", drafts[n].query, sizes.query), ("the person wrote", drafts[n].gold, sizes.response))
             texts += (("draft A", a, sizes.response), ("draft B", b, sizes.response))
-            lines = [f"{name}: {clip_middle(text.strip(), most)}" for name, text, most in texts]
+            lines = [f"{name}: {indented(clip_middle(text.strip(), most))}" for name, text, most in texts]
             blocks.append("\n".join([f"case {number}", *lines]))
         with role("judge"):
             answer = ask(self._compare, bound=30 * len(blocks), cases=fenced("\n\n".join(blocks), "cases"))

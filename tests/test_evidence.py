@@ -63,7 +63,7 @@ def test_twice_in_one_step_counts_once():
     assert momentum.recurring == []
 
 
-# --- which interactions a bullet rests on -----------------------------------------------------------------------------
+# --- which interactions a bullet rests on -------------------------------------------------------------------------
 
 PAST = [
     *past(["comedy", "horror", "comedy"]),

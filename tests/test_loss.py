@@ -4,9 +4,11 @@ import dspy
 import pytest
 
 from optimizers.loss import Simulated, TextualLoss, score_of
+from optimizers.reflection import reflecting
 from persona_dspy.core.answers import ResponseKind
 from persona_dspy.errors import InputError
 from persona_dspy.lm.ledger import Ledger
+from persona_dspy.lm.sizes import Sizes
 from persona_dspy.testing.fake_lm import FakeLM
 
 
@@ -14,14 +16,23 @@ def simulated(n, score=0.0, **values):
     return Simulated(interaction_id=f"i{n}", query=f"query {n}", answer="ours", gold="theirs", score=score, **values)
 
 
-def critic():
-    return FakeLM(lambda prompt: {"about_the_user": f"Seen {prompt.fields['attempt'].count('our response')}."})
+def critic(lessons=None):
+    def answer(prompt):
+        if "attempts" in prompt.fields:
+            return {"lessons": lessons(prompt) if callable(lessons) else lessons or []}
+        return {"about_the_user": f"Seen {prompt.fields['attempt'].count('our response')}."}
+
+    return FakeLM(answer)
 
 
-def ask(mode, items):
-    lm = critic()
+def lesson(n, text="Likes tea.", verdict="lesson"):
+    return {"attempt": n, "verdict": verdict, "about_the_user": text}
+
+
+def ask(mode, items, lessons=None, **told):
+    lm = critic(lessons)
     with dspy.context(lm=lm):
-        return [f.text for f in TextualLoss(mode)(simulated=items).feedback], lm.engine.calls
+        return [f.text for f in TextualLoss(mode)(simulated=items, **told).feedback], lm.engine.calls
 
 
 def test_only_mistakes_are_asked_about():
@@ -30,10 +41,39 @@ def test_only_mistakes_are_asked_about():
     assert len(calls) == 2
 
 
-def test_a_batch_is_one_call():
-    texts, calls = ask("batch", [simulated(0, 1.0), simulated(1), simulated(2)])
-    assert texts == ["", "Seen 2.", "Seen 2."]
-    assert len(calls) == 1
+def test_a_batch_is_one_call_that_sees_what_was_right_too():
+    items = [simulated(0, 1.0), simulated(1), simulated(2)]
+    texts, calls = ask("batch", items, [lesson(2), lesson(3, "Hates rain.")], task="Tag films.", notes="Likes films.")
+    assert texts == ["", "Likes tea.", "Hates rain."]
+    (call,) = calls
+    assert all(f"attempt {n}\nquery: query {n - 1}" in call.fields["attempts"] for n in (1, 2, 3))
+    assert call.fields["task"] == "Tag films."
+    assert "Likes films." in call.fields["notes"] and call.fields["notes"].startswith("<data")
+
+
+def test_nothing_is_learned_from_noise_and_from_what_was_not_offered():
+    items = [simulated(n) for n in range(3)]
+    said = [lesson(1), lesson(2, "Changed his mind.", "noise"), lesson(3, "Wants a fourth.", "not offered")]
+    assert ask("batch", items, said)[0] == ["Likes tea.", "", ""]
+
+
+@pytest.mark.parametrize("said", [[lesson(0)], [lesson(3)], [lesson(-1)], [lesson(1)], []])
+def test_lessons_of_unknown_and_of_right_attempts_count_for_nothing(said):
+    assert ask("batch", [simulated(0, 1.0), simulated(1)], said)[0] == ["", ""]
+
+
+def test_a_batch_leaves_what_the_metric_said():
+    items = [simulated(0, said="Too long."), simulated(1)]
+    assert ask("batch", items, [lesson(1, "Else."), lesson(2)])[0] == ["Too long.", "Likes tea."]
+
+
+@pytest.mark.parametrize("mode", ["each", "batch"])
+def test_what_cannot_be_read_says_nothing_and_is_counted(mode):
+    lm = FakeLM(lambda prompt: "gibberish")
+    with reflecting(lm) as reflection, dspy.context(adapter=dspy.JSONAdapter()):
+        feedback = TextualLoss(mode)(simulated=[simulated(0), simulated(1, 1.0)]).feedback
+    assert [f.text for f in feedback] == ["", ""]
+    assert len(reflection.unread) == 1
 
 
 @pytest.mark.parametrize("mode", ["each", "batch"])
@@ -43,23 +83,47 @@ def test_a_metric_that_says_why_saves_the_call(mode):
     assert not calls
 
 
-def test_the_contrast_shows_both_responses_actions_and_episodes_as_data():
-    shown = simulated(0, actions=("recall_history(x)",), recalled=("old query -> old response",))
-    _, calls = ask("each", [shown])
-    text = calls[0].fields["attempt"]
+SMALL, LARGE = Sizes.small(), Sizes.within(128_000)
+
+
+@pytest.mark.parametrize(("mode", "field"), [("each", "attempt"), ("batch", "attempts")])
+def test_both_responses_actions_and_episodes_are_shown_as_data(mode, field):
+    shown = simulated(
+        0, actions=("recall_history(x)",), recalled=("comedy", "horror", "comedy"), context="title: Ghosts"
+    )
+    _, calls = ask(mode, [shown])
+    text = calls[0].fields[field]
     for part in (
+        "title: Ghosts",
         "query 0",
         "our response: ours",
         "own response: theirs",
-        "recall_history(x)",
-        "old query -> old response",
+        "looked up: recall_history(x)",
+        "answers of the past turns that were shown: comedy (2), horror (1)",
     ):
         assert part in text
     assert text.startswith("<data")
 
 
-def test_long_texts_are_clipped():
-    assert len(Simulated(interaction_id="i", query="w " * 5000, answer="a", gold="b", score=0).contrast()) < 600
+def test_what_was_right_is_shown_once_and_without_what_led_to_it():
+    shown = simulated(0, 1.0, actions=("recall_history(x)",), recalled=("comedy",)).shown(LARGE)
+    assert shown == "query: query 0\nour response, the same as the user's own: theirs"
+
+
+def test_long_texts_are_clipped_to_what_the_lm_has_room_for():
+    long = Simulated(interaction_id="i", query="w " * 5000, answer="a " * 5000, gold="b " * 5000, score=0)
+    assert len(long.shown(SMALL)) < 4 * (2 * SMALL.response + SMALL.query) + 100
+    assert len(long.shown(SMALL)) < len(long.shown(LARGE))
+    short = Simulated(interaction_id="i", query="one\ntwo", answer="a\n\nb", gold="c", score=0).shown(SMALL)
+    assert "one\ntwo" in short and "a\n\nb" in short, "line breaks are how one writes"
+
+
+def test_of_longer_texts_the_changes_are_told_and_of_recalled_ones_none():
+    ours, gold = "Dear Ana, thanks a lot for your mail.", "Hi Ana, thanks for your mail."
+    shown = Simulated(interaction_id="i", query="q", answer=ours, gold=gold, score=0.5, recalled=(gold,)).shown(LARGE)
+    assert '"Dear" -> "Hi"' in shown and 'dropped "a lot"' in shown
+    assert "past turns" not in shown
+    assert "changes" not in simulated(0).shown(LARGE)
 
 
 def test_calls_count_as_loss():

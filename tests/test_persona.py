@@ -130,7 +130,7 @@ def test_a_heading_opens_a_section_by_its_name_its_title_and_the_name_it_had(hea
     assert [(b.section, b.text) for b in persona.bullets] == [(section, "Likes tea.")]
 
 
-# --- typed parts beside the text --------------------------------------------------------------------------------------
+# --- typed parts beside the text ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def test_no_part_is_refused(parts):
         Portrait(parts=parts)
 
 
-# --- what is shown ----------------------------------------------------------------------------------------------------
+# --- what is shown ------------------------------------------------------------------------------------------------
 
 PASTS = st.lists(st.tuples(st.sampled_from("abcd"), st.integers(1, 30)), max_size=40).map(
     lambda said: [

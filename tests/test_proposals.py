@@ -115,7 +115,7 @@ def test_the_control_rewrites_without_having_seen_the_feedback():
     assert "secret feedback" not in lm.engine.calls[0].user
 
 
-# --- what a capable LM writes -----------------------------------------------------------------------------------------
+# --- what a capable LM writes -------------------------------------------------------------------------------------
 
 FACT = Bullet(section="who", text="Counted.", source="fact", counts=Counts(total=4, each=(("comedy", 4),)))
 LOCKED = Bullet(section="preferences", text="Wants no spoilers.", locked=True)

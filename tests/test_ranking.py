@@ -29,7 +29,7 @@ def near(answers, positions=None):
     return [episode(at, answer, -float(n)) for n, (at, answer) in enumerate(zip(positions, answers, strict=True))]
 
 
-# --- varied -----------------------------------------------------------------------------------------------------------
+# --- varied -------------------------------------------------------------------------------------------------------
 
 
 @st.composite
@@ -107,7 +107,7 @@ def test_a_frequent_answer_fills_what_others_leave():
     assert answers_of(varied(near("aaaaaaab"), 6)).count("a") == 5
 
 
-# --- ranked -----------------------------------------------------------------------------------------------------------
+# --- ranked -------------------------------------------------------------------------------------------------------
 
 
 @given(st.lists(st.tuples(st.sampled_from(["a", "b c", "[1]", "5"]), st.integers(1, 99)), unique_by=lambda x: x[0]))

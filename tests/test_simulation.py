@@ -31,8 +31,9 @@ def test_what_led_to_an_answer_is_kept_and_was_earlier():
         assert len(simulated.episodes) == 3
         assert all(int(e[1:]) < int(simulated.interaction_id[1:]) for e in simulated.episodes)
         assert "i2" not in simulated.episodes
-        assert " -> " in simulated.recalled[0]
-        assert simulated.actions[0].startswith("recall_history(")
+        responses = {i.id: i.response for i in agent.memory.interactions}
+        assert simulated.recalled == tuple(responses[e] for e in simulated.episodes)
+        assert not simulated.actions, "that it recalled by the query itself says nothing"
 
 
 def test_an_answer_that_cannot_be_parsed_scores_nothing():
@@ -60,3 +61,22 @@ def test_examples_without_ids_do_not_see_their_own_answer():
             agent.persona.value, [dspy.Example(film="a ghost", tag="comedy").with_inputs("film")]
         )
     assert not lm.engine.calls[0].turns
+
+
+def test_what_is_known_beside_the_query_is_its_context():
+    past = [
+        Interaction(user_id="u", query="a ghost", response="comedy", id="a", metadata={"title": "Ghosts\nabroad"}),
+        Interaction(user_id="u", query="a kiss", response="comedy", id="b", metadata={"title": "a kiss"}),
+    ]
+    agent = PersonaAgent("film -> tag", history=past)
+    with dspy.context(lm=FakeLM(lambda prompt: {"tag": "comedy"})):
+        found = Simulator(agent, None).run(agent.persona.value, agent.examples())
+    assert [s.context for s in found] == ["title: Ghosts abroad", ""], "a title that is the query is told once"
+
+
+def test_other_inputs_are_context_too():
+    past = [Interaction(user_id="u", query="a ghost", response="comedy", id="a", metadata={"place": "the sea"})]
+    agent = PersonaAgent("film, place -> tag", history=past)
+    with dspy.context(lm=FakeLM(lambda prompt: {"tag": "comedy"})):
+        (simulated,) = Simulator(agent, None).run(agent.persona.value, agent.examples())
+    assert simulated.context == "place: the sea"

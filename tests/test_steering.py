@@ -74,7 +74,7 @@ def test_all_declared_answers_on_request_and_the_users_own_for_a_baseline():
     assert offered(RAG(SIGNATURE, history=enough[1:], labels="own")) == (1, 2, 3, 4, 5), "too few to tell"
 
 
-# --- on for small local LMs, off for others ---------------------------------------------------------------------------
+# --- on for small local LMs, off for others -----------------------------------------------------------------------
 
 
 def test_it_is_on_for_small_local_lms_and_off_for_others():

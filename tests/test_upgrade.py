@@ -210,7 +210,7 @@ def test_a_sentence_that_only_looks_like_a_count_or_a_shift_is_text(text):
     assert bullet.text == text and bullet.shift is None
 
 
-# --- a line at a time -------------------------------------------------------------------------------------------------
+# --- a line at a time ---------------------------------------------------------------------------------------------
 
 LABELS = st.text("abcdefghijklmnopqrstuvwxyz -[]0123456789", min_size=1, max_size=12).filter(lambda s: s == s.strip())
 

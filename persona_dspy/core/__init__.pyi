@@ -47,6 +47,7 @@ from .text import defused as defused
 from .text import defused_tags as defused_tags
 from .text import echoes as echoes
 from .text import fenced as fenced
+from .text import indented as indented
 from .text import mentions as mentions
 from .text import one_line as one_line
 from .text import unheard as unheard

@@ -38,7 +38,7 @@ Source = Literal["fact", "summary", "learned", "given"]
 Strength = Literal["", "weak", "clear", "strong"]
 
 SECTION_TOKENS = 800  # of any persona; what an LM's context has room for may be less (``lm.Sizes``)
-BULLET_TOKENS = 120
+BULLET_TOKENS = 128
 
 NOTHING_ELSE = "nothing else fits"
 _OPENING = "You answer for one particular user. Answer as this user would."
@@ -53,6 +53,10 @@ _TITLES: dict[Section, str] = {
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _line(text: str) -> str:
+    return clip_tokens(one_line(text), BULLET_TOKENS)
 
 
 class Counts(BaseModel):
@@ -113,7 +117,7 @@ class Bullet(BaseModel):
     @field_validator("text", "when", "then", "opening", "ending")
     @classmethod
     def _is_one_line_of_data(cls, value: str) -> str:
-        return clip_tokens(one_line(value), BULLET_TOKENS)
+        return _line(value)
 
     @field_validator("words")
     @classmethod
@@ -123,13 +127,13 @@ class Bullet(BaseModel):
     @model_validator(mode="after")
     def _says_something(self) -> Bullet:
         if self.words and not self.when:
-            object.__setattr__(self, "when", mentions(self.words))
+            object.__setattr__(self, "when", _line(mentions(self.words)))
         if bool(self.when) != bool(self.then):
             raise ValueError(f"a decision rule needs both when and then, got when={self.when!r}, then={self.then!r}")
         if not self.text and not self.when:
             raise ValueError("a bullet needs text, or when and then")
         if not self.text:
-            object.__setattr__(self, "text", f'If {self.when}, answer "{self.then}".')
+            object.__setattr__(self, "text", _line(f'If {self.when}, answer "{self.then}".'))
         if not self.id:
             digest = sha256(f"{self.section}\0{self.text}".encode()).hexdigest()
             object.__setattr__(self, "id", digest[:8])

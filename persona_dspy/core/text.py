@@ -20,6 +20,7 @@ __all__ = [
     "defused_tags",
     "echoes",
     "fenced",
+    "indented",
     "mentions",
     "one_line",
     "unheard",
@@ -140,6 +141,16 @@ def clip_middle(text: str, limit: int) -> str:
     head = head.rsplit(" ", 1)[0] if " " in head else head
     tail = tail.split(" ", 1)[1] if " " in tail else tail
     return f"{head.rstrip()} ... {tail.lstrip()}"
+
+
+def indented(text: str) -> str:
+    """``text`` with its later lines indented, so that in a list of ours none of them can pose as a line of the list.
+
+    Example:
+        >>> indented("two lines\\ncase 2")
+        'two lines\\n    case 2'
+    """
+    return text.replace("\n", "\n    ")
 
 
 def fenced(text: str, source: str) -> str:

@@ -37,7 +37,8 @@ def upgraded(values: Any) -> Any:
         return values
     if set(values) != set(_FIELDS):  # persona/1 wrote all of its fields, and no other
         return values
-    line = dict(values) | {"section": OLD_SECTIONS.get(values["section"], values["section"])}
+    section = values["section"]
+    line = dict(values) | {"section": OLD_SECTIONS.get(section, section) if isinstance(section, str) else section}
     text = str(line["text"])
     if line["when"]:
         line["words"] = tuple(re.findall(r'"([^"]+)"', str(line["when"]).lower()))

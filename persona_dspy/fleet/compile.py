@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import dspy
 
-from persona_dspy.core import PersonaDocument
+from persona_dspy.core import PersonaDocument, parse_document
 from persona_dspy.errors import InputError, ModelError, StoreError, UnknownUser
 from persona_dspy.fleet.folder import FleetFolder, State
 from persona_dspy.fleet.stream import UserStream, longest_first
@@ -148,7 +148,7 @@ def _stored(user_id: str, made_from: str, folder: FleetFolder, store: Store | No
         return False
     if now is None or (now.alignment or {}).get("options", {}).get("made_from") != made_from:
         return False
-    document = PersonaDocument.model_validate(now.document)
+    document = parse_document(now.document)
     folder.put(document)
     folder.note(user_id, made_from, "done", cost=document.alignment.total if document.alignment else None)
     return True
@@ -255,7 +255,7 @@ def _next_version(document: PersonaDocument, store: Store, tries: int = 3) -> Pe
     now = next((v for v in versions if v.current), None)
     made = document.alignment.options.get("made_from") if document.alignment else None
     if now is not None and (now.alignment or {}).get("options", {}).get("made_from") == made:
-        same = PersonaDocument.model_validate(now.document)
+        same = parse_document(now.document)
         if same.system_prompt == document.system_prompt:
             return same
     new = document if versions else document.model_copy(update={"parent": None})

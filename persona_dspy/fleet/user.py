@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import dspy
 
 from persona_dspy.agent import PersonalProgram
-from persona_dspy.core import Alignment, Interaction, PersonaDocument
+from persona_dspy.core import Alignment, Interaction, PersonaDocument, parse_document
 from persona_dspy.errors import BudgetExceeded, PersonaError
 from persona_dspy.lm import CallLog, Ledger, UserCalls, recorded, recording_calls, unshared
 from persona_dspy.memory import Profiles, SemanticMemory
@@ -193,7 +193,7 @@ def unpacked(plain: dict[str, Any]) -> UserResult:
     """
     values: dict[str, Any] = dict(plain)
     if values["document"] is not None:
-        values["document"] = PersonaDocument.model_validate(values["document"])
+        values["document"] = parse_document(values["document"])
     return UserResult(**values)
 
 

@@ -46,8 +46,8 @@ class Sizes:
 
     @classmethod
     def of(cls, lm: Any) -> Self:
-        """The sizes that suit an LM, or what a name such as ``"local"`` will become: ``small()`` for a local engine, else
-        by its context window."""
+        """The sizes that suit an LM, or a name such as ``"local"``: ``small()`` for a local engine, else by its context
+        window."""
         if isinstance(lm, str):
             local = lm.startswith("local") or lm.endswith(".gguf")
             return cls.small() if local else cls.within(_window(lm))
