@@ -146,13 +146,16 @@ def test_a_version_follows_the_one_that_was_read(store, url):
     made = store.append_persona(read, document, {"steps": 1}, first=document(0, None, "First."))
     assert (made.version, made.parent, made.current, made.alignment) == (1, 0, True, {"steps": 1})
     assert [v.version for v in store.versions("u1")] == [0, 1]
-    for write in (lambda s: store.append_persona(s, document), lambda s: store.put_persona("u1", document(9, 0), since=s)):
+    for write in (
+        lambda s: store.append_persona(s, document),
+        lambda s: store.put_persona("u1", document(9, 0), since=s),
+    ):
         with pytest.raises(VersionConflict, match="version 1 became current"):
             write(read)
     read = store.state("u1")
     with Store.open(url) as other:
         other.rollback("u1", 0)
-    with pytest.raises(VersionConflict, match="version 0 became current .* expected 1"):
+    with pytest.raises(VersionConflict, match=r"version 0 became current .* expected 1"):
         store.append_persona(read, document)
     after = store.append_persona(store.state("u1"), document)
     assert (after.version, after.parent) == (2, 0), "on top of what was rolled back to, under a free number"
@@ -165,5 +168,5 @@ def test_a_store_that_was_upgraded_meanwhile_says_so(store):
     store.state("u1")
     with store._database.writing() as connection:
         connection.exec_driver_sql("INSERT INTO persona_schema VALUES (99)")
-    with pytest.raises(StoreError, match="schema 99 now: expected .* restart this process"):
+    with pytest.raises(StoreError, match=r"schema 99 now: expected .* restart this process"):
         store.state("u1")

@@ -45,9 +45,9 @@ from persona_dspy import (
     EpisodicMemory,
     Interaction,
     LocalCorpus,
-    OnlineAlignment,
     Persona,
     PersonaAgent,
+    Personas,
     compile_users,
     personalize,
 )
@@ -454,15 +454,17 @@ def agent(tape):
 
 
 def online(tape):
-    """Watched programs: answers, responses observed, alignment behind them, with and without a store."""
+    """A service's programs: answers, responses observed, alignment behind them, by threads and by asyncio."""
     for kept in (False, True):
         person, past = past_of(5, 15, odd_topics=5)
         with (
-            Store.open(tape.folder / "s.db") if kept else contextlib.nullcontext() as store,
+            Store.open(tape.folder / f"s{kept}.db") as store,
             dspy.context(lm=tape.lm()),
-            OnlineAlignment(PersonaAlignment(epochs=2), every=5, store=store) as service,
+            Personas(
+                store, PersonaAgent(person.signature, actions="fixed"), PersonaAlignment(epochs=2), every=5
+            ) as service,
         ):
-            agent = service.watch(PersonaAgent(person.signature, user_id=person.user_id, actions="fixed"))
+            agent = service.for_user(person.user_id)
             for i in past:
                 tape.ask(f"store: {kept}", agent, how="async" if kept else "sync", description=i.query)
                 observed = {"query": i.query, "response": i.response, "time": i.time, "id": i.id}
@@ -471,6 +473,7 @@ def online(tape):
                 else:
                     agent.observe(**observed)
                 assert service.wait(30)
+            agent = service.for_user(person.user_id)
             tape.add(f"-> version {agent.persona.value.version}: {agent.persona.value.render()}")
 
 

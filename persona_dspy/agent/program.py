@@ -47,7 +47,13 @@ class PersonaPrediction(dspy.Prediction):
 
 
 class Watcher(Protocol):
-    """Who is told of a program's new interactions in place of its memory: ``OnlineAlignment`` is one."""
+    """Who keeps a program of a service up to date: ``Personas.for_user`` gives each program one."""
+
+    def refresh(self, program: Any) -> None:
+        """Called before each answer: brings persona and memory of ``program`` to their current state."""
+
+    async def arefresh(self, program: Any) -> None:
+        """As ``refresh``, without holding up the event loop."""
 
     def observed(self, program: Any, interaction: Interaction) -> None:
         """Keeps ``interaction`` in the program's memory and in whatever outlives it."""
@@ -63,7 +69,7 @@ class PersonalProgram(dspy.Module):
     response_field: str
     kind: ResponseKind
     alignment: Alignment | None = None  # set on what PersonaAlignment returns
-    online: Watcher | None = None  # set by OnlineAlignment.watch
+    online: Watcher | None = None  # of a service's program: see Watcher
     replays: bool = False  # see ``replaying``
     turn_tokens: int = 192  # estimated tokens of a past query that is shown as a turn; more is cut
 
@@ -81,6 +87,20 @@ class PersonalProgram(dspy.Module):
     def _settle_persona(self) -> None:
         given = self._given or Persona(user_id=self._user_id).with_facts(facts(self.memory.interactions, self.kind))
         self.persona = PersonaParameter(given)
+
+    def __call__(self, *args: Any, **inputs: Any) -> Any:
+        if self.online is None:
+            return super().__call__(*args, **inputs)
+        self.online.refresh(self)
+        with dspy.context(disable_history=True):  # DSPy's own keeps the prompts of all users in the shared program
+            return super().__call__(*args, **inputs)
+
+    async def acall(self, *args: Any, **inputs: Any) -> Any:
+        if self.online is None:
+            return await super().acall(*args, **inputs)
+        await self.online.arefresh(self)
+        with dspy.context(disable_history=True):
+            return await super().acall(*args, **inputs)
 
     @property
     def user_id(self) -> str:
@@ -107,6 +127,7 @@ class PersonalProgram(dspy.Module):
         if persona.user_id != self._user_id:
             raise InputError(f"persona of user {persona.user_id!r}: expected user {self._user_id!r}")
         twin = self._twin()
+        vars(twin).pop("online", None)  # a service would put the current version in its place
         twin.persona = PersonaParameter(persona, self.persona.initial)
         return twin
 
@@ -182,7 +203,7 @@ class PersonalProgram(dspy.Module):
     ) -> Interaction:
         """What the user really answered: remembered at once, for every answer from now on.
 
-        Where the program is watched (``OnlineAlignment.watch``), it is kept in the store first, and once enough are
+        Where the program is a service's (``Personas.for_user``), it is kept in the store first, and once enough are
         new, alignment is scheduled; this call does not wait for it.
 
         Args:

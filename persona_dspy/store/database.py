@@ -102,7 +102,7 @@ class Database:
         try:
             self._migrate()
             with self.reading() as connection:
-                self._key: bytes = connection.scalar(sa.select(store_key.c.key))
+                self._key = bytes(connection.execute(sa.select(store_key.c.key)).scalar_one())
         except StoreError:
             self.close()
             raise

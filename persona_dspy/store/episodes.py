@@ -20,7 +20,7 @@ from persona_dspy.store.rows import Observed, UserState, body_of, checked_key, i
 from persona_dspy.store.tables import digest, due, episodes, vectors
 
 if TYPE_CHECKING:
-    from persona_dspy.memory import Dense, EpisodicMemory, Handles, Recency, Retriever, StoredMemory
+    from persona_dspy.memory import Dense, Handles, Recency, Retriever, StoredMemory
 
 __all__ = ["EpisodeTable"]
 
@@ -47,9 +47,7 @@ class EpisodeTable:
     _cached_users: int
     _handles: Handles | None
 
-    def add_episodes(
-        self, user_id: str, interactions: Iterable[Interaction], *, since: UserState | None = None
-    ) -> int:
+    def add_episodes(self, user_id: str, interactions: Iterable[Interaction], *, since: UserState | None = None) -> int:
         """Keep a user's interactions: all of them, or none where one is refused. Returns how many were new.
 
         Giving the same interaction again changes nothing.
@@ -65,9 +63,7 @@ class EpisodeTable:
         """
         return self._add(user_id, interactions, since, count_due=False).new
 
-    def observe(
-        self, user_id: str, interactions: Iterable[Interaction], *, since: UserState | None = None
-    ) -> Observed:
+    def observe(self, user_id: str, interactions: Iterable[Interaction], *, since: UserState | None = None) -> Observed:
         """As ``add_episodes``; what is new also counts for the user's next alignment, in the same transaction."""
         return self._add(user_id, interactions, since, count_due=True)
 

@@ -14,7 +14,7 @@ from persona_dspy.store.database import Database
 from persona_dspy.store.rows import DueUser, Lease, UserState
 from persona_dspy.store.tables import MIGRATIONS, current, digest, due, episodes, schema, tombstones, users
 
-__all__ = ["LeaseTable"]
+__all__ = ["LeaseTable", "given_back"]
 
 _LAST = sa.select(sa.func.max(episodes.c.seq)).where(episodes.c.uid == users.c.uid).correlate(users)
 _SCHEMA = sa.select(sa.func.max(schema.c.version))
@@ -53,9 +53,7 @@ class LeaseTable:
                 "version upgraded it; restart this process with that version: pip install --upgrade persona-dspy"
             )
         last = -1 if row.last is None else row.last
-        return UserState(
-            user_id=user_id, life=row.times or 0, uid=row.uid, version=row.version, next_seq=last + 1
-        )
+        return UserState(user_id=user_id, life=row.times or 0, uid=row.uid, version=row.version, next_seq=last + 1)
 
     def due_users(self, at_least: int, *, limit: int = 256) -> list[DueUser]:
         """Users with so many observed interactions since their last alignment, those with the most first."""
@@ -78,9 +76,7 @@ class LeaseTable:
             return None
         return DueUser(user_id=user_id, new=row.new, holder=row.holder, beats=row.beats, failures=row.failures)
 
-    def take_lease(
-        self, user_id: str, holder: int, *, at_least: int = 0, over: DueUser | None = None
-    ) -> Lease | None:
+    def take_lease(self, user_id: str, holder: int, *, at_least: int = 0, over: DueUser | None = None) -> Lease | None:
         """The right to align a user, until ``release``; None where another holds it or too little is new.
 
         Args:
@@ -115,10 +111,15 @@ class LeaseTable:
     def release(self, lease: Lease, *, aligned: bool) -> bool:
         """Give a lease back; False where it was lost. ``aligned``: what it was for no longer waits; else all of it
         does, and the failure is counted."""
-        new, failures = (due.c.new - lease.new, 0) if aligned else (due.c.new, due.c.failures + 1)
         with self._database.writing() as connection:
-            free = due.update().where(_held(lease)).values(new=new, failures=failures, holder=0)
-            return connection.execute(free).rowcount == 1
+            return given_back(connection, lease, aligned=aligned)
+
+
+def given_back(connection: sa.Connection, lease: Lease, *, aligned: bool) -> bool:
+    """``release`` inside a transaction."""
+    new, failures = (due.c.new - lease.new, 0) if aligned else (due.c.new, due.c.failures + 1)
+    free = due.update().where(_held(lease)).values(new=new, failures=failures, holder=0)
+    return connection.execute(free).rowcount == 1
 
 
 def _held(lease: Lease) -> sa.ColumnElement[bool]:

@@ -14,7 +14,8 @@ import sqlalchemy as sa
 
 from persona_dspy.errors import InputError, VersionConflict
 from persona_dspy.store.database import Database
-from persona_dspy.store.rows import StoredPersona, UserState, checked_key, document_of, to_json
+from persona_dspy.store.leases import given_back
+from persona_dspy.store.rows import Lease, StoredPersona, UserState, checked_key, document_of, to_json
 from persona_dspy.store.tables import current, versions
 
 __all__ = ["PersonaTable"]
@@ -72,6 +73,7 @@ class PersonaTable:
         alignment: Mapping[str, Any] | None = None,
         *,
         first: str | Mapping[str, Any] | None = None,
+        lease: Lease | None = None,
     ) -> StoredPersona:
         """Keep the version that follows the current one, under the lowest number above all others, and make it
         current; only where the current version is still the one of ``since``.
@@ -82,11 +84,12 @@ class PersonaTable:
             alignment: the record of how it came about, JSON-safe.
             first: the document that the user's answers were under where the store has no version yet; it is kept as
                 the new one's parent.
+            lease: the right to align the user; given back, as ``release(aligned=True)`` does, with the version.
 
         Raises:
             InputError: no such document, or another user's.
             UserForgotten: the user was forgotten after ``since`` was read; nothing is kept.
-            VersionConflict: another version became current after it was read; nothing is kept.
+            VersionConflict: another version became current after it was read, or the lease was lost; nothing is kept.
         """
         user_id = since.user_id
         record = None if alignment is None else to_json(dict(alignment), f"alignment of {user_id!r}")
@@ -108,6 +111,11 @@ class PersonaTable:
                 )
             self._insert(connection, uid, row, record)
             self._point(connection, uid, number)
+            if lease is not None and not given_back(connection, lease, aligned=True):
+                raise VersionConflict(
+                    f"the lease on user {user_id!r} was lost: another process took the user for abandoned; expected "
+                    "to hold it to the end; nothing was written"
+                )
         return self.version(user_id, number)
 
     def current(self, user_id: str) -> StoredPersona | None:

@@ -15,9 +15,9 @@ import sqlalchemy as sa
 
 from persona_dspy.store.database import Database
 from persona_dspy.store.episodes import EpisodeTable
+from persona_dspy.store.leases import LeaseTable
 from persona_dspy.store.personas import PersonaTable
 from persona_dspy.store.profiles import ProfileTable
-from persona_dspy.store.leases import LeaseTable
 from persona_dspy.store.rows import Forgotten, StoredPersona, checked_key
 from persona_dspy.store.tables import current, due, episodes, profiles, users, vectors, versions
 
