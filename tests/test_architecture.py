@@ -152,6 +152,7 @@ CROSSCUTTING = {
     "crash_safety",
     "docs",
     "docs_commands",
+    "examples",
     "fleet_faults",
     "injection",
     "invariants",

@@ -161,7 +161,7 @@ class Alignments:
             self._stopped = True
             self._state.notify_all()
         for thread in self._threads:  # the last use of the store is over when this returns
-            if ended and thread is not threading.current_thread():
+            if (ended or thread is self._threads[-1]) and thread is not threading.current_thread():
                 thread.join(timeout)
         for lease in unfinished:
             try:
