@@ -6,16 +6,14 @@ import importlib.util
 import dspy
 import httpx
 import pytest
+from test_docs import faked
 from tree import ROOT
-
-from persona_dspy.testing.fake_lm import FakeLM
 
 
 @pytest.fixture
 def fastapi_app(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    lm = FakeLM(lambda prompt: dict.fromkeys(prompt.outputs, "On its way."))
-    monkeypatch.setattr(dspy, "LM", lambda name: lm)
+    monkeypatch.setattr(dspy, "LM", faked(lambda prompt: dict.fromkeys(prompt.outputs, "On its way.")))
     spec = importlib.util.spec_from_file_location("fastapi_service", ROOT / "examples" / "fastapi_service.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
