@@ -7,6 +7,7 @@ says who sent it; answers and errors that came out are kept between them.
 
 import asyncio
 import contextlib
+import dataclasses
 import difflib
 import io
 import json
@@ -439,7 +440,10 @@ def agent(tape):
     memory = EpisodicMemory(past)
     for signature in ("film, year: int -> tag, why", "film -> stars: float", "observations -> tags: list[str]"):
         for adapter in (None, dspy.ChatAdapter(), dspy.XMLAdapter()):
-            mine = PersonaAgent(signature, history=memory, recall_k=2, adapter=adapter)
+            stars = [dataclasses.replace(i, response=str(n % 5 + 1)) for n, i in enumerate(past)]
+            mine = PersonaAgent(
+                signature, history=stars if "stars" in signature else memory, recall_k=2, adapter=adapter
+            )
             given = {mine.query_field: QUERY, **({"year": 1979} if "year" in signature else {})}
             with dspy.context(lm=tape.lm()):
                 tape.ask(f"{signature}, {type(adapter).__name__}", mine, **given)

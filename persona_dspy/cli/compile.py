@@ -100,8 +100,8 @@ def _source(path: Path | None, store: str | None, task: str | None, users: str |
 class _Program:
     """Makes each user's program from the user's history; crosses processes."""
 
-    def __init__(self, known: Any, text: str | None) -> None:
-        self.known, self.text = known, text
+    def __init__(self, known: Any, text: str | None, answers: Any = None) -> None:
+        self.known, self.text, self.answers = known, text, answers
 
     def __call__(self, history: Any) -> Any:
         from persona_dspy.cli.programs import agent_for
@@ -110,14 +110,17 @@ class _Program:
         return agent_for(self._task(history), history=history.interactions, user_id=history.user_id, persona=persona)
 
     def task(self, history: Any) -> str:
-        from persona_dspy.cli.programs import task_text
+        from persona_dspy.data import task_text
 
         return task_text(self._task(history))
 
     def _task(self, history: Any) -> Any:
-        from persona_dspy.cli.programs import users_task
+        from persona_dspy.data import task_from_text, users_task
 
-        return users_task(self.known, self.text or getattr(history, "task", None), history.interactions)
+        recorded = getattr(history, "task", None)  # with the persona, as an earlier compile had it
+        if self.known is None and self.text is None and recorded:
+            return task_from_text(recorded, history.interactions, answers=self.answers, grows=True)
+        return users_task(self.known, self.text, history.interactions, self.answers)
 
 
 def _optimizer(options: dict[str, Any], own: Any, view: Any) -> Any:
@@ -143,9 +146,9 @@ def _compile(
 
     import dspy
 
-    from persona_dspy.cli.programs import task_text
     from persona_dspy.cli.progress import View
     from persona_dspy.cli.sources import ingested
+    from persona_dspy.data import task_text
     from persona_dspy.fleet import FleetFolder, compile_users
     from persona_dspy.lm import Ledger, check_lm, steady_lm
     from persona_dspy.store import Store
@@ -153,7 +156,7 @@ def _compile(
     model = steady_lm(lm, seed=options["seed"])
     check_lm(model)
     budget, own = budgets
-    program, ledger = _Program(source.known, source.task), Ledger(budget=budget)
+    program, ledger = _Program(source.known, source.task, source.answers), Ledger(budget=budget)
     named = task_text(source.known) if source.known else source.task
     params = {"lm": model.model, "task": named, "users": total, **_params(budget, options)}
     with ExitStack() as stack:

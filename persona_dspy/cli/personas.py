@@ -55,14 +55,15 @@ def ask(  # noqa: PLR0913 - a command's options
     import dspy
 
     from persona_dspy.agent import Act
-    from persona_dspy.cli.programs import agent_for, forgettable, task_from_text
+    from persona_dspy.cli.programs import agent_for, forgettable
+    from persona_dspy.data import task_from_text
     from persona_dspy.errors import InputError
     from persona_dspy.lm import check_lm, steady_lm
 
     if not query.strip():
         raise InputError(f'query {query!r}: expected a question, such as "A crew drifts through space."')
     document, past = _asked(persona, user, store, history, task)
-    chosen = task_from_text(task or document.task or "query -> response", past)
+    chosen = task_from_text(task or document.task or "query -> response", past, grows=task is None)
     if knowledge and actions not in ("plan", "react"):
         raise InputError(f"--knowledge with --actions {actions}: expected --actions plan or react, which use tools")
     act = Act(policy=actions, knowledge=_knowledge(knowledge))  # type: ignore[arg-type]  # checked there

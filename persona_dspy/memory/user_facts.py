@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from statistics import fmean, median, pstdev
 from typing import Any
 
-from persona_dspy.core import NOTHING_ELSE, Bullet, Interaction, ResponseKind, mentions, parse_number
+from persona_dspy.core import NOTHING_ELSE, Bullet, Interaction, ResponseKind, mentions, one_line, parse_number
 from persona_dspy.memory.ranking import counts_sentence
 from persona_dspy.memory.stop_words import STOP_WORDS
 
@@ -44,7 +44,7 @@ def _label_facts(past: Sequence[Interaction], kind: ResponseKind) -> list[Bullet
     ranked = [(label, n) for label, n in counts.most_common() if n > 0][:4]
     (top, most) = ranked[0]
     found = [_fact("who", counts_sentence(len(past), ranked), past, most)]
-    if most / len(past) >= 0.4:
+    if most / len(past) >= 0.4 and one_line(top):  # a label of prompt structure alone says nothing
         found.append(_rule_fact(NOTHING_ELSE, top, [i for i in past if i.response == top]))
     if len(past) >= 12:
         late = past[-max(4, len(past) // 3) :]
