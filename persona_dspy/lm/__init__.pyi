@@ -26,5 +26,9 @@ from .names import check_lm as check_lm
 from .names import home_dir as home_dir
 from .names import resolve_lm as resolve_lm
 from .names import steady_lm as steady_lm
+from .pace import Pace as Pace
+from .pace import Turns as Turns
+from .pace import pace_of as pace_of
+from .pace import set_turns as set_turns
 from .terse import TerseJSON as TerseJSON
 from .terse import able as able
