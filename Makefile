@@ -28,7 +28,7 @@ help:
 
 demo: .venv/ready
 	@$(BIN)/persona-dspy models pull smol
-	@$(BIN)/persona-dspy compile examples/movie_tags.jsonl --lm local --out personas/
+	@$(BIN)/persona-dspy compile examples/movie_tags.jsonl --lm local --out personas/ --resume
 
 test: .venv/ready
 	@$(BIN)/python -m pytest -n 2 -m "not model and not postgres and not ray and not notebook and not browser and not loopback and not slow"

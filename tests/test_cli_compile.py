@@ -211,3 +211,24 @@ def test_a_response_that_the_typed_task_does_not_have_is_named_with_its_line(lm,
     made = answers_file(tmp_path, {"u1": ["comedy", "western", "comedy"]})
     code, _, err = run(capsys, "compile", made, "--task", "film -> tag: Literal['comedy', 'drama']", "--out", "p")
     assert code == 2 and "line 2" in err and "'western'" in err and not lm.engine.calls
+
+
+def test_an_estimate_spends_nothing_and_writes_nothing(lm, data, tmp_path, capsys):  # noqa: F811
+    argv = ("--estimate", "--calls-per-second", "2", "--json")
+    code, out, _ = run(capsys, "compile", data, "--out", tmp_path / "p", *argv)
+    found = json.loads(out)
+    assert code == 0 and not lm.engine.calls and not (tmp_path / "p").exists()
+    assert found["calls"] > 10 and found["seconds"] == round(found["calls"] / 2) and found["usd"] is None
+    assert {"respond", "loss"} <= set(found["parts"])
+    assert "price not known" in run(capsys, "compile", data, "--estimate")[1]
+
+
+def test_a_folder_with_a_finished_run_asks_what_is_to_become_of_it(lm, data, tmp_path, capsys):  # noqa: F811
+    argv = ("compile", data, "--out", tmp_path / "p", "--users", "1", "--tracking-uri", "off")
+    assert run(capsys, *argv)[0] == 0
+    paid = len(lm.engine.calls)
+    code, _, said = run(capsys, *argv)
+    assert code == 2 and "--resume" in said and "--fresh" in said and len(lm.engine.calls) == paid
+    assert run(capsys, *argv, "--resume", "--fresh")[0] == 2
+    assert run(capsys, *argv, "--resume")[0] == 0 and len(lm.engine.calls) == paid
+    assert run(capsys, *argv, "--fresh")[0] == 0 and len(lm.engine.calls) > paid

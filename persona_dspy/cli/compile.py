@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from persona_dspy.cli.estimates import CallsPerSecond, EstimateOption, Retrieval
 from persona_dspy.cli.output import JsonOption
 
 if TYPE_CHECKING:
@@ -14,6 +15,14 @@ if TYPE_CHECKING:
     from persona_dspy.cli.sources import Source
 
 __all__ = ["register"]
+
+
+KeptIn = Annotated[
+    str | None,
+    typer.Option(
+        "--store", help="Keep interactions and versions in this store (a file or postgresql URL) and start from them."
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -38,12 +47,7 @@ def compile_command(  # noqa: PLR0913 - a command's options
         Literal["local", "ray"], typer.Option(help="This machine, or workers on a Ray cluster.")
     ] = "local",
     resume: Annotated[bool, typer.Option(help="Go on where an earlier compile into --out ended.")] = False,
-    store: Annotated[
-        str | None,
-        typer.Option(
-            help="Keep interactions and versions in this store (a file or postgresql URL) and start from them."
-        ),
-    ] = None,
+    store: KeptIn = None,
     budget_calls: Annotated[int | None, typer.Option(min=0, help="LM calls at most, all users together.")] = None,
     budget_tokens: Annotated[int | None, typer.Option(min=0, help="Tokens at most, all users together.")] = None,
     budget_usd: Annotated[float | None, typer.Option(min=0, help="US dollars at most, where prices are known.")] = None,
@@ -59,6 +63,10 @@ def compile_command(  # noqa: PLR0913 - a command's options
     skip_bad_rows: Annotated[bool, typer.Option(help="Skip rows that cannot be used, and count them.")] = False,
     group: Annotated[bool, typer.Option("--group", help="Join the rows of a user that a file holds apart.")] = False,
     in_paper: Annotated[bool, typer.Option("--as-in-paper", help="No gate, whole rewrites: for reproduction.")] = False,
+    estimate: EstimateOption = False,
+    calls_per_second: CallsPerSecond = 1.0,
+    retrieval: Retrieval = "bm25",
+    fresh: Annotated[bool, typer.Option(help="Compile all users anew in a folder that holds a finished run.")] = False,
     json_output: JsonOption = False,
 ) -> int:
     """Learn a persona for each user from the user's recent interactions.
@@ -74,13 +82,18 @@ def compile_command(  # noqa: PLR0913 - a command's options
 
     source_ = _source(source, store, task, users, (skip_bad_rows, group))
     total = source_.check()
+    program = _Program(source_.known, source_.task, source_.answers, retrieval)
     budget = Budget(calls=budget_calls, tokens=budget_tokens, usd=budget_usd)
     own = Budget(calls=user_budget_calls, tokens=user_budget_tokens)
     options: dict[str, Any] = {"recent": recent, "epochs": epochs, "seed": seed, "as_in_paper": in_paper}
-    options |= {"workers": workers, "processes": processes, "engine": engine}
-    options |= {"resume": resume, "progress": progress, "json": json_output}
+    options |= {"workers": workers, "processes": processes, "engine": engine, "resume": resume}
+    options |= {"progress": progress, "json": json_output, "total": total}
+    if estimate:
+        _estimate(source_, program, lm, options, own, calls_per_second)
+        return 0
+    _not_twice(out, resume, fresh)
     tracker = tracker_for(tracking_uri, runs=runs, register=register_prompts)
-    code = _compile(source_, total, lm, out, store, (budget, own), tracker, options)
+    code = _compile(source_, program, lm, out, store, (budget, own), tracker, options)
     if source_.bad:
         typer.echo(f"{source_.bad} bad rows were skipped", err=True)
     return code
@@ -100,14 +113,22 @@ def _source(path: Path | None, store: str | None, task: str | None, users: str |
 class _Program:
     """Makes each user's program from the user's history; crosses processes."""
 
-    def __init__(self, known: Any, text: str | None, answers: Any = None) -> None:
-        self.known, self.text, self.answers = known, text, answers
+    def __init__(self, known: Any, text: str | None, answers: Any = None, retrieval: str = "bm25") -> None:
+        self.known, self.text, self.answers, self.retrieval = known, text, answers, retrieval
+        self.retriever()  # what is missing on this machine shows before any work
+
+    def retriever(self) -> Any:
+        from persona_dspy.memory import named_retriever
+
+        return named_retriever(self.retrieval)
 
     def __call__(self, history: Any) -> Any:
         from persona_dspy.cli.programs import agent_for
+        from persona_dspy.memory import EpisodicMemory
 
         persona = getattr(history, "persona", None)  # of a user in the store: the next version starts from it
-        return agent_for(self._task(history), history=history.interactions, user_id=history.user_id, persona=persona)
+        memory = EpisodicMemory(history.interactions, user_id=history.user_id, retriever=self.retriever())
+        return agent_for(self._task(history), history=memory, user_id=history.user_id, persona=persona)
 
     def task(self, history: Any) -> str:
         from persona_dspy.data import task_text
@@ -123,18 +144,53 @@ class _Program:
         return users_task(self.known, self.text, history.interactions, self.answers)
 
 
+def _estimate(
+    source: Source, program: _Program, lm: str, options: dict[str, Any], own: Any, calls_per_second: float
+) -> None:
+    """Print what it takes, by a rehearsal of the first users; nothing is spent."""
+    from itertools import islice
+
+    from persona_dspy.cli.estimates import estimate_compile, print_estimate
+    from persona_dspy.lm import steady_lm
+
+    optimizer = _optimizer(options, own, None)
+    histories = list(islice(source.read([]), 3))
+    model = None if lm.startswith("local") or lm.endswith(".gguf") else steady_lm(lm, seed=options["seed"])
+    estimate = estimate_compile(program, optimizer, histories, options["total"], model)
+    print_estimate(estimate, calls_per_second, as_json=options["json"])
+
+
+def _not_twice(out: Path, resume: bool, fresh: bool) -> None:
+    """Refuse a folder with finished users, unless it is said what is to become of them.
+
+    Raises:
+        InputError: neither or both of ``--resume`` and ``--fresh``.
+    """
+    from persona_dspy.errors import InputError
+    from persona_dspy.fleet import fleet_status, has_fleet
+
+    if resume and fresh:
+        raise InputError("--resume and --fresh: expected one of them; --resume passes over users who are finished")
+    done = fleet_status(out)["users"].get("done", 0) if has_fleet(out) and not (resume or fresh) else 0
+    if done:
+        raise InputError(
+            f"--out {str(out)!r}: holds {done} finished users of an earlier compile; expected --resume to pass over "
+            "those whose inputs are the same, --fresh to pay for all of them anew, or another folder"
+        )
+
+
 def _optimizer(options: dict[str, Any], own: Any, view: Any) -> Any:
     from optimizers import PersonaAlignment
 
     kind = PersonaAlignment.as_in_paper if options["as_in_paper"] else PersonaAlignment
     concurrency = 2 if options["workers"] == 1 else 1
     steps = {name: options[name] for name in ("recent", "epochs")}
-    return kind(**steps, concurrency=concurrency, observers=[view.event], budget=own)
+    return kind(**steps, concurrency=concurrency, observers=[view.event] if view else [], budget=own)
 
 
 def _compile(
     source: Source,
-    total: int,
+    program: _Program,
     lm: str,
     out: Path,
     store: str | None,
@@ -156,7 +212,8 @@ def _compile(
     model = steady_lm(lm, seed=options["seed"])
     check_lm(model)
     budget, own = budgets
-    program, ledger = _Program(source.known, source.task, source.answers), Ledger(budget=budget)
+    total = options["total"]
+    ledger = Ledger(budget=budget)
     named = task_text(source.known) if source.known else source.task
     params = {"lm": model.model, "task": named, "users": total, **_params(budget, options)}
     with ExitStack() as stack:
