@@ -28,7 +28,7 @@ help:
 
 demo: .venv/ready
 	@$(BIN)/persona-dspy models pull smol
-	@$(BIN)/persona-dspy compile examples/movie_tags.jsonl --lm local --out personas/
+	@$(BIN)/persona-dspy compile examples/movie_tags.jsonl --lm local --out personas/ --resume
 
 test: .venv/ready
 	@$(BIN)/python -m pytest -n 2 -m "not model and not postgres and not ray and not notebook and not browser and not loopback and not slow"
@@ -48,7 +48,7 @@ slow-models: .venv/ready  ## alone: a llama.cpp engine wants the cores for itsel
 	@$(BIN)/python -m pytest --durations=15 -m "model or notebook"
 
 lock:  ## after a change of pyproject.toml
-	@VIRTUAL_ENV=.venv uv pip compile pyproject.toml --universal --python-version 3.11 --extra local --extra ray --extra postgres --extra dense --extra report --extra dev --generate-hashes \
+	@VIRTUAL_ENV=.venv uv pip compile pyproject.toml --universal --python-version 3.11 --extra local --extra ray --extra postgres --extra dense --extra report --extra serve --extra dev --generate-hashes \
 	  --no-annotate --no-header --no-emit-index-url --no-emit-find-links -q -o requirements.lock
 
 clean:

@@ -19,7 +19,7 @@ from optimizers.progress import progress_bar
 from optimizers.proposals import EditProposer, Proposer, RewriteProposer
 from optimizers.run import Run
 from persona_dspy.agent import PersonalProgram
-from persona_dspy.core import Interaction
+from persona_dspy.core import Interaction, answer_text
 from persona_dspy.errors import BudgetExceeded, InputError
 from persona_dspy.lm import Budget, Ledger, current_ledger, is_small
 from persona_dspy.memory import SemanticMemory
@@ -243,7 +243,8 @@ def _remember(program: PersonalProgram, examples: Sequence[dspy.Example]) -> lis
     fresh: list[Interaction] = []
     named: list[dspy.Example] = []
     for example in examples:
-        query, response = (_said(example, field) for field in (program.query_field, program.response_field))
+        query = answer_text(_value(example, program.query_field))
+        response = program.kind.response(_value(example, program.response_field))
         item_id = str(example.get("interaction_id") or "")
         if not item_id and (same_ids := unnamed.get((query, response))):
             item_id = same_ids.pop(0)
@@ -260,7 +261,7 @@ def _remember(program: PersonalProgram, examples: Sequence[dspy.Example]) -> lis
     return named
 
 
-def _said(example: dspy.Example, field: str) -> str:
+def _value(example: dspy.Example, field: str) -> Any:
     if example.get(field) is None:
         raise InputError(f"example {dict(example)!r}: expected a field {field!r}; use trainset=agent.examples()")
-    return str(example[field])
+    return example[field]

@@ -38,6 +38,7 @@ from persona_dspy.core import (
     Trial,
     Usage,
     UsageRecord,
+    answer_text,
 )
 from persona_dspy.lm import Ledger, is_small
 from persona_dspy.memory import content_words, facts
@@ -249,7 +250,7 @@ class Run:
     def _explained(self, example: dspy.Example) -> bool:
         words = content_words(str(example.get(self.program.query_field, "")))
         rule = next((b for b in self.incumbent.section("what decides") if b.fits(words)), None)
-        return rule is not None and same(str(example.get(self.program.response_field, "")), rule.then)
+        return rule is not None and same(answer_text(example.get(self.program.response_field, "")), rule.then)
 
     def _step(self, epoch: int, round_: Round, batch: list[dspy.Example]) -> None:
         before, unread = self.ledger.usage, len(self.unread)

@@ -12,7 +12,7 @@ from dspy.utils.exceptions import AdapterParseError
 
 from optimizers.loss import Metric, Simulated, score_of
 from persona_dspy.agent import PersonalProgram, Step
-from persona_dspy.core import Persona, clip_tokens, one_line, unheard
+from persona_dspy.core import Persona, answer_text, clip_tokens, one_line, unheard
 
 __all__ = ["Simulator"]
 
@@ -52,8 +52,8 @@ class Simulator:
         return Simulated(
             interaction_id=str(example.get("interaction_id", "")),
             query=str(example.get(program.query_field, "")),
-            answer=unheard(str(prediction.get(field, "")), heard),
-            gold=str(example.get(field, "")),
+            answer=unheard(answer_text(prediction.get(field, "")), heard),
+            gold=answer_text(example.get(field, "")),
             score=score,
             said=unheard(comment, heard),
             actions=tuple(

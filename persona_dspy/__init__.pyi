@@ -18,4 +18,4 @@ from persona_dspy.fleet import compile_users as compile_users
 from persona_dspy.lm import Budget as Budget
 from persona_dspy.lm import Ledger as Ledger
 from persona_dspy.memory import EpisodicMemory as EpisodicMemory
-from persona_dspy.service import OnlineAlignment as OnlineAlignment
+from persona_dspy.service import Personas as Personas

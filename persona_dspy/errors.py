@@ -8,7 +8,9 @@ PersonaError
 ├── RunError              the work itself failed                 (CLI exit code 1)
 │   ├── BudgetExceeded    a Budget is spent; the best persona so far is kept
 │   ├── ModelError        a model file or an LM that cannot be used
-│   └── StoreError        the store cannot be opened, read or written
+│   ├── StoreError        the store cannot be opened, read or written
+│   ├── UserForgotten     work on a user who was forgotten since it began; nothing of it is written
+│   └── VersionConflict   another version became current since this work began; nothing of it is written
 └── UnknownUser           no such user in the store or file      (CLI exit code 2)
 
 Each message holds the value (``!r``), what was expected and what to type.
@@ -27,6 +29,8 @@ __all__ = [
     "RunError",
     "StoreError",
     "UnknownUser",
+    "UserForgotten",
+    "VersionConflict",
 ]
 
 
@@ -100,6 +104,14 @@ class ModelFileError(ModelError, InputError):
 
 class StoreError(RunError):
     """The store cannot be opened, read or written."""
+
+
+class UserForgotten(RunError):
+    """The user was forgotten after the state that this write rests on was read: nothing was written."""
+
+
+class VersionConflict(RunError):
+    """Another version became current after the one that this write rests on was read: nothing was written."""
 
 
 class UnknownUser(PersonaError):

@@ -146,7 +146,7 @@ def test_answers_of_every_type_come_back_typed():
 def test_saving_and_loading_keeps_persona_and_predictors(tmp_path):
     class Tag(dspy.Signature):
         film: str = dspy.InputField()
-        tag: Literal["a", "b"] = dspy.OutputField()
+        tag: Literal["sci-fi", "romance", "horror"] = dspy.OutputField()
 
     agent = PersonaAgent(Tag, history=past("ana"), actions="react")
     agent.persona.value = persona("Learned.")

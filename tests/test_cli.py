@@ -4,7 +4,9 @@ import json
 import shutil
 import sqlite3
 
+import dspy
 import pytest
+from dspy.lm15 import AuthError
 
 from persona_dspy import lm as lm_room
 from persona_dspy.cli import main
@@ -78,16 +80,37 @@ def test_users_and_budget(lm, data, tmp_path, capsys):
     assert "nobody" in err
 
 
-def test_ask_and_show(lm, data, tmp_path, capsys):
+class Refusing:
+    """An engine without a key."""
+
+    supports_response_schema, supports_function_calling = True, False
+    supported_params = frozenset({"response_format", "temperature"})
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def complete(self, request):
+        raise AuthError("no key")
+
+
+def test_ask_and_show(lm, data, tmp_path, capsys, monkeypatch):
     run(capsys, "compile", data, "--out", "p", "--users", "synthetic-1", "--tracking-uri", "off")
     file = next((tmp_path / "p").iterdir())
     lm.engine.calls.clear()
     code, out, _ = run(capsys, "ask", "--persona", file, "--history", data, "a rocket leaves the planet")
     assert code == 0
     assert out.strip().splitlines()[-1] in LABELS
-    asked = lm.engine.calls[-1]
+    (asked,) = lm.engine.calls  # one call, no probe before it
     assert json.loads(file.read_text())["system_prompt"] in asked.system
     assert len(asked.turns) == 4
+
+    def broken(spec="local", **_):
+        return dspy.LM("openai/m", engine=Refusing())
+
+    with monkeypatch.context() as patched:
+        patched.setattr("persona_dspy.lm.names.resolve_lm", broken)
+        code, _, err = run(capsys, "ask", "--persona", file, "--history", data, "a rocket leaves the planet")
+    assert code == 1 and "export OPENAI_API_KEY" in err
     code, out, _ = run(capsys, "show", file)
     assert code == 0
     assert "synthetic-1" in out

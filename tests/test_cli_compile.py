@@ -132,3 +132,103 @@ def test_wrong_options_are_refused_before_any_work(wrong, lm, data, tmp_path, ca
     assert run(capsys, "compile", data, "--out", "p", *OFF, *wrong)[0] == 2
     assert not lm.engine.calls
     assert not (tmp_path / "p").exists()
+
+
+def answers_file(tmp_path, by_user):
+    lines = [
+        {"user_id": user, "query": f"film {n:02d} about space", "response": r, "time": f"2026-01-{n + 1:02d}"}
+        for user, responses in by_user.items()
+        for n, r in enumerate(responses)
+    ]
+    return write(tmp_path / "answers.jsonl", lines)
+
+
+def any_answer(prompt):
+    shapes = prompt.schema.get("properties") or {}
+    if "edits" in shapes or "edits" in prompt.outputs:
+        return {"edits": []}
+    said = {name: (s.get("enum") or [50 if s.get("type") == "integer" else "x"])[0] for name, s in shapes.items()}
+    return said or dict.fromkeys(prompt.outputs, "x")
+
+
+HALVES = [n / 2 for n in range(1, 11)] * 2
+SCORES = [87, 62, 91, 45, 73, 100, 38, 80, 55, 66, 94, 71, 83, 29, 60, 77]
+
+
+@pytest.mark.parametrize(
+    ("by_user", "task"),
+    [
+        ({"u1": HALVES}, "query -> response: rating[0.5, 5, 0.5]"),
+        ({"u1": HALVES, "u2": [4, 5, 4]}, "query -> response: rating[0.5, 5, 0.5]"),
+        ({"u1": SCORES}, "query -> response: rating[0, 100]"),
+        ({"u1": ["4000", "4001", "9000"] * 6}, "query -> response: Literal['4000', '4001', '9000']"),
+        (
+            {"u1": ["Comedy", "comedy", "Drama", "drama.", "Comedy", "Drama"] * 3},
+            "query -> response: Literal['Comedy', 'Drama']",
+        ),
+        ({"u1": ["yes", "no"] * 5, "u2": ["yes"]}, "query -> response: Literal['no', 'yes']"),
+    ],
+)
+def test_compile_and_evaluate_agree_on_what_is_answered(by_user, task, lm, tmp_path, capsys):  # noqa: F811
+    lm.engine.handlers.insert(0, any_answer)
+    made = answers_file(tmp_path, by_user)
+    code, _, err = run(capsys, "compile", made, "--out", "p", "--tracking-uri", "off", "--progress", "quiet")
+    assert code == 0, err
+    tasks = {p.name[:2]: json.loads(p.read_text())["task"] for p in (tmp_path / "p").glob("*.json")}
+    assert tasks["u1"] == task
+    assert all(("rating" in other) == ("rating" in task) and ":" in other for other in tasks.values())
+    typed = ("--task", task) if len(by_user) == 1 else ()
+    code, out, err = run(
+        capsys,
+        "evaluate",
+        made,
+        *typed,
+        "--systems",
+        "majority,persona",
+        "--out",
+        "e",
+        "--tracking-uri",
+        "off",
+        "--json",
+    )
+    assert code == 0, err
+    metric = "mae" if "rating" in task else "accuracy"
+    assert all(metric in system for system in json.loads(out)["systems"])
+    code, out, err = run(capsys, "ask", "a film", "--persona", next((tmp_path / "p").glob("u1*")), "--history", made)
+    assert code == 0 and out.strip(), err
+
+
+@pytest.mark.parametrize(
+    "task",
+    ["a -> b: int[1]", "a -> b: rating[5]", "a -> b: rating[5, 1]", "a -> b: Literal[]", "a -> b: Literal[oops]"],
+)
+def test_a_task_that_cannot_be_read_says_how_it_is_typed(task, lm, data, capsys):  # noqa: F811
+    code, _, err = run(capsys, "compile", data, "--task", task, "--out", "p")
+    assert code == 2 and task in err and "such as" in err and not lm.engine.calls
+
+
+def test_a_response_that_the_typed_task_does_not_have_is_named_with_its_line(lm, tmp_path, capsys):  # noqa: F811
+    made = answers_file(tmp_path, {"u1": ["comedy", "western", "comedy"]})
+    code, _, err = run(capsys, "compile", made, "--task", "film -> tag: Literal['comedy', 'drama']", "--out", "p")
+    assert code == 2 and "line 2" in err and "'western'" in err and not lm.engine.calls
+
+
+def test_an_estimate_spends_nothing_and_writes_nothing(lm, data, tmp_path, capsys):  # noqa: F811
+    argv = ("--estimate", "--calls-per-second", "2", "--json")
+    code, out, _ = run(capsys, "compile", data, "--out", tmp_path / "p", *argv)
+    found = json.loads(out)
+    assert code == 0 and not lm.engine.calls and not (tmp_path / "p").exists()
+    assert found["calls"] > 10 and found["seconds"] == round(found["calls"] / 2) and found["usd"] is None
+    assert {"respond", "loss"} <= set(found["parts"])
+    assert "price not known" in run(capsys, "compile", data, "--estimate")[1]
+
+
+def test_a_folder_with_a_finished_run_asks_what_is_to_become_of_it(lm, data, tmp_path, capsys):  # noqa: F811
+    argv = ("compile", data, "--out", tmp_path / "p", "--users", "1", "--tracking-uri", "off")
+    assert run(capsys, *argv)[0] == 0
+    paid = len(lm.engine.calls)
+    code, _, said = run(capsys, *argv)
+    assert code == 2 and "--resume" in said and "--fresh" in said and len(lm.engine.calls) == paid
+    assert run(capsys, *argv, "--resume", "--fresh")[0] == 2
+    assert run(capsys, *argv, "--resume")[0] == 0 and len(lm.engine.calls) == paid
+    assert run(capsys, *argv, "--fresh")[0] == 0 and len(lm.engine.calls) > paid

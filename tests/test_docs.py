@@ -11,7 +11,7 @@ import pytest
 from test_architecture import NAMES
 from tree import ROOT
 
-from persona_dspy.testing.fake_lm import FakeEngine
+from persona_dspy.testing.fake_lm import FakeEngine, _AsyncFakeEngine
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 NEEDS_A_MODEL = {"persona_dspy.lm.local.engine"}
@@ -31,7 +31,8 @@ def faked(handler):
 
     class Faked(dspy.LM):
         def __init__(self, model, **_):
-            super().__init__(model, engine=FakeEngine([handler]), cache=False, num_retries=0)
+            engine = FakeEngine([handler])
+            super().__init__(model, engine=engine, async_engine=_AsyncFakeEngine(engine), cache=False, num_retries=0)
 
     return Faked
 

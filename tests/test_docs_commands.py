@@ -82,11 +82,28 @@ def tools(words):
     assert all((ROOT / w).exists() for w in words if re.match(r"(tests|benchmarks|docs)/", w))
 
 
+def uvicorns(words):
+    """Its own words, parsed without running it, and an application that is in the repository."""
+    from uvicorn.main import main as uvicorn
+
+    given = uvicorn.make_context("uvicorn", words[1:]).params
+    module, _, name = given["app"].partition(":")
+    assert f"{name} = FastAPI(" in (ROOT / given["app_dir"] / f"{module}.py").read_text(encoding="utf-8")
+
+
 def exports(words):
     assert all(re.fullmatch(r"[A-Z_]+=\S+", w) for w in words[1:])
 
 
-KINDS = {"persona-dspy": ours, "mlflow": mlflows, "make": makes, "pip": pips, "export": exports, "python": tools}
+KINDS = {
+    "persona-dspy": ours,
+    "mlflow": mlflows,
+    "make": makes,
+    "pip": pips,
+    "export": exports,
+    "python": tools,
+    "uvicorn": uvicorns,
+}
 
 
 @pytest.mark.parametrize("page", COMMANDS)

@@ -24,7 +24,7 @@ from persona_dspy.fleet import processes as fleet_processes
 from persona_dspy.fleet import scheduler as fleet_scheduler
 from persona_dspy.fleet.compile import compile_users
 from persona_dspy.fleet.folder import FleetFolder
-from persona_dspy.fleet.worker import WorkerLedger
+from persona_dspy.fleet.worker import Questions, WorkerLedger
 from persona_dspy.lm.ledger import Budget, Ledger
 from persona_dspy.testing.server import FakeServer
 from persona_dspy.testing.synthetic import RuleFollower, TagFilm
@@ -250,10 +250,11 @@ def test_a_worker_hears_its_parent_while_it_tells_it_something():
                 told.set()
                 go.wait(10)
 
-    account = WorkerLedger(FullPipe(), bounded=True)
+    questions = Questions(FullPipe())
+    account = WorkerLedger(FullPipe(), questions, bounded=True)
     asking, telling, hearing = (
         threading.Thread(target=work, daemon=True)
-        for work in (account.check, account.report_usage, lambda: account.checked(1, ""))
+        for work in (account.check, account.report_usage, lambda: questions.answered(1, ""))
     )
     asking.start()
     assert asked.wait(5)

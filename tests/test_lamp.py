@@ -141,7 +141,11 @@ def past(responses, user_id="u1"):
     [
         (["b", "a", "a", "b"], "labels", ("a", "b")),
         (["b", "a", "c"], "text", None),
-        (["a"] * 6, "text", None),
+        (["a"] * 6, "labels", ("a",)),
+        (["Comedy", "comedy", "comedy.", "Drama"] * 2, "labels", ("Comedy", "Drama")),
+        (["4000", "4001", "9000"] * 3, "labels", ("4000", "4001", "9000")),
+        (["0.5", "4.0", "5"], "rating", tuple("0.5 1 1.5 2 2.5 3 3.5 4 4.5 5".split())),  # noqa: SIM905
+        (["87", "62", "91", "45", "73"], "rating", None),
         (["3", "4"], "rating", ("1", "2", "3", "4", "5")),
         (["0", "7"], "rating", tuple("0 1 2 3 4 5 6 7 8 9 10".split())),  # noqa: SIM905
         (["-1", "1"], "rating", ("-1", "0", "1")),

@@ -7,6 +7,7 @@ says who sent it; answers and errors that came out are kept between them.
 
 import asyncio
 import contextlib
+import dataclasses
 import difflib
 import io
 import json
@@ -45,9 +46,9 @@ from persona_dspy import (
     EpisodicMemory,
     Interaction,
     LocalCorpus,
-    OnlineAlignment,
     Persona,
     PersonaAgent,
+    Personas,
     compile_users,
     personalize,
 )
@@ -439,7 +440,10 @@ def agent(tape):
     memory = EpisodicMemory(past)
     for signature in ("film, year: int -> tag, why", "film -> stars: float", "observations -> tags: list[str]"):
         for adapter in (None, dspy.ChatAdapter(), dspy.XMLAdapter()):
-            mine = PersonaAgent(signature, history=memory, recall_k=2, adapter=adapter)
+            stars = [dataclasses.replace(i, response=str(n % 5 + 1)) for n, i in enumerate(past)]
+            mine = PersonaAgent(
+                signature, history=stars if "stars" in signature else memory, recall_k=2, adapter=adapter
+            )
             given = {mine.query_field: QUERY, **({"year": 1979} if "year" in signature else {})}
             with dspy.context(lm=tape.lm()):
                 tape.ask(f"{signature}, {type(adapter).__name__}", mine, **given)
@@ -454,15 +458,17 @@ def agent(tape):
 
 
 def online(tape):
-    """Watched programs: answers, responses observed, alignment behind them, with and without a store."""
+    """A service's programs: answers, responses observed, alignment behind them, by threads and by asyncio."""
     for kept in (False, True):
         person, past = past_of(5, 15, odd_topics=5)
         with (
-            Store.open(tape.folder / "s.db") if kept else contextlib.nullcontext() as store,
+            Store.open(tape.folder / f"s{kept}.db") as store,
             dspy.context(lm=tape.lm()),
-            OnlineAlignment(PersonaAlignment(epochs=2), every=5, store=store) as service,
+            Personas(
+                store, PersonaAgent(person.signature, actions="fixed"), PersonaAlignment(epochs=2), every=5
+            ) as service,
         ):
-            agent = service.watch(PersonaAgent(person.signature, user_id=person.user_id, actions="fixed"))
+            agent = service.for_user(person.user_id)
             for i in past:
                 tape.ask(f"store: {kept}", agent, how="async" if kept else "sync", description=i.query)
                 observed = {"query": i.query, "response": i.response, "time": i.time, "id": i.id}
@@ -471,6 +477,7 @@ def online(tape):
                 else:
                     agent.observe(**observed)
                 assert service.wait(30)
+            agent = service.for_user(person.user_id)
             tape.add(f"-> version {agent.persona.value.version}: {agent.persona.value.render()}")
 
 

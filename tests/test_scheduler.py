@@ -151,7 +151,7 @@ def test_a_dead_workers_reservations_are_given_back():
     inbox = queue.Queue()
     worker = Cluster(room=0)(1, inbox, fleet)
     worker.channel.take.put(("check", 1, 1, 0))
-    assert worker.channel.put.get(timeout=5) == ("checked", 1, "")
+    assert worker.channel.put.get(timeout=5) == ("answer", 1, "")
     worker.channel.take.put(("check", 2, 1, 0))
     assert "calls 1 of 1" in worker.channel.put.get(timeout=5)[2]
     worker.kill()

@@ -78,7 +78,7 @@ class PersonaAgent(PersonalProgram):
         declared: Any = dspy.ensure_signature(signature)
         self.query_field = next(iter(declared.input_fields))
         self.response_field, field = next(iter(declared.output_fields.items()))
-        self.kind = ResponseKind.of(field.annotation, [i.response for i in memory.interactions])
+        self.kind = ResponseKind.of_field(field, [i.response for i in memory.interactions])
         self.act = act
         self.respond = Respond(with_task_told(declared, self.kind), episodes_as=episodes_as)
         self.steering, self.sizes, self._declared = steering, sizes, declared
@@ -120,6 +120,9 @@ class PersonaAgent(PersonalProgram):
 
     def _input_names(self) -> list[str]:
         return list(self.respond.signature.input_fields)
+
+    def _field_names(self) -> list[str]:
+        return list(self.respond.signature.fields)
 
     def _has_tools(self) -> bool:
         return self.act.policy in ("plan", "react")

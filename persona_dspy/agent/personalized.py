@@ -48,12 +48,21 @@ class Personalized(PersonalProgram):
         found = [p.signature.output_fields[response] for p in predictors if response in p.signature.output_fields]
         if not found and fields:
             raise InputError(f"fields {fields!r}: no predictor has an output {response!r}; name one that exists")
-        annotation: Any = found[-1].annotation if found else str
-        self.kind = ResponseKind.of(annotation, [i.response for i in memory.interactions])
+        responses = [i.response for i in memory.interactions]
+        self.kind = ResponseKind.of_field(found[-1], responses) if found else ResponseKind.of(str, responses)
         self.adapter = adapter
         plain = (dspy.Predict, dspy.ChainOfThought)
         self._calls_tools = not isinstance(self.program, plain)  # what a program's own code calls, only calling shows
-        self._settle_persona()
+        try:
+            self._settle_persona()
+        except InputError as error:
+            if fields:
+                raise
+            named = f"personalize(program, fields=({query!r}, '...'))"
+            raise InputError(
+                f"{error}. The response was taken to be {response!r}, the last output of the last predictor; where it "
+                f"is another, name it: {named}"
+            ) from None
 
     def forward(self, **inputs: Any) -> PersonaPrediction:
         return drive(self._flow(inputs))
@@ -87,6 +96,10 @@ class Personalized(PersonalProgram):
     def _input_names(self) -> list[str]:
         predictors: list[Any] = self.program.predictors()
         return [name for p in predictors for name in p.signature.input_fields]
+
+    def _field_names(self) -> list[str]:
+        predictors: list[Any] = self.program.predictors()
+        return [name for p in predictors for name in p.signature.fields]
 
     def _has_tools(self) -> bool:
         return self._calls_tools

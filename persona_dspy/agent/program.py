@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Protocol, Self
 
 import dspy
@@ -15,7 +17,16 @@ from persona_dspy.agent.instructions import described
 from persona_dspy.agent.recall import Recall
 from persona_dspy.agent.steering import Steering
 from persona_dspy.agent.trace import Trace
-from persona_dspy.core import Alignment, Episode, Interaction, Persona, PersonaParameter, ResponseKind, clip_tokens
+from persona_dspy.core import (
+    Alignment,
+    Episode,
+    Interaction,
+    Persona,
+    PersonaParameter,
+    ResponseKind,
+    answer_text,
+    clip_tokens,
+)
 from persona_dspy.errors import InputError
 from persona_dspy.lm import Sizes
 from persona_dspy.memory import EpisodicMemory, MemoryCut, facts
@@ -50,7 +61,13 @@ class PersonaPrediction(dspy.Prediction):
 
 
 class Watcher(Protocol):
-    """Who is told of a program's new interactions in place of its memory: ``OnlineAlignment`` is one."""
+    """Who keeps a program of a service up to date: ``Personas.for_user`` gives each program one."""
+
+    def refresh(self, program: Any) -> None:
+        """Called before each answer: brings persona and memory of ``program`` to their current state."""
+
+    async def arefresh(self, program: Any) -> None:
+        """As ``refresh``, without holding up the event loop."""
 
     def observed(self, program: Any, interaction: Interaction) -> None:
         """Keeps ``interaction`` in the program's memory and in whatever outlives it."""
@@ -66,7 +83,7 @@ class PersonalProgram(dspy.Module):
     response_field: str
     kind: ResponseKind
     alignment: Alignment | None = None  # set on what PersonaAlignment returns
-    online: Watcher | None = None  # set by OnlineAlignment.watch
+    online: Watcher | None = None  # of a service's program: see Watcher
     replays: bool = False  # see ``replaying``
     steering: Steering | None = None  # None = what suits the LM that answers
     sizes: Sizes | None = None
@@ -84,8 +101,32 @@ class PersonalProgram(dspy.Module):
         self._user_id = user
 
     def _settle_persona(self) -> None:
+        if not self.kind.is_free:
+            for interaction in self.memory.interactions:
+                self._check_response(interaction)
+            self.memory.respell(partial(_respelled, self.kind))
         given = self._given or Persona(user_id=self._user_id).with_facts(facts(self.memory.interactions, self.kind))
         self.persona = PersonaParameter(given)
+
+    def __call__(self, *args: Any, **inputs: Any) -> Any:
+        if self.online is None:
+            return super().__call__(*args, **inputs)
+        self.online.refresh(self)
+        with dspy.context(disable_history=True):  # DSPy's own keeps the prompts of all users in the shared program
+            return super().__call__(*args, **inputs)
+
+    async def acall(self, *args: Any, **inputs: Any) -> Any:
+        if self.online is None:
+            return await super().acall(*args, **inputs)
+        await self.online.arefresh(self)
+        with dspy.context(disable_history=True):
+            return await super().acall(*args, **inputs)
+
+    def _check_response(self, interaction: Interaction) -> None:
+        try:
+            self.kind.response(interaction.response)
+        except InputError as error:
+            raise InputError(f"interaction {interaction.id!r} of user {self._user_id!r}: {error}") from None
 
     @property
     def user_id(self) -> str:
@@ -101,7 +142,7 @@ class PersonalProgram(dspy.Module):
                 raise InputError(f"{named} of user {other!r}: expected user {user_id!r}")
         twin = self._twin()
         twin.memory, twin._given, twin._user_id = memory, persona, user_id
-        twin.kind = ResponseKind.of(self.kind.annotation, (i.response for i in memory.interactions))
+        twin.kind = self.kind.for_user([i.response for i in memory.interactions])
         vars(twin).pop("alignment", None)  # the record of this user's persona, not of that one's
         vars(twin).pop("online", None)
         twin._settle_persona()
@@ -112,6 +153,7 @@ class PersonalProgram(dspy.Module):
         if persona.user_id != self._user_id:
             raise InputError(f"persona of user {persona.user_id!r}: expected user {self._user_id!r}")
         twin = self._twin()
+        vars(twin).pop("online", None)  # a service would put the current version in its place
         twin.persona = PersonaParameter(persona, self.persona.initial)
         return twin
 
@@ -179,7 +221,7 @@ class PersonalProgram(dspy.Module):
     def observe(
         self,
         query: str,
-        response: str,
+        response: Any,
         *,
         time: datetime | str | None = None,
         id: str = "",
@@ -187,19 +229,22 @@ class PersonalProgram(dspy.Module):
     ) -> Interaction:
         """What the user really answered: remembered at once, for every answer from now on.
 
-        Where the program is watched (``OnlineAlignment.watch``), it is kept in the store first, and once enough are
+        Where the program is a service's (``Personas.for_user``), it is kept in the store first, and once enough are
         new, alignment is scheduled; this call does not wait for it.
 
         Args:
+            response: as text or as the program's own type; a label in any spelling.
             time: by default now.
 
         Raises:
-            InputError: blank, or its id is taken.
+            InputError: blank, none of the program's declared answers, or its id is taken.
         """
+        answer = self.kind.response(response)
+        self.kind = self.kind.observing([answer])
         said = Interaction(
             user_id=self._user_id,
             query=query,
-            response=response,
+            response=answer,
             time=datetime.now(UTC) if time is None else time,  # type: ignore[arg-type]  # parsed there
             id=id,
             metadata=dict(metadata or {}),
@@ -210,7 +255,7 @@ class PersonalProgram(dspy.Module):
             self.memory.append(said)
         return said
 
-    async def aobserve(self, query: str, response: str, **options: Any) -> Interaction:
+    async def aobserve(self, query: str, response: Any, **options: Any) -> Interaction:
         """``observe`` for asyncio: writing to a store does not hold up the loop."""
         return await asyncio.to_thread(self.observe, query, response, **options)
 
@@ -223,6 +268,10 @@ class PersonalProgram(dspy.Module):
         raise NotImplementedError
 
     def _input_names(self) -> list[str]:
+        raise NotImplementedError
+
+    def _field_names(self) -> list[str]:
+        """Inputs and outputs, of which an interaction's metadata may hold those beside query and response."""
         raise NotImplementedError
 
     def _has_tools(self) -> bool:
@@ -245,8 +294,11 @@ class PersonalProgram(dspy.Module):
         tokens = self.turn_tokens or current_answer().sizes.turn
         return [
             {
+                **{
+                    name: e.interaction.metadata[name] for name in self._field_names() if name in e.interaction.metadata
+                },
                 self.query_field: clip_tokens(e.interaction.query, tokens),
-                self.response_field: self.kind.typed(e.interaction.response),
+                self.response_field: self.kind.shown(e.interaction.response),
             }
             for e in reversed(episodes)
         ]
@@ -287,7 +339,7 @@ class PersonalProgram(dspy.Module):
             persona=answer.prompt,
             steps=tuple(sorted(recorder.steps, key=lambda step: step.at)),
             calls=tuple(sorted(recorder.calls, key=lambda call: call.at)),
-            response=str(prediction.get(self.response_field, "")),
+            response=answer_text(prediction.get(self.response_field, "")),
             started=recorder.started,
             seconds=round(recorder.now, 6),
         )
@@ -295,3 +347,10 @@ class PersonalProgram(dspy.Module):
         if send is not None and (send.simulated or answer.cut is None):
             send(trace)
         return PersonaPrediction.of(prediction, trace)
+
+
+def _respelled(kind: ResponseKind, interaction: Interaction) -> Interaction:
+    """The interaction with its response as ``kind`` writes it."""
+    response = kind.read(interaction.response)
+    same = response is None or response == interaction.response
+    return interaction if same else replace(interaction, response=response)

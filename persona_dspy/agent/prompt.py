@@ -47,6 +47,9 @@ class _PersonaMixin:
         if shared is None:
             return []  # a predictor about something else, such as query rewriting, gets no answers as examples
         values = {name: data_text(value).strip() if isinstance(value, str) else value for name, value in turn.items()}
+        if any(name not in values for name in shared.output_fields):  # such as reasoning: marked as DSPy marks demos
+            known = {name: values[name] for name in shared.fields if name in values}
+            return super().format_demos(shared, [known])  # type: ignore[misc]
         base = type(self).__bases__[1]  # see _personal_class
         if base in _PLAIN and all(isinstance(values[name], str) for name in shared.fields):
             tags = frozenset(shared.fields) if base is dspy.XMLAdapter else frozenset[str]()
@@ -152,10 +155,10 @@ _PLAIN: dict[type[Adapter], Callable[[str, Any, str], str]] = {
 
 @lru_cache(maxsize=256)
 def _only(signature: Any, names: frozenset[str]) -> Any:
-    """``signature`` with just the fields in ``names``; None where no input or no output is left."""
+    """``signature`` with the inputs in ``names`` and all outputs; None where no input or no output is in ``names``."""
     if not any(n in names for n in signature.input_fields) or not any(n in names for n in signature.output_fields):
         return None
-    for name in [*signature.input_fields, *signature.output_fields]:
+    for name in signature.input_fields:
         if name not in names:
             signature = signature.delete(name)
     return signature

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from persona_dspy.cli.estimates import CallsPerSecond, EstimateOption, Retrieval
 from persona_dspy.cli.output import JsonOption
 
 if TYPE_CHECKING:
@@ -14,6 +15,14 @@ if TYPE_CHECKING:
     from persona_dspy.cli.sources import Source
 
 __all__ = ["register"]
+
+
+KeptIn = Annotated[
+    str | None,
+    typer.Option(
+        "--store", help="Keep interactions and versions in this store (a file or postgresql URL) and start from them."
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -44,12 +53,7 @@ def compile_command(  # noqa: PLR0913 - a command's options
         Literal["local", "ray"], typer.Option(help="This machine, or workers on a Ray cluster.")
     ] = "local",
     resume: Annotated[bool, typer.Option(help="Go on where an earlier compile into --out ended.")] = False,
-    store: Annotated[
-        str | None,
-        typer.Option(
-            help="Keep interactions and versions in this store (a file or postgresql URL) and start from them."
-        ),
-    ] = None,
+    store: KeptIn = None,
     budget_calls: Annotated[int | None, typer.Option(min=0, help="LM calls at most, all users together.")] = None,
     budget_tokens: Annotated[int | None, typer.Option(min=0, help="Tokens at most, all users together.")] = None,
     budget_usd: Annotated[float | None, typer.Option(min=0, help="US dollars at most, where prices are known.")] = None,
@@ -65,6 +69,10 @@ def compile_command(  # noqa: PLR0913 - a command's options
     skip_bad_rows: Annotated[bool, typer.Option(help="Skip rows that cannot be used, and count them.")] = False,
     group: Annotated[bool, typer.Option("--group", help="Join the rows of a user that a file holds apart.")] = False,
     in_paper: Annotated[bool, typer.Option("--as-in-paper", help="No gate, whole rewrites: for reproduction.")] = False,
+    estimate: EstimateOption = False,
+    calls_per_second: CallsPerSecond = 1.0,
+    retrieval: Retrieval = "bm25",
+    fresh: Annotated[bool, typer.Option(help="Compile all users anew in a folder that holds a finished run.")] = False,
     json_output: JsonOption = False,
 ) -> int:
     """Learn a persona for each user from the user's recent interactions.
@@ -80,14 +88,19 @@ def compile_command(  # noqa: PLR0913 - a command's options
 
     source_ = _source(source, store, task, users, (skip_bad_rows, group))
     total = source_.check()
+    program = _Program(source_.known, source_.task, source_.answers, retrieval)
     budget = Budget(calls=budget_calls, tokens=budget_tokens, usd=budget_usd)
     own = Budget(calls=user_budget_calls, tokens=user_budget_tokens)
     options: dict[str, Any] = {"recent": recent, "epochs": epochs, "seed": seed, "as_in_paper": in_paper}
     options |= {"auto": auto, "reflection_lm": reflection_lm}
-    options |= {"workers": workers, "processes": processes, "engine": engine}
-    options |= {"resume": resume, "progress": progress, "json": json_output}
+    options |= {"workers": workers, "processes": processes, "engine": engine, "resume": resume}
+    options |= {"progress": progress, "json": json_output, "total": total}
+    if estimate:
+        _estimate(source_, program, lm, options, own, calls_per_second)
+        return 0
+    _not_twice(out, resume, fresh)
     tracker = tracker_for(tracking_uri, runs=runs, register=register_prompts)
-    code = _compile(source_, total, lm, out, store, (budget, own), tracker, options)
+    code = _compile(source_, program, lm, out, store, (budget, own), tracker, options)
     if source_.bad:
         typer.echo(f"{source_.bad} bad rows were skipped", err=True)
     return code
@@ -107,24 +120,70 @@ def _source(path: Path | None, store: str | None, task: str | None, users: str |
 class _Program:
     """Makes each user's program from the user's history; crosses processes."""
 
-    def __init__(self, known: Any, text: str | None) -> None:
-        self.known, self.text = known, text
+    def __init__(self, known: Any, text: str | None, answers: Any = None, retrieval: str = "bm25") -> None:
+        self.known, self.text, self.answers, self.retrieval = known, text, answers, retrieval
+        self.retriever()  # what is missing on this machine shows before any work
+
+    def retriever(self) -> Any:
+        from persona_dspy.memory import named_retriever
+
+        return named_retriever(self.retrieval)
 
     def __call__(self, history: Any) -> Any:
         from persona_dspy.cli.programs import agent_for
+        from persona_dspy.memory import EpisodicMemory
 
         persona = getattr(history, "persona", None)  # of a user in the store: the next version starts from it
-        return agent_for(self._task(history), history=history.interactions, user_id=history.user_id, persona=persona)
+        memory = EpisodicMemory(history.interactions, user_id=history.user_id, retriever=self.retriever())
+        return agent_for(self._task(history), history=memory, user_id=history.user_id, persona=persona)
 
     def task(self, history: Any) -> str:
-        from persona_dspy.cli.programs import task_text
+        from persona_dspy.data import task_text
 
         return task_text(self._task(history))
 
     def _task(self, history: Any) -> Any:
-        from persona_dspy.cli.programs import users_task
+        from persona_dspy.data import task_from_text, users_task
 
-        return users_task(self.known, self.text or getattr(history, "task", None), history.interactions)
+        recorded = getattr(history, "task", None)  # with the persona, as an earlier compile had it
+        if self.known is None and self.text is None and recorded:
+            return task_from_text(recorded, history.interactions, answers=self.answers, grows=True)
+        return users_task(self.known, self.text, history.interactions, self.answers)
+
+
+def _estimate(
+    source: Source, program: _Program, lm: str, options: dict[str, Any], own: Any, calls_per_second: float
+) -> None:
+    """Print what it takes, by a rehearsal of the first users; nothing is spent."""
+    from itertools import islice
+
+    from persona_dspy.cli.estimates import estimate_compile, print_estimate
+    from persona_dspy.lm import steady_lm
+
+    optimizer = _optimizer(options, own, None, None)
+    histories = list(islice(source.read([]), 3))
+    model = None if lm.startswith("local") or lm.endswith(".gguf") else steady_lm(lm, seed=options["seed"])
+    estimate = estimate_compile(program, optimizer, histories, options["total"], model)
+    print_estimate(estimate, calls_per_second, as_json=options["json"])
+
+
+def _not_twice(out: Path, resume: bool, fresh: bool) -> None:
+    """Refuse a folder with finished users, unless it is said what is to become of them.
+
+    Raises:
+        InputError: neither or both of ``--resume`` and ``--fresh``.
+    """
+    from persona_dspy.errors import InputError
+    from persona_dspy.fleet import fleet_status, has_fleet
+
+    if resume and fresh:
+        raise InputError("--resume and --fresh: expected one of them; --resume passes over users who are finished")
+    done = fleet_status(out)["users"].get("done", 0) if has_fleet(out) and not (resume or fresh) else 0
+    if done:
+        raise InputError(
+            f"--out {str(out)!r}: holds {done} finished users of an earlier compile; expected --resume to pass over "
+            "those whose inputs are the same, --fresh to pay for all of them anew, or another folder"
+        )
 
 
 def _optimizer(options: dict[str, Any], own: Any, view: Any, reflector: Any) -> Any:
@@ -133,14 +192,15 @@ def _optimizer(options: dict[str, Any], own: Any, view: Any, reflector: Any) -> 
     kind = PersonaAlignment.as_in_paper if options["as_in_paper"] else PersonaAlignment
     concurrency = 2 if options["workers"] == 1 else 1
     amount = {name: options[name] for name in ("auto", "recent", "epochs") if options[name] is not None}
+    watching = [view.event] if view else []
     return kind(
-        **amount, concurrency=concurrency, observers=[view.event], budget=own, reflection_lm=reflector, progress=False
+        **amount, concurrency=concurrency, observers=watching, budget=own, reflection_lm=reflector, progress=False
     )
 
 
 def _compile(
     source: Source,
-    total: int,
+    program: _Program,
     lm: str,
     out: Path,
     store: str | None,
@@ -152,9 +212,9 @@ def _compile(
 
     import dspy
 
-    from persona_dspy.cli.programs import task_text
     from persona_dspy.cli.progress import View
     from persona_dspy.cli.sources import ingested
+    from persona_dspy.data import task_text
     from persona_dspy.fleet import FleetFolder, compile_users
     from persona_dspy.lm import Ledger, check_lm, steady_lm
     from persona_dspy.store import Store
@@ -166,7 +226,8 @@ def _compile(
         reflector = steady_lm(options["reflection_lm"], seed=options["seed"])
         check_lm(reflector)
     budget, own = budgets
-    program, ledger = _Program(source.known, source.task), Ledger(budget=budget)
+    total = options["total"]
+    ledger = Ledger(budget=budget)
     named = task_text(source.known) if source.known else source.task
     params = {"lm": model.model, "task": named, "users": total, **_params(budget, options)}
     with ExitStack() as stack:

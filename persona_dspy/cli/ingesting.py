@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from persona_dspy.core import Interaction
-from persona_dspy.data import BadRow, Place, UserHistory, file_form, json_line, numbered_lines, read_users
+from persona_dspy.data import BadRow, Place, Task, UserHistory, file_form, json_line, numbered_lines, read_users
 from persona_dspy.errors import DataError, InputError, UnknownUser
 from persona_dspy.store import Store, body_of, checked_key
 
@@ -29,7 +29,7 @@ class Ingest:
         store: Store,
         path: Path,
         *,
-        task: str | None = None,
+        task: Task | str | None = None,
         skip_bad_rows: bool = False,
         limit: int | None = None,
         users: Sequence[str] | None = None,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from persona_dspy.cli.estimates import CallsPerSecond, EstimateOption, Retrieval
 from persona_dspy.cli.output import JsonOption, print_json
 
 if TYPE_CHECKING:
@@ -35,10 +36,6 @@ Queries = Annotated[int | None, typer.Option(min=1, help="Held-out queries a use
 Lm = Annotated[str, typer.Option(help="local, local:1.5b, local:/path/model.gguf, or any name dspy.LM takes.")]
 Out = Annotated[Path, typer.Option(help="Folder for answers and tables; a rerun goes on there.")]
 Ablations = Annotated[str, typer.Option(help="Of the persona system: all, or names separated by commas.")]
-Retrieval = Annotated[
-    Literal["bm25", "dense", "hybrid"],
-    typer.Option(help="How episodes are found, in every system: words, sentence vectors, or both."),
-]
 OptimizerCalls = Annotated[int | None, typer.Option(min=1, help="LM calls that any optimizer may spend on a user.")]
 BudgetCalls = Annotated[int | None, typer.Option(min=0, help="LM calls of this run at most; the same command goes on.")]
 BudgetTokens = Annotated[int | None, typer.Option(min=0, help="Tokens of this run at most.")]
@@ -93,6 +90,8 @@ def evaluate_command(  # noqa: PLR0913 - a command's options
     budget_tokens: BudgetTokens = None,
     budget_usd: BudgetUsd = None,
     seed: Seed = 0,
+    estimate: EstimateOption = False,
+    calls_per_second: CallsPerSecond = 1.0,
     tracking_uri: TrackingUri = None,
     skip_bad_rows: SkipBadRows = False,
     json_output: JsonOption = False,
@@ -101,8 +100,9 @@ def evaluate_command(  # noqa: PLR0913 - a command's options
 
     Example: persona-dspy evaluate examples/movie_tags.jsonl --systems persona,direct,rag --users 4 --lm local
     """
-    from persona_dspy.cli.judging import chosen_users, judge
-    from persona_dspy.judge import ABLATIONS, Experiment
+    from persona_dspy.cli.estimates import print_estimate
+    from persona_dspy.cli.judging import chosen_users, judge, told_of_bad_rows
+    from persona_dspy.judge import ABLATIONS, Experiment, estimate_evaluation
     from persona_dspy.lm import Budget
 
     # Without a knowledge tool there is nothing to take away: the row would be the persona's own once more.
@@ -112,15 +112,12 @@ def evaluate_command(  # noqa: PLR0913 - a command's options
     options |= {"optimizer_calls": optimizer_calls, "references": references, "scale": scale or ()}
     options |= {"ablations": every if ablations == "all" else _split(ablations)}
     options |= {"cold": [_whole(n) for n in _split(cold)], "skip_bad_rows": skip_bad_rows, "queries": queries}
-    experiment = Experiment(
-        source,
-        task=task,
-        systems=_split(systems),
-        lm=lm,
-        users=chosen_users(users),
-        out=out,
-        **options,
-    )
+    options |= {"task": task, "systems": _split(systems), "lm": lm, "users": chosen_users(users), "out": out}
+    experiment = Experiment(source, **options)
+    if estimate:
+        told_of_bad_rows(experiment)
+        print_estimate(estimate_evaluation(experiment), calls_per_second, as_json=json_output)
+        return 0
     budget = Budget(calls=budget_calls, tokens=budget_tokens, usd=budget_usd, seconds=seconds)
     return judge(experiment, workers=workers, budget=budget, tracking_uri=tracking_uri, as_json=json_output)
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from persona_dspy.judge import Evaluation, Experiment, Judged, Results
     from persona_dspy.lm import Budget
 
-__all__ = ["chosen_users", "judge"]
+__all__ = ["chosen_users", "judge", "told_of_bad_rows"]
 
 
 def judge(

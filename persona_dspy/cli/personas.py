@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from persona_dspy.cli.estimates import Retrieval
 from persona_dspy.cli.output import JsonOption, print_json
 from persona_dspy.cli.store import StoreOption, document_of, is_file, open_store
 
@@ -16,6 +17,12 @@ if TYPE_CHECKING:
     from persona_dspy.core import PersonaDocument
 
 __all__ = ["register"]
+
+
+Knowledge = Annotated[
+    str | None,
+    typer.Option(help="What search_knowledge searches: documents (folder, JSONL), or wikipedia:you@example.org."),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -37,10 +44,8 @@ def ask(  # noqa: PLR0913 - a command's options
     actions: Annotated[
         str, typer.Option(help="fixed: recall by the query; plan or react: the LM chooses tools; none: no memory.")
     ] = "fixed",
-    knowledge: Annotated[
-        str | None,
-        typer.Option(help="What search_knowledge searches: documents (folder, JSONL), or wikipedia:you@example.org."),
-    ] = None,
+    knowledge: Knowledge = None,
+    retrieval: Retrieval = "bm25",
     trace: Annotated[bool, typer.Option("--trace", help="Show how the answer came about, step by step.")] = False,
     trace_json: Annotated[Path | None, typer.Option(help="Write the trace to this file.")] = None,
     json_output: JsonOption = False,
@@ -55,22 +60,24 @@ def ask(  # noqa: PLR0913 - a command's options
     import dspy
 
     from persona_dspy.agent import Act
-    from persona_dspy.cli.programs import agent_for, forgettable, task_from_text
+    from persona_dspy.cli.programs import agent_for, forgettable
+    from persona_dspy.data import task_from_text
     from persona_dspy.errors import InputError
-    from persona_dspy.lm import check_lm, steady_lm
+    from persona_dspy.lm import lm_errors, steady_lm
+    from persona_dspy.memory import EpisodicMemory, named_retriever
 
     if not query.strip():
         raise InputError(f'query {query!r}: expected a question, such as "A crew drifts through space."')
     document, past = _asked(persona, user, store, history, task)
-    chosen = task_from_text(task or document.task or "query -> response", past)
+    chosen = task_from_text(task or document.task or "query -> response", past, grows=task is None)
     if knowledge and actions not in ("plan", "react"):
         raise InputError(f"--knowledge with --actions {actions}: expected --actions plan or react, which use tools")
     act = Act(policy=actions, knowledge=_knowledge(knowledge))  # type: ignore[arg-type]  # checked there
-    agent = agent_for(chosen, history=past, persona=document.persona(), user_id=document.user_id, actions=act)
+    memory = EpisodicMemory(past, user_id=document.user_id, retriever=named_retriever(retrieval))
+    agent = agent_for(chosen, history=memory, persona=document.persona(), user_id=document.user_id, actions=act)
     forgettable()
     model = steady_lm(lm, seed=0)
-    check_lm(model)
-    with dspy.context(lm=model), _sent(tracking_uri):
+    with dspy.context(lm=model), _sent(tracking_uri), lm_errors(model):  # one call: no probe before it
         answer = agent(**{agent.query_field: query})
     if trace_json is not None:
         from persona_dspy.core import write_text

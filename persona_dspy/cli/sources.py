@@ -49,11 +49,13 @@ class StoredHistory:
 class Source(Protocol):
     """Users to compile, read twice as a stream: ``check`` first, before any LM call; then one by one as there is room.
 
-    ``known``: the task that the input itself names; ``task``: the one that was typed; ``bad``: rows passed over.
+    ``known``: the task that the input itself names; ``task``: the one that was typed; ``bad``: rows passed over;
+    ``answers``: what kind all users' answers are, known after ``check``; None where the task says it.
     """
 
     known: Any
     task: str | None
+    answers: Any
 
     @property
     def bad(self) -> int: ...
@@ -74,29 +76,37 @@ class FileSource:
 
     def __init__(self, path: Path, task: str | None, users: str | None, skip_bad_rows: bool, group: bool) -> None:
         from persona_dspy.cli.programs import which_users
-        from persona_dspy.data import detect_task
+        from persona_dspy.data import detect_task, is_typed, task_from_text
 
         self.path, self.task, self.skip_bad_rows, self.group = path, task, skip_bad_rows, group
         self._told: set[str] = set()
+        self.answers: Any = None
         self.limit, self.wanted = which_users(users)
-        self.known = detect_task(path, task)
+        typed = task_from_text(task) if task else None  # also where it leaves the kind open: it may not be readable
+        self.known = typed if is_typed(task) else detect_task(path, task)
 
     def read(self, bad: list[Any] | None = None) -> Iterator[Any]:
         from persona_dspy.data import read_users
 
-        same: dict[str, Any] = {"task": self.task, "limit": self.limit, "users": self.wanted, "group": self.group}
+        same: dict[str, Any] = {"task": self.known, "limit": self.limit, "users": self.wanted, "group": self.group}
         return read_users(self.path, skip_bad_rows=self.skip_bad_rows, bad_rows=bad, **same)
 
     def check(self) -> int:
         """How many users there are; raises DataError for the first row that cannot be used."""
+        from persona_dspy.core import AnswerSurvey
+        from persona_dspy.data import is_typed
         from persona_dspy.errors import DataError
 
         bad: list[Any] = []
-        count = 0
-        for _ in self.read(bad):
+        count, survey = 0, AnswerSurvey()
+        open_kind = self.known is None and not is_typed(self.task)
+        for history in self.read(bad):
             count += 1
+            if open_kind:
+                survey.add(i.response for i in history.interactions)
             self._tell(bad)
         self._tell(bad)
+        self.answers = survey.kind() if open_kind else None
         if not count:
             raise DataError(str(self.path), expected="at least one user with interactions", value="no users")
         return count
@@ -113,7 +123,7 @@ class FileSource:
         if store is None:
             return
 
-        same: dict[str, Any] = {"task": self.task, "skip_bad_rows": self.skip_bad_rows, "limit": self.limit}
+        same: dict[str, Any] = {"task": self.known, "skip_bad_rows": self.skip_bad_rows, "limit": self.limit}
         same["group"] = self.group
         for row in Ingest(store, self.path, users=self.wanted, **same).run():
             self._tell([row])
@@ -131,11 +141,12 @@ class StoreSource:
 
     def __init__(self, url: str, task: str | None, users: str | None) -> None:
         from persona_dspy.cli.programs import which_users
-        from persona_dspy.data import get_task
+        from persona_dspy.data import is_typed, task_from_text
 
-        self.url, self.task, self.bad = url, task, 0
+        self.url, self.task, self.bad, self.answers = url, task, 0, None
         self.limit, self.wanted = which_users(users)
-        self.known = get_task(task) if task and "->" not in task else None
+        typed = task_from_text(task) if task else None
+        self.known = typed if is_typed(task) else None
 
     def read(self, bad: list[Any] | None = None) -> Iterator[StoredHistory]:
         from persona_dspy.cli.store import open_store
@@ -150,6 +161,8 @@ class StoreSource:
     def check(self) -> int:
         """How many users there are; raises UnknownUser for one who was named and is not there."""
         from persona_dspy.cli.store import open_store
+        from persona_dspy.core import AnswerSurvey
+        from persona_dspy.data import is_typed
         from persona_dspy.errors import InputError
 
         with open_store(self.url) as store:
@@ -159,6 +172,11 @@ class StoreSource:
             count = len(self.wanted) if self.wanted is not None else sum(1 for _ in islice(store.users(), self.limit))
         if not count:
             raise InputError(f"store {self.url!r}: no users; expected some, type: persona-dspy ingest FILE --store ...")
+        if self.known is None and not is_typed(self.task):
+            survey = AnswerSurvey()
+            for history in self.read():
+                survey.add(i.response for i in history.interactions)
+            self.answers = survey.kind()
         return count
 
 

@@ -5,7 +5,10 @@ from .alignment import Outcome as Outcome
 from .alignment import Scores as Scores
 from .alignment import Trial as Trial
 from .alignment import UsageRecord as UsageRecord
+from .answers import FREE_TEXT as FREE_TEXT
 from .answers import ResponseKind as ResponseKind
+from .answers import answer_text as answer_text
+from .answers import own_labels as own_labels
 from .disk import persona_file_name as persona_file_name
 from .disk import user_key as user_key
 from .disk import write_bytes as write_bytes
@@ -39,6 +42,11 @@ from .persona import Persona as Persona
 from .persona import PersonaParameter as PersonaParameter
 from .persona import Section as Section
 from .persona import Strength as Strength
+from .scales import Scale as Scale
+from .scales import number_of as number_of
+from .spelling import match_label as match_label
+from .spelling import spellings as spellings
+from .survey import AnswerSurvey as AnswerSurvey
 from .text import clip_middle as clip_middle
 from .text import clip_tokens as clip_tokens
 from .text import count_tokens as count_tokens

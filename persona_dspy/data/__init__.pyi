@@ -13,6 +13,10 @@ from .lamp import task_names as task_names
 from .rows import file_form as file_form
 from .rows import json_line as json_line
 from .rows import numbered_lines as numbered_lines
+from .task_text import is_typed as is_typed
+from .task_text import task_from_text as task_from_text
+from .task_text import task_text as task_text
+from .task_text import users_task as users_task
 from .tasks import Place as Place
 from .tasks import Task as Task
 from .user_rows import FirstRows as FirstRows

@@ -9,14 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from persona_dspy.core import Interaction
+from persona_dspy.core import Interaction, ResponseKind, own_labels
 from persona_dspy.data import citation
 from persona_dspy.data.tasks import Task
 from persona_dspy.errors import InputError
 
 __all__ = ["Task", "get_task", "infer_task", "task_names"]
-
-_MANY_LABELS, _LONG_LABEL = 20, 60
 
 _REMAINS = re.compile(r"https?://\S+|www\.\S+|[^\w\s@'’]|_")
 _STRETCHED = re.compile(r"(\w)\1{2,}")
@@ -193,16 +191,19 @@ def get_task(name: str) -> Task:
     raise InputError(f"task {name!r}: expected one of {', '.join(_BY_NAME)}")
 
 
-def infer_task(interactions: Sequence[Interaction], signature: str | None = None) -> Task:
+def infer_task(
+    interactions: Sequence[Interaction], signature: str | None = None, *, answers: ResponseKind | None = None
+) -> Task:
     """The task of one user's plain history, from that user's own responses only.
 
-    Whole numbers on a common scale (1-5, 1-10, 0-10, or their own range when that is narrow) are a rating. Otherwise
-    2 to 20 distinct short responses, at most half as many as interactions, are labels, and the closed set is this
-    user's own. Otherwise free text.
+    Numbers on a common scale (1-5, halves, 0-10, 0-100) are a rating; answers that come back are labels, and the closed
+    set is this user's own; anything else is text (``ResponseKind.of_values``).
 
     Args:
         interactions: of one user, at least one.
         signature: names for the two fields, such as ``"description -> tag"``; default ``"query -> response"``.
+        answers: what kind all users' answers are (``AnswerSurvey.kind``), where there are several; then the scale, not
+            the labels, is theirs.
 
     Raises:
         InputError: no interactions, several users (labels of one must not reach another's prompt), a bad signature.
@@ -217,19 +218,19 @@ def infer_task(interactions: Sequence[Interaction], signature: str | None = None
         first = sorted(users)[:3]
         raise InputError(f"interactions of {len(users)} users {first!r}: expected one user's, at least one interaction")
     query_field, response_field = _field_names(signature or "query -> response")
-    responses = [i.response.strip() for i in interactions]
-    rating = _common_scale(responses)
-    labels = None if rating else _own_labels(responses)
-    kinds = {"rating": ("mae", "rmse"), "labels": ("accuracy", "macro_f1"), "text": ("rouge1", "rougeL")}
+    responses = [i.response for i in interactions]
+    kind = (answers or ResponseKind.of_values(responses)).observing(responses)
+    metrics = {"rating": ("mae", "rmse"), "label": ("accuracy", "macro_f1"), "text": ("rouge1", "rougeL")}
     return Task(
         name="custom",
         title="custom",
         query_field=query_field,
         response_field=response_field,
         instructions=f"Given the {query_field}, give the {response_field} that this user would give.",
-        labels=labels,
-        rating=rating,
-        metrics=kinds["rating" if rating else "labels" if labels else "text"],
+        labels=own_labels(responses) if kind.name == "label" else None,
+        rating=(kind.low, kind.high) if kind.name == "rating" else None,
+        step=kind.step,
+        metrics=metrics[kind.name],
     )
 
 
@@ -241,23 +242,3 @@ def _field_names(signature: str) -> tuple[str, str]:
             " (give richer signatures to PersonaAgent in Python)"
         )
     return match[1], match[2]
-
-
-def _common_scale(responses: Sequence[str]) -> tuple[int, int] | None:
-    if not all(re.fullmatch(r"-?\d{1,3}", r) for r in responses):
-        return None
-    numbers = {int(r) for r in responses}
-    low, high = min(numbers), max(numbers)
-    if numbers <= {0, 1}:  # yes and no, not a scale
-        return None
-    for scale in ((1, 5), (1, 10), (0, 10)):
-        if scale[0] <= low and high <= scale[1]:
-            return scale
-    return (low, high) if low < high and high - low <= 10 else None
-
-
-def _own_labels(responses: Sequence[str]) -> tuple[str, ...] | None:
-    distinct = sorted(set(responses))
-    short = all(len(r) <= _LONG_LABEL and "\n" not in r for r in distinct)
-    few = 2 <= len(distinct) <= _MANY_LABELS and 2 * len(distinct) <= len(responses)
-    return tuple(distinct) if short and few else None

@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from persona_dspy.core import Interaction, ResponseKind, metrics, parse_time
+from persona_dspy.core import FREE_TEXT, Interaction, ResponseKind, Scale, metrics, parse_time
 from persona_dspy.errors import DataError, InputError
 
 __all__ = ["Place", "Task", "checked_text", "read_time"]
@@ -51,7 +51,8 @@ class Task:
         instructions: the signature's instruction: what is asked, and what the ends of a scale mean.
         query_means, response_means: descriptions of the two fields.
         labels: the closed set of responses, or None.
-        rating: lowest and highest response, whole numbers, or None. At most one of ``labels`` and ``rating``.
+        rating: lowest and highest response, or None. At most one of ``labels`` and ``rating``.
+        step: of a rating, what its values are multiples of; None = any number between.
         metrics: names in ``metrics.HIGHER_IS_BETTER``; the first is the headline.
         input_pattern: regular expression over LaMP's official input; its last group is the item itself.
         item_query, item_response: keys of a profile item; of several query keys the first that is not blank.
@@ -69,7 +70,8 @@ class Task:
     query_means: str = "what is asked"
     response_means: str = "what this user would answer"
     labels: tuple[str, ...] | None = None
-    rating: tuple[int, int] | None = None
+    rating: tuple[float, float] | None = None
+    step: float | None = 1.0
     input_pattern: str = r"(?s)(.*)"
     item_query: tuple[str, ...] = ("query",)
     item_response: str = "response"
@@ -84,9 +86,9 @@ class Task:
 
     @property
     def choices(self) -> tuple[str, ...] | None:
-        """Every response possible, as text (the whole numbers of a rating included), or None for free text."""
+        """Every response possible, as text (the steps of a rating included); None: any text, or too many to name."""
         if self.rating:
-            return tuple(str(n) for n in range(self.rating[0], self.rating[1] + 1))
+            return Scale(low=self.rating[0], high=self.rating[1], step=self.step).steps or None
         return self.labels
 
     def parse_input(self, text: object, at: Place | None = None) -> str:
@@ -111,10 +113,11 @@ class Task:
         return self.make_query(*groups) if self.make_query else groups[-1]
 
     def parse_response(self, value: object, at: Place | None = None, field: str = "response") -> str:
-        """A response as this task writes it: one of ``choices`` (case and surrounding space forgiven), or any text.
+        """A response as this task writes it: one of ``choices`` (case, space, marks around it and Unicode form do not
+        matter), a number of its scale, or any text.
 
         Raises:
-            DataError: blank, not text or a number, or not among ``choices``.
+            DataError: blank, not text or a number, or none of those.
 
         Example:
             >>> from persona_dspy.data import get_task
@@ -123,17 +126,17 @@ class Task:
         """
         at = at or Place()
         text = checked_text(value, at, field, "the user's own response, as text")
-        if self.rating:
-            number = metrics.parse_rating(text, *self.rating)
-            if number is None or number != int(number):
-                raise at.error(field, value, f"a whole number from {self.rating[0]} to {self.rating[1]}")
-            return str(int(number))
-        if not self.labels:
-            return text
-        canonical = {label.casefold(): label for label in self.labels}.get(text.casefold())
-        if canonical is None:
-            raise at.error(field, value, f"one of: {', '.join(self.labels)}")
-        return canonical
+        answer = self._responses.read(text)
+        if answer is None:
+            raise at.error(field, value, self._expected)
+        return answer
+
+    @property
+    def _expected(self) -> str:
+        if not self.rating:
+            return f"one of: {', '.join(self.labels or ())}"
+        number = "a whole number" if self.step == 1 else f"a multiple of {self.step:g}" if self.step else "a number"
+        return f"{number} from {self.rating[0]:g} to {self.rating[1]:g}"
 
     def interaction(
         self, item: object, user_id: str, *, earlier: Sequence[Interaction] = (), at: Place | None = None
@@ -192,7 +195,7 @@ class Task:
 
     def signature(self, instructions: str | None = None) -> Any:
         """The typed ``dspy.Signature`` class: one input (``query_field``), one output (``response_field``), whose type
-        is a ``Literal`` of ``choices``, or ``str``. The same class for the same arguments.
+        is a ``Literal`` of ``choices``, a number with bounds, or ``str``. The same class for the same arguments.
 
         Example:
             >>> from persona_dspy.data import get_task
@@ -216,8 +219,20 @@ class Task:
     def _responses(self) -> ResponseKind:
         choices = self.choices or ()
         if self.rating:
-            return ResponseKind(name="rating", labels=choices, low=self.rating[0], high=self.rating[1])
+            low, high = self.rating
+            return ResponseKind(
+                name="rating",
+                labels=choices,
+                low=low,
+                high=high,
+                step=self.step,
+                annotation=str if choices else self.number_type,
+            )
         return ResponseKind(name="label" if choices else "text", labels=choices)
+
+    @property
+    def number_type(self) -> type:
+        return int if self.step is not None and self.step == int(self.step) else float
 
     def evaluate(self, golds: Sequence[str], answers: Sequence[object]) -> dict[str, float]:
         """The task's own metrics over many answers, in the order of ``metrics``. ``HIGHER_IS_BETTER`` has directions.
@@ -231,6 +246,9 @@ class Task:
             0.5
         """
         texts = ["" if a is None else str(a) for a in answers]
+        if self.name == "custom":  # LaMP's own evaluation takes answers to the letter
+            responses = self._responses
+            golds, texts = ([responses.read(text) or text for text in some] for some in (golds, texts))
         values: dict[str, float] = {}
         for name in self.metrics:
             function: Callable[..., float] = getattr(metrics, name)
@@ -274,10 +292,14 @@ def _signature(task: Task, instructions: str) -> Any:
     import dspy
 
     choices = task.choices
-    kind: Any = Literal[choices] if choices else str  # type: ignore[valid-type]
+    kind: Any = Literal[choices] if choices else Annotated[str, FREE_TEXT]  # type: ignore[valid-type]
+    bounds: dict[str, Any] = {}
+    if task.rating and not choices:
+        kind = task.number_type
+        bounds = {"ge": task.rating[0], "le": task.rating[1]}
     fields: Any = {
         task.query_field: (str, dspy.InputField(desc=task.query_means)),
-        task.response_field: (kind, dspy.OutputField(desc=task.response_means)),
+        task.response_field: (kind, dspy.OutputField(desc=task.response_means, **bounds)),
     }
     name = "".join(part.capitalize() for part in re.split(r"\W+", task.title)) or "Task"
     return dspy.make_signature(fields, instructions, name)

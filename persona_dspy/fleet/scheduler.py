@@ -1,9 +1,13 @@
 """Assigns a fleet's users to workers in other processes, replaces workers that die and retries their users.
 
-The same for every transport: a transport starts workers and carries messages, nothing else. To a worker go ``user``
-(number, history), ``checked`` (ticket, refusal), ``stop`` (reason) and ``end``; from it come ``ready``, ``check``
-(ticket, calls, tokens), ``spent`` (usage by role, calls released), ``event``, ``stop``, ``result`` (number, result, the
-bound that was exceeded) and ``failed`` (type and text of an error that ends the fleet).
+The same for every transport: a transport starts workers and carries messages, nothing else.
+
+- To a worker: ``user`` (number, history), ``answer`` (ticket, value), ``limited`` (pace key), ``stop`` (reason) and
+  ``end``.
+- From it, questions: ``check`` (ticket, calls, tokens), ``turn`` (ticket, pace key), ``paused`` (ticket, pace key).
+- From it: ``ready``, ``spent`` (usage by role, calls released), ``answered`` (pace key), ``refused`` (pace key, seconds
+  since the call began, pause asked for, calls a second), ``event``, ``stop`` (reason), ``result`` (number, result, the
+  bound that was exceeded), ``failed`` (type and text of an error that ends the fleet).
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ import dspy
 from persona_dspy.errors import BudgetExceeded, InputError, RunError, StoreError
 from persona_dspy.fleet.pipe import Pipe
 from persona_dspy.fleet.user import History, UserResult, UserWork, unpacked
-from persona_dspy.lm import Budget, CallLog, Ledger
+from persona_dspy.lm import Budget, CallLog, Ledger, pace_of
 
 __all__ = ["Channel", "RemoteWorker", "Scheduler", "packed_setup", "shares"]
 
@@ -107,6 +111,16 @@ class RemoteWorker:
             self._check(*values)
         elif kind == "spent":
             self._count(*values)
+        elif kind in ("turn", "paused"):
+            ticket, key = values
+            pace = pace_of(key)
+            self.send("answer", ticket, pace.turn() if kind == "turn" else pace.paused())
+        elif kind == "answered":
+            pace_of(*values).answered()
+        elif kind == "refused":
+            key, age, retry_after, others = values
+            pace_of(key).refused(began=time.monotonic() - age, retry_after=retry_after, others=others)
+            self.inbox.put((self, "limited", [key]))
         else:
             if kind == "ready":
                 self.ready = True
@@ -119,7 +133,7 @@ class RemoteWorker:
             why = ""
         except BudgetExceeded as spent:
             why = str(spent)
-        self.send("checked", ticket, why)
+        self.send("answer", ticket, why)
 
     def _count(self, by_role: dict[str, Any], released: int) -> None:
         for role, usage in by_role.items():
@@ -157,6 +171,7 @@ class Scheduler:
         self.workers: list[RemoteWorker] = []
         self.waiting: deque[tuple[History, int]] = deque()  # with the attempt that is next
         self.waiting_alone: deque[History] = deque()
+        self.limited: set[str] = set()  # pace keys of LMs that have met a rate limit
         self.last_number, self.stop_reason, self.ended = 0, "", False
 
     def results(self, todo: Iterator[History]) -> Generator[UserResult]:
@@ -189,6 +204,8 @@ class Scheduler:
     def _start(self, slots: int, *, alone: bool = False) -> None:
         worker = self.start_worker(slots, self.inbox, self.fleet, alone=alone)
         self.workers.append(worker)
+        for key in self.limited:
+            worker.send("limited", key)
         if self.stop_reason:
             worker.send("stop", self.stop_reason)
 
@@ -210,6 +227,8 @@ class Scheduler:
         elif kind == "event":
             for observer in self.observers:
                 observer(values[0])
+        elif kind == "limited":
+            self._share_pace(values[0])
         elif kind == "stop":
             self.fleet.stop(values[0])
         elif kind == "failed":
@@ -217,6 +236,13 @@ class Scheduler:
             raise StoreError(text) if name == "StoreError" else RunError(f"a fleet's worker failed: {name}: {text}")
         elif kind == "gone" and worker in self.workers:
             yield from self._replace(worker)
+
+    def _share_pace(self, key: str) -> None:
+        """Tell all workers that the turns of an LM's calls are given here."""
+        if key not in self.limited:
+            self.limited.add(key)
+            for worker in self.workers:
+                worker.send("limited", key)
 
     def _send_stop(self) -> None:
         """Stop the workers before their next LM call once the fleet's ledger, or one above it, was stopped."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import contextvars
 import copy
-import functools
 import gc
 import os
 import signal
 import sys
 import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache, partial
 from typing import Any
 
 import dspy
@@ -25,46 +26,87 @@ from persona_dspy.errors import BudgetExceeded
 from persona_dspy.fleet.pipe import Pipe
 from persona_dspy.fleet.scheduler import Channel
 from persona_dspy.fleet.user import History, UserWork, packed
-from persona_dspy.lm import Ledger
+from persona_dspy.lm import Ledger, Pace, set_turns
 
-__all__ = ["WorkerLedger", "main", "work_on_users"]
+__all__ = ["Questions", "WorkerLedger", "WorkerTurns", "main", "work_on_users"]
 
 _REPORT_INTERVAL = 0.5  # seconds between two reports of what was spent, where no budget needs them at once
+
+
+class WorkerTurns:
+    """The pace of one LM, as a worker's calls see it: once a rate limit was met anywhere in the fleet, the fleet's
+    process gives the turns. Whether the LM is down each worker finds out by itself."""
+
+    def __init__(self, channel: Channel, questions: Questions, key: str) -> None:
+        self._channel, self._questions, self._key = channel, questions, key
+        self._own = Pace()
+        self.limited = False
+
+    def turn(self) -> tuple[bool, float]:
+        begins, seconds = self._own.turn()
+        return self._questions.ask("turn", self._key) if begins and self.limited else (begins, seconds)
+
+    def paused(self) -> bool:
+        return self.limited and self._questions.ask("paused", self._key)
+
+    def answered(self) -> None:
+        self._own.answered()
+        if self.limited:
+            self._channel.send("answered", self._key)
+
+    def refused(self, *, began: float, retry_after: float | None = None) -> None:
+        others = 0.0 if self.limited else self._own.begun_rate()
+        self._channel.send("refused", self._key, time.monotonic() - began, retry_after, others)
+
+    def failed(self, *, began: float, retry_after: float | None = None) -> None:
+        self._own.failed(began=began, retry_after=retry_after)
+
+
+class Questions:
+    """What a worker asks the fleet's process and waits for, from any thread."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._waiting: dict[int, tuple[threading.Event, list[Any]]] = {}
+        self._tickets, self._last = threading.Lock(), 0  # not held while sending: who reads the channel takes it
+
+    def ask(self, kind: str, *values: Any) -> Any:
+        """Send a message and wait for its answer."""
+        arrived, answer = threading.Event(), list[Any]()
+        with self._tickets:
+            self._last += 1
+            ticket = self._last
+            self._waiting[ticket] = (arrived, answer)
+        self._channel.send(kind, ticket, *values)
+        arrived.wait()
+        return answer[0]
+
+    def answered(self, ticket: int, value: Any) -> None:
+        """The answer to the question with this ticket is there."""
+        with self._tickets:
+            arrived, answer = self._waiting.pop(ticket)
+        answer.append(value)
+        arrived.set()
 
 
 class WorkerLedger(Ledger):
     """A worker's ledger. Under a budget it asks the fleet's process before each LM call; else it reports regularly."""
 
-    def __init__(self, channel: Channel, *, bounded: bool) -> None:
+    def __init__(self, channel: Channel, questions: Questions, *, bounded: bool) -> None:
         super().__init__()
-        self._channel, self._bounded = channel, bounded
-        self._waiting_checks: dict[int, tuple[threading.Event, list[str]]] = {}
+        self._channel, self._questions, self._bounded = channel, questions, bounded
         self._unreported: dict[str, Usage] = {}
-        self._guard, self._number = threading.Lock(), 0
-        self._tickets = threading.Lock()  # never held while sending: the thread that reads the parent takes it
+        self._guard = threading.Lock()
 
     def check(self, calls: int = 1, *, tokens: int = 0) -> None:
         super().check(calls, tokens=tokens)
         if not self._bounded:
             return
-        answered, refusals = threading.Event(), []
-        with self._tickets:
-            self._number += 1
-            ticket = self._number
-            self._waiting_checks[ticket] = (answered, refusals)
-        self._channel.send("check", ticket, calls, tokens)
-        answered.wait()
-        if refusals[0]:
+        refusal = self._questions.ask("check", calls, tokens)
+        if refusal:
             super()._release(calls)
-            self.exceeded = refusals[0]
-            raise BudgetExceeded(refusals[0])
-
-    def checked(self, ticket: int, why: str) -> None:
-        """The answer to a check."""
-        with self._tickets:
-            answered, refusals = self._waiting_checks.pop(ticket)
-        refusals.append(why)
-        answered.set()
+            self.exceeded = refusal
+            raise BudgetExceeded(refusal)
 
     def add(self, role: str, usage: Usage) -> None:
         super().add(role, usage)
@@ -93,10 +135,13 @@ class WorkerLedger(Ledger):
 
 def work_on_users(channel: Channel, setup: dict[str, Any], slots: int) -> None:
     """Work on users, ``slots`` at once, until ``end`` is received (see scheduler.py for the messages)."""
-    arguments, account = setup["arguments"], WorkerLedger(channel, bounded=setup["bounded"])
+    arguments, questions = setup["arguments"], Questions(channel)
+    account = WorkerLedger(channel, questions, bounded=setup["bounded"])
+    turns = lru_cache(maxsize=64)(partial(WorkerTurns, channel, questions))
+    set_turns(turns)
     if setup["watched"]:
         arguments["optimizer"] = copy.copy(arguments["optimizer"])
-        arguments["optimizer"].observers = (functools.partial(channel.send, "event"),)
+        arguments["optimizer"].observers = (partial(channel.send, "event"),)
     work, log = UserWork(**arguments), setup["log"]
     channel.send("ready")
     gc.collect()
@@ -119,27 +164,31 @@ def work_on_users(channel: Channel, setup: dict[str, Any], slots: int) -> None:
     threading.Thread(target=lambda: _report_regularly(account, ended), daemon=True).start()
     pool = ThreadPoolExecutor(slots, thread_name_prefix="fleet")
     with dspy.context(adapter=setup["adapter"]):
-        _serve(channel, account, take)
+        _serve(channel, (account, questions, turns), take)
     pool.shutdown(wait=False, cancel_futures=True)
-    threading.Thread(target=lambda: _serve(channel, account, None), daemon=True).start()  # answers to checks
+    answers = partial(_serve, channel, (account, questions, turns), None)
+    threading.Thread(target=answers, daemon=True).start()
     pool.shutdown(wait=True)
     ended.set()
     account.report_usage()
 
 
-def _serve(channel: Channel, account: WorkerLedger, take: Any) -> None:
+def _serve(channel: Channel, own: tuple[WorkerLedger, Questions, Any], take: Any) -> None:
     """Handle messages until ``end``; after that (``take`` is None) for good.
 
     Must not wait for anything that waits for the fleet's process: each would fill the other's pipe and wait for good.
     """
+    account, questions, turns = own
     while True:
         kind, *values = channel.receive()
         if kind == "user" and take is not None:
             take(*values)
-        elif kind == "checked":
-            account.checked(*values)
+        elif kind == "answer":
+            questions.answered(*values)
         elif kind == "stop":
             account.stopped_by_fleet(*values)
+        elif kind == "limited":
+            turns(*values).limited = True
         elif kind == "end" and take is not None:
             return
 

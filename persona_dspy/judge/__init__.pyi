@@ -1,5 +1,6 @@
 from .asking import ask_all as ask_all
 from .baselines import Majority as Majority
+from .estimating import estimate_evaluation as estimate_evaluation
 from .evaluation import evaluate as evaluate
 from .experiment import Evaluation as Evaluation
 from .experiment import Experiment as Experiment

@@ -17,6 +17,7 @@ from typing import Any
 import dspy
 from dspy.utils.exceptions import AdapterParseError
 
+from persona_dspy.core import answer_text
 from persona_dspy.data import Question
 from persona_dspy.errors import BudgetExceeded
 from persona_dspy.judge.people import Case
@@ -121,7 +122,7 @@ class _Run:
         ledger.check(0)
         with ledger.recording():
             try:
-                answer = str(program(question.query))
+                answer = answer_text(program(question.query))
             except AdapterParseError:
                 parsed = False
         fields: dict[str, Any] = {"query_id": question.id, "gold": question.gold or "", "answer": answer}

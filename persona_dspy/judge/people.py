@@ -7,12 +7,11 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from heapq import nlargest
-from math import ceil, floor, isfinite
 from pathlib import Path
 from typing import Any
 
-from persona_dspy.core import Interaction, in_time_order, parse_number
-from persona_dspy.data import BadRow, Question, Task, UserHistory, infer_task
+from persona_dspy.core import AnswerSurvey, Interaction, in_time_order, number_of, own_labels
+from persona_dspy.data import BadRow, Question, Task, UserHistory, is_typed, users_task
 from persona_dspy.errors import DataError, InputError
 from persona_dspy.judge.results import data_hash
 
@@ -26,7 +25,8 @@ Source = str | Path | Iterable[UserHistory] | Iterable[Interaction]
 class Case:
     """One user as the judge sees it: the task, the history, oldest first, and the held-out queries with known answers.
 
-    Where a file has no task, each user's is inferred from that user's own history.
+    Where a file has no task, what kind answers are is decided over all users' histories; a user's labels are those of
+    the user's own.
     """
 
     user_id: str
@@ -36,7 +36,12 @@ class Case:
 
 
 def cases(
-    users: Iterable[UserHistory], task: Task | None = None, *, queries: int | None = None, unanswered: bool = False
+    users: Iterable[UserHistory],
+    task: Task | None = None,
+    *,
+    queries: int | None = None,
+    unanswered: bool = False,
+    text: str | None = None,
 ) -> list[Case]:
     """Users with their held-out queries: the file's own where it has any, else the latest quarter (1 to 8) of the
     user's interactions, which then leave the history. Users with nothing to ask are left out.
@@ -44,6 +49,7 @@ def cases(
     Args:
         queries: at most so many a user, the earliest.
         unanswered: ask the file's queries whose answer is withheld too (a benchmark's test split).
+        text: where the file names no task, what was typed of it, such as ``"film -> tag"``.
 
     Example:
         >>> from persona_dspy import Interaction
@@ -51,7 +57,8 @@ def cases(
         >>> [(len(c.history), len(c.queries)) for c in cases([UserHistory(user_id="u", interactions=past)])]
         [(6, 2)]
     """
-    people: list[Case] = []
+    split: list[tuple[str, tuple[Any, ...], tuple[Question, ...]]] = []
+    survey = AnswerSurvey()
     for user in users:
         history = user.interactions
         asked = tuple(q for q in user.questions if unanswered or q.gold is not None)
@@ -60,9 +67,13 @@ def cases(
             history, late = history[:-held], history[-held:]
             asked = tuple(Question(id=i.id, query=i.query, gold=i.response, time=i.time) for i in late)
         if asked and (task or history):
-            own = task or infer_task(history)
-            people.append(Case(user_id=user.user_id, task=own, history=history, queries=asked[:queries]))
-    return people
+            split.append((user.user_id, history, asked[:queries]))
+            survey.add(i.response for i in history)
+    answers = None if task or is_typed(text) else survey.kind()
+    return [
+        Case(user_id=user_id, task=users_task(task, text, history, answers), history=history, queries=asked)
+        for user_id, history, asked in split
+    ]
 
 
 def longest(users: Iterable[UserHistory], n: int) -> list[UserHistory]:
@@ -97,15 +108,14 @@ def scored_as(people: Sequence[Case]) -> Task:
     first = people[0].task
     if first.name != "custom":  # a task of the table: its labels and scale are its own
         return first
+    golds = [str(q.gold) for p in people for q in p.queries if q.gold is not None]
     if first.rating:
-        ends = [float(end) for p in people if p.task.rating for end in p.task.rating]
-        golds = (parse_number(str(q.gold)) for p in people for q in p.queries)
-        ends += [gold for gold in golds if gold is not None and isfinite(gold)]
-        return replace(first, rating=(floor(min(ends)), ceil(max(ends))))
+        ends = [end for p in people if p.task.rating for end in p.task.rating]
+        ends += [gold for text in golds if (gold := number_of(text)) is not None]
+        return replace(first, rating=(min(ends), max(ends)))
     if first.labels is None:
         return first
-    labels = {label for p in people for label in p.task.labels or ()}
-    return replace(first, labels=tuple(sorted(labels | {str(q.gold) for p in people for q in p.queries})))
+    return replace(first, labels=own_labels([*(label for p in people for label in p.task.labels or ()), *golds]))
 
 
 def read_people(
@@ -118,24 +128,27 @@ def read_people(
 ) -> tuple[Task, list[Case], str]:
     """The task that scores, the users, and the data's hash. ``bad_rows``: a list that gets what is passed over; None =
     nothing is, the first bad row raises."""
-    from persona_dspy.data import detect_task, get_task, read_users
+    from persona_dspy.data import detect_task, read_users, task_from_text
 
     most, wanted, by_length = _which(users)
     limit = None if by_length else most
+    text = task if isinstance(task, str) else None
+    typed = task_from_text(text) if text is not None else None  # also where it leaves the kind open: it may be wrong
+    named = typed if is_typed(text) else None
     if isinstance(source, str | Path):
-        known = detect_task(source, task)
+        known = named or detect_task(source, task)
         histories = read_users(
             source, task=known, limit=limit, users=wanted, skip_bad_rows=bad_rows is not None, bad_rows=bad_rows
         )
         where, digest = str(source), data_hash(source)
     else:
-        known = get_task(task) if isinstance(task, str) else task
+        known = named if isinstance(task, str) else task
         given = _histories(source)
         histories = iter([u for u in given if wanted is None or u.user_id in wanted][:limit])
         where, digest = "source", _hash_of(given)
     if by_length and most is not None:
         histories = iter(longest(histories, most))
-    people = cases(histories, known, queries=queries, unanswered=unanswered)
+    people = cases(histories, known, queries=queries, unanswered=unanswered, text=text)
     if not people:
         expected = "users with held-out queries or 2 interactions"
         raise DataError(where, expected=expected, value="none")

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from persona_dspy.core import Usage, write_text
 from persona_dspy.errors import DataError, InputError
 
-__all__ = ["Judged", "Results", "commit", "data_hash"]
+__all__ = ["Judged", "Results", "commit", "data_hash", "read_answers"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +132,15 @@ def _protocol(path: Path) -> dict[str, Any]:
         f"{str(path)!r}: {problem}; expected the settings of an evaluation as JSON; give another --out, or remove the "
         "file where you know that the answers beside it were made with the settings of now"
     )
+
+
+def read_answers(folder: Path) -> list[Judged]:
+    """The rows of an evaluation's folder; none where there is no such folder.
+
+    Raises:
+        DataError: a row cannot be read.
+    """
+    return list(_read(folder / "answers.jsonl"))
 
 
 def _read(path: Path) -> Iterable[Judged]:

@@ -24,8 +24,16 @@ from .local.engine import LlamaEngine as LlamaEngine
 from .local.engine import local_lm as local_lm
 from .names import check_lm as check_lm
 from .names import home_dir as home_dir
+from .names import lm_errors as lm_errors
 from .names import resolve_lm as resolve_lm
 from .names import steady_lm as steady_lm
+from .pace import Pace as Pace
+from .pace import Turns as Turns
+from .pace import pace_of as pace_of
+from .pace import set_turns as set_turns
+from .prices import Estimate as Estimate
+from .prices import known_price as known_price
+from .rehearsal import rehearsal_lm as rehearsal_lm
 from .sizes import Sizes as Sizes
 from .sizes import is_small as is_small
 from .terse import TerseJSON as TerseJSON

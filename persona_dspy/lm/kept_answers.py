@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Generator
 from concurrent.futures import Future
@@ -20,11 +21,13 @@ from typing import Any
 
 import dspy
 from dspy.clients.call_result import attributes
+from dspy.utils.exceptions import LMError
 
 from persona_dspy.errors import StoreError
 from persona_dspy.lm.answer_folder import CallLog
 from persona_dspy.lm.calls import OpenCall, metering, open_call, parse_usage, replayed, take_over
 from persona_dspy.lm.ledger import current_ledger, reserved
+from persona_dspy.lm.tries import Tries
 
 __all__ = ["UserCalls", "call_key", "recorded", "recording_calls", "unshared"]
 
@@ -146,6 +149,7 @@ def recorded(lm: Any) -> Any:
     copied = lm.copy()
     copied.__class__ = _recorded_class(type(lm))
     copied._samples, copied.cache = not lm.cache, False  # type: ignore[attr-defined]
+    copied._retries, copied.num_retries = lm.num_retries, 0  # type: ignore[attr-defined]
     return copied
 
 
@@ -165,19 +169,21 @@ def unshared(lm: Any) -> Any:
 
 
 class _Recorded:
-    """Mixin over ``dspy.LM``: looks an answer up, or asks the LM and keeps the answer."""
+    """Mixin over ``dspy.LM``: looks an answer up, or asks the LM and keeps the answer. It tries again by itself (see
+    tries.py), since DSPy's own tries know nothing of other calls."""
 
     _samples: bool
+    _retries: int
     model: str
     kwargs: dict[str, Any]
 
     def __call__(self, prompt: Any = None, *, messages: Any = None, **options: Any) -> Any:
         calls: UserCalls | None = dspy.settings.get("persona_calls")
         if calls is None:
-            return super().__call__(prompt, messages=messages, **options)  # type: ignore[misc]
+            return self._ask(prompt, messages, options)
         if "request" in options or not isinstance(prompt, str | None):
             with metering(self, sent=False):
-                return super().__call__(prompt, messages=messages, **options)  # type: ignore[misc]
+                return self._ask(prompt, messages, options)
         slot = self._slot(calls, prompt, messages, options)
         take_over()
         while True:
@@ -189,7 +195,7 @@ class _Recorded:
             pending.result()
         try:
             with reserved(_tokens_at_least(prompt, messages)), metering(self) as call:
-                outputs = super().__call__(prompt, messages=messages, **options)  # type: ignore[misc]
+                outputs = self._ask(prompt, messages, options)
                 calls.keep(slot, _record(call, outputs))
                 return outputs
         finally:
@@ -198,10 +204,10 @@ class _Recorded:
     async def acall(self, prompt: Any = None, *, messages: Any = None, **options: Any) -> Any:
         calls: UserCalls | None = dspy.settings.get("persona_calls")
         if calls is None:
-            return await super().acall(prompt, messages=messages, **options)  # type: ignore[misc]
+            return await self._aask(prompt, messages, options)
         if "request" in options or not isinstance(prompt, str | None):
             with metering(self, sent=False):
-                return await super().acall(prompt, messages=messages, **options)  # type: ignore[misc]
+                return await self._aask(prompt, messages, options)
         slot = self._slot(calls, prompt, messages, options)
         take_over()
         while True:
@@ -213,11 +219,37 @@ class _Recorded:
             await asyncio.shield(asyncio.wrap_future(pending))  # cancelling the wait must not cancel the call
         try:
             with reserved(_tokens_at_least(prompt, messages)), metering(self) as call:
-                outputs = await super().acall(prompt, messages=messages, **options)  # type: ignore[misc]
+                outputs = await self._aask(prompt, messages, options)
                 calls.keep(slot, _record(call, outputs))
                 return outputs
         finally:
             calls.release(slot)
+
+    def _ask(self, prompt: Any, messages: Any, options: dict[str, Any]) -> Any:
+        tries = Tries(self, self._retries)
+        while True:
+            for seconds in tries.waits():
+                time.sleep(seconds)
+            try:
+                outputs = super().__call__(prompt, messages=messages, **options)  # type: ignore[misc]
+            except LMError as failure:
+                tries.failed(failure)
+            else:
+                tries.answered()
+                return outputs
+
+    async def _aask(self, prompt: Any, messages: Any, options: dict[str, Any]) -> Any:
+        tries = Tries(self, self._retries)
+        while True:
+            for seconds in tries.waits():
+                await asyncio.sleep(seconds)
+            try:
+                outputs = await super().acall(prompt, messages=messages, **options)  # type: ignore[misc]
+            except LMError as failure:
+                tries.failed(failure)
+            else:
+                tries.answered()
+                return outputs
 
     def _slot(self, calls: UserCalls, prompt: Any, messages: Any, options: dict[str, Any]) -> str:
         samples = self._samples if options.get("cache") is None else not options["cache"]

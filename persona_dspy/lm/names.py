@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     import dspy
     from dspy.utils.exceptions import LMError
 
-__all__ = ["check_lm", "home_dir", "resolve_lm", "steady_lm"]
+__all__ = ["check_lm", "home_dir", "lm_errors", "resolve_lm", "steady_lm"]
 
 
 def home_dir() -> Path:
@@ -109,15 +111,23 @@ def check_lm(lm: dspy.LM) -> None:
     if not isinstance(engine, str):
         return
     import dspy
-    from dspy.utils.exceptions import LMError
 
     probe = lm.copy(cache=False, num_retries=0)
     probe.callbacks = []
+    quiet = {"callbacks": [], "usage_tracker": None, "disable_history": True}
+    with dspy.context(**quiet, persona_ledger=None, persona_listeners=()), lm_errors(lm):
+        probe("Reply with the word OK.")
+
+
+@contextmanager
+def lm_errors(lm: dspy.LM) -> Generator[None]:
+    """What DSPy raises for an LM that cannot be used becomes a ``ModelError`` that says what to type."""
+    from dspy.utils.exceptions import ContextWindowExceededError, LMError
+
     try:
-        with dspy.context(
-            callbacks=[], usage_tracker=None, disable_history=True, persona_ledger=None, persona_listeners=()
-        ):
-            probe("Reply with the word OK.")
+        yield
+    except ContextWindowExceededError:
+        raise  # the prompt's fault
     except LMError as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(" .")
         reason = re.sub(r"^\[[^\]]*\] (litellm\.)?", "", reason)  # drops the model's name and LiteLLM's class

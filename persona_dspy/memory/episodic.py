@@ -98,6 +98,7 @@ class EpisodicMemory:
         self._text = text
         self._vectors = dict(vectors or {})
         self._recency = recency
+        self._spelling: Callable[[Interaction], Interaction] | None = None
         self._lock = threading.Lock()  # guards everything below; never held while an encoder runs
         self._building = threading.Lock()  # one thread at a time encodes what is new
         self._arrived: list[Interaction] = []  # slot i of the index is the i-th that came
@@ -140,8 +141,8 @@ class EpisodicMemory:
         Raises:
             InputError: one is another user's, or its id is taken.
         """
-        new = list(interactions)
         with self._lock:
+            new = [self._spelling(i) for i in interactions] if self._spelling else list(interactions)
             owner, arrived = self._user_id, len(self._arrived)
             last = self._times[int(self._slots()[-1])] if arrived else -math.inf
             places = {i.id: place for place, i in enumerate(new, start=arrived)}
@@ -169,13 +170,27 @@ class EpisodicMemory:
 
     def extended(self, interactions: Iterable[Interaction], *, user_id: str | None = None) -> EpisodicMemory:
         """A memory of its own with these interactions too, searched in the same way; this one is not changed."""
-        return EpisodicMemory(
+        memory = EpisodicMemory(
             [*self.interactions, *interactions],
             user_id=self._user_id or user_id,
             retriever=self._retriever,
             text=self._text,
             recency=self._recency,
         )
+        if self._spelling is not None:
+            memory.respell(self._spelling)
+        return memory
+
+    def respell(self, spelling: Callable[[Interaction], Interaction]) -> None:
+        """Have every response written in one way, those that still come too: "Comedy" and "comedy" are one label.
+
+        Args:
+            spelling: an interaction -> the same under the same id, its response as the program's labels write it; does
+                not raise.
+        """
+        with self._lock:
+            self._spelling = spelling
+            self._arrived = [spelling(interaction) for interaction in self._arrived]
 
     def clear(self) -> None:
         """Forget every interaction, what was indexed of them included; the handle stays usable."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from persona_dspy.errors import InputError
@@ -31,9 +32,13 @@ def named_retriever(name: str, encoder: Any = None) -> Retriever:
         return BM25()
     if name not in ("dense", "hybrid"):
         raise InputError(f"retrieval {name!r}: expected 'bm25', 'dense' or 'hybrid'")
-    if encoder is None:
-        from persona_dspy.memory.encoders import minilm_encoder
-
-        encoder = minilm_encoder()
-    dense = Dense(encoder=encoder)
+    dense = Dense(encoder=_own_encoder() if encoder is None else encoder)
     return dense if name == "dense" else Hybrid(parts=(BM25(), dense))
+
+
+@cache
+def _own_encoder() -> Any:
+    """One for the whole process: it is read from disk once."""
+    from persona_dspy.memory.encoders import minilm_encoder
+
+    return minilm_encoder()

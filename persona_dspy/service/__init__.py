@@ -1,4 +1,4 @@
-"""Answering while learning: online alignment."""
+"""Answering while learning: each user's program, up to date over many processes."""
 
 import lazy_loader
 

@@ -16,6 +16,7 @@ import secrets
 import sqlite3
 from collections.abc import Generator
 from contextlib import contextmanager
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,21 @@ from sqlalchemy import event, exc
 from sqlalchemy.dialects import postgresql, sqlite
 from tenacity import retry, retry_if_exception_message, stop_after_delay, wait_random
 
-from persona_dspy.errors import InputError, StoreError, UnknownUser
-from persona_dspy.store.tables import MIGRATIONS, current, digest, episodes, profiles, schema, users, vectors, versions
+from persona_dspy.errors import InputError, StoreError, UnknownUser, UserForgotten
+from persona_dspy.store.rows import UserState
+from persona_dspy.store.tables import (
+    MIGRATIONS,
+    current,
+    digest,
+    episodes,
+    profiles,
+    schema,
+    store_key,
+    tombstones,
+    users,
+    vectors,
+    versions,
+)
 
 __all__ = ["Database"]
 
@@ -87,6 +101,8 @@ class Database:
         self._writer = self.engine.execution_options(write=True)
         try:
             self._migrate()
+            with self.reading() as connection:
+                self._key = bytes(connection.execute(sa.select(store_key.c.key)).scalar_one())
         except StoreError:
             self.close()
             raise
@@ -112,13 +128,51 @@ class Database:
         writing = connection.get_execution_options().get("write")
         return connection.scalar(_LOCK if writing else _FIND, {"is_hash": digest(user_id), "is_user": user_id})
 
-    def claim(self, connection: sa.Connection, user_id: str) -> int:
-        """As ``uid``, making the user where there is none."""
+    def claim(self, connection: sa.Connection, user_id: str, since: UserState | None = None) -> int:
+        """As ``uid``, making the user where there is none.
+
+        Raises:
+            UserForgotten: the user was forgotten after ``since`` was read.
+        """
+        found = self.uid(connection, user_id)
+        if found is None:
+            self.lock_name(connection, user_id)
+        self.check_life(connection, user_id, since)
         while (found := self.uid(connection, user_id)) is None:
             # above 2 ** 62 every number takes the same room, so that rows can be overwritten in place
             new = {"uid": 2**62 + secrets.randbits(61), "hash": digest(user_id), "user_id": user_id}
             connection.execute(self.insert(users).values(new).on_conflict_do_nothing())
         return found
+
+    def mark(self, user_id: str) -> bytes:
+        """The name of a user's tombstone: without the store's key it leads back to no id."""
+        return blake2b(user_id.encode(), digest_size=16, key=self._key).digest()
+
+    def life(self, connection: sa.Connection, user_id: str) -> int:
+        """How many times a user was forgotten."""
+        times = sa.select(tombstones.c.times).where(tombstones.c.hash == self.mark(user_id))
+        return connection.scalar(times) or 0
+
+    def check_life(self, connection: sa.Connection, user_id: str, since: UserState | None) -> None:
+        """Raises UserForgotten where the user was forgotten after ``since`` was read. Inside ``writing()``, with the
+        user's row or name locked, so that no forgetting comes between this and what is written."""
+        if since is not None and self.life(connection, user_id) != since.life:
+            raise UserForgotten(
+                f"user {user_id!r} was forgotten in {self.name!r} while this was under way: nothing was written; "
+                "expected a write that begins after it"
+            )
+
+    def lock_name(self, connection: sa.Connection, user_id: str) -> None:
+        """Others who make, or forget, a user of this name wait until the transaction ends. SQLite has one writer."""
+        if not self.sqlite:
+            number = int.from_bytes(digest(user_id)[:8], "big", signed=True)
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(number)))
+
+    def add_tombstone(self, connection: sa.Connection, user_id: str) -> None:
+        """One forgetting more; call it under ``lock_name``."""
+        new = self.insert(tombstones).values(hash=self.mark(user_id), times=1)
+        times = {"times": tombstones.c.times + 1}
+        connection.execute(new.on_conflict_do_update(index_elements=[tombstones.c.hash], set_=times))
 
     def known(self, connection: sa.Connection, user_id: str) -> int:
         """A user's number; raises UnknownUser where nothing is kept of them."""
@@ -211,6 +265,8 @@ class Database:
                     for one in self._ddl(statement):
                         connection.exec_driver_sql(one)
                 connection.execute(schema.insert().values(version=number))
+            if connection.scalar(sa.select(sa.func.count()).select_from(store_key)) == 0:
+                connection.execute(store_key.insert().values(key=secrets.token_bytes(32)))
 
     def _ddl(self, statement: str) -> list[str]:
         """A migration's statement in this database's words."""

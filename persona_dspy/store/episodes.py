@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from persona_dspy.core import Interaction, in_time_order
 from persona_dspy.errors import InputError
 from persona_dspy.store.database import Database
-from persona_dspy.store.rows import body_of, checked_key, interactions_of
-from persona_dspy.store.tables import digest, episodes, vectors
+from persona_dspy.store.rows import Observed, UserState, body_of, checked_key, interactions_of
+from persona_dspy.store.tables import digest, due, episodes, vectors
 
 if TYPE_CHECKING:
-    from persona_dspy.memory import Dense, EpisodicMemory, Handles, Recency, Retriever, StoredMemory
+    from persona_dspy.memory import Dense, Handles, Recency, Retriever, StoredMemory
 
 __all__ = ["EpisodeTable"]
 
@@ -47,15 +47,29 @@ class EpisodeTable:
     _cached_users: int
     _handles: Handles | None
 
-    def add_episodes(self, user_id: str, interactions: Iterable[Interaction]) -> int:
+    def add_episodes(self, user_id: str, interactions: Iterable[Interaction], *, since: UserState | None = None) -> int:
         """Keep a user's interactions: all of them, or none where one is refused. Returns how many were new.
 
         Giving the same interaction again changes nothing.
 
+        Args:
+            since: the state of the user that the interactions belong to: where the user was forgotten after it was
+                read, nothing is kept.
+
         Raises:
             InputError: an interaction of another user, one whose id is taken by other content, or an id or metadata
                 that cannot be stored.
+            UserForgotten: see ``since``.
         """
+        return self._add(user_id, interactions, since, count_due=False).new
+
+    def observe(self, user_id: str, interactions: Iterable[Interaction], *, since: UserState | None = None) -> Observed:
+        """As ``add_episodes``; what is new also counts for the user's next alignment, in the same transaction."""
+        return self._add(user_id, interactions, since, count_due=True)
+
+    def _add(
+        self, user_id: str, interactions: Iterable[Interaction], since: UserState | None, *, count_due: bool
+    ) -> Observed:
         checked_key(user_id, "user_id")
         bodies: dict[str, str] = {}
         for interaction in interactions:
@@ -65,9 +79,10 @@ class EpisodeTable:
             _same(user_id, key, bodies.setdefault(key, body), body)
         ids = list(bodies)
         if not ids:
-            return 0
+            return Observed(new=0, due=0)
+        waiting = 0
         with self._database.writing() as connection:
-            uid = self._database.claim(connection, user_id)
+            uid = self._database.claim(connection, user_id, since)
             new = dict(bodies)
             for _, key, body in self._by_id(connection, uid, ids):
                 _same(user_id, key, body, new.pop(key))
@@ -80,9 +95,11 @@ class EpisodeTable:
             if rows:
                 connection.execute(episodes.insert(), rows)
                 self._bring_together(connection, uid, first, first + len(rows))
+            if count_due:
+                waiting = self._count_due(connection, uid, len(rows))
         for memory in self._open_memories(user_id):
             self._sync(user_id, memory)
-        return len(rows)
+        return Observed(new=len(rows), due=waiting)
 
     def episodes(self, user_id: str, *, last: int | None = None) -> list[Interaction]:
         """A user's interactions, oldest first; only the ``last`` most recent where given.
@@ -102,12 +119,16 @@ class EpisodeTable:
         retriever: Retriever | None = None,
         text: Callable[[Interaction], str] | None = None,
         recency: Recency | None = None,
-    ) -> EpisodicMemory:
+        may_be_new: bool = False,
+    ) -> StoredMemory:
         """The user's episodic memory: one handle per configuration, which follows the store.
 
         It sees what this process appends at once, and what other processes append at the next ``memory()``. With a
         retriever that has a dense part, vectors are read from the store, and missing ones are made and kept first.
-        Arguments are those of ``EpisodicMemory``.
+        Arguments are those of ``EpisodicMemory``, and:
+
+        Args:
+            may_be_new: give an empty memory, which fills as interactions are kept, where nothing is kept of the user.
 
         Raises:
             UnknownUser: nothing is kept of that user.
@@ -121,12 +142,12 @@ class EpisodeTable:
         memory = self._handles.get(user_id, config)
         if memory is None:
             dense = dense_part(retriever)
-            if dense is not None:
+            if dense is not None and not (may_be_new and self.state(user_id).uid is None):
                 self.embed(user_id, dense, text=text)
             known = self.vectors(user_id, dense.name) if dense is not None else {}
             memory = StoredMemory(user_id=user_id, retriever=retriever, text=text, recency=recency, vectors=known)
             memory = self._handles.put(user_id, config, memory)
-        if not self._sync(user_id, memory):
+        if not self._sync(user_id, memory) and not may_be_new:
             raise self._database.unknown(user_id)
         return memory
 
@@ -192,6 +213,17 @@ class EpisodeTable:
             if progress is not None:
                 progress(start + len(batch), len(missing))
         return len(missing)
+
+    def state(self, user_id: str) -> UserState:
+        """Made by ``Store``; vectors of a user of whom nothing is kept are not looked for."""
+        raise NotImplementedError
+
+    def _count_due(self, connection: sa.Connection, uid: int, new: int) -> int:
+        """Counts ``new`` interactions for the next alignment; how many wait for it then."""
+        row = self._database.insert(due).values(uid=uid, new=new, holder=0, beats=0, failures=0)
+        more = {"new": due.c.new + new}
+        connection.execute(row.on_conflict_do_update(index_elements=[due.c.uid], set_=more))
+        return connection.scalar(sa.select(due.c.new).where(due.c.uid == uid)) or 0
 
     def _open_memories(self, user_id: str) -> list[StoredMemory]:
         return self._handles.of(user_id) if self._handles is not None else []

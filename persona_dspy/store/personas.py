@@ -6,15 +6,16 @@ Not here: the form of a document (``store_rows.py``, ``export.py``), transaction
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
 
-from persona_dspy.errors import InputError
+from persona_dspy.errors import InputError, VersionConflict
 from persona_dspy.store.database import Database
-from persona_dspy.store.rows import StoredPersona, checked_key, document_of, to_json
+from persona_dspy.store.leases import given_back
+from persona_dspy.store.rows import Lease, StoredPersona, UserState, checked_key, document_of, to_json
 from persona_dspy.store.tables import current, versions
 
 __all__ = ["PersonaTable"]
@@ -26,7 +27,12 @@ class PersonaTable:
     _database: Database
 
     def put_persona(
-        self, user_id: str, persona: str | Mapping[str, Any], alignment: Mapping[str, Any] | None = None
+        self,
+        user_id: str,
+        persona: str | Mapping[str, Any],
+        alignment: Mapping[str, Any] | None = None,
+        *,
+        since: UserState | None = None,
     ) -> StoredPersona:
         """Keep a version of a user's persona and make it the current one.
 
@@ -35,20 +41,22 @@ class PersonaTable:
         Args:
             persona: the document, as JSON text or dict, with an integer ``version`` and ``parent`` (int or null).
             alignment: the record of how it came about, JSON-safe.
+            since: the state that this version rests on: where the user was forgotten after it was read, or another
+                version became current, nothing is kept.
 
         Raises:
             InputError: no such document, another user's, or the version is taken by another document.
+            UserForgotten, VersionConflict: see ``since``.
         """
         checked_key(user_id, "user_id")
         text, version, parent = document_of(user_id, persona)
         record = None if alignment is None else to_json(dict(alignment), f"alignment of {user_id!r}")
         with self._database.writing() as connection:
-            uid = self._database.claim(connection, user_id)
+            uid = self._database.claim(connection, user_id, since)
+            self._check_version(connection, user_id, uid, since)
             taken = self._version(connection, user_id, uid, version)
             if taken is None:
-                created = datetime.now(UTC).isoformat(timespec="milliseconds")
-                row = {"version": version, "parent": parent, "created": created, "document": text, "alignment": record}
-                connection.execute(versions.insert().values(uid=uid, **row))
+                self._insert(connection, uid, (text, version, parent), record)
             elif taken.document != json.loads(text):
                 free = max(v.version for v in self._versions(connection, user_id, uid)) + 1
                 raise InputError(
@@ -57,6 +65,58 @@ class PersonaTable:
                 )
             self._point(connection, uid, version)
         return self.version(user_id, version)
+
+    def append_persona(
+        self,
+        since: UserState,
+        persona: Callable[[int, int | None], str | Mapping[str, Any]],
+        alignment: Mapping[str, Any] | None = None,
+        *,
+        first: str | Mapping[str, Any] | None = None,
+        lease: Lease | None = None,
+    ) -> StoredPersona:
+        """Keep the version that follows the current one, under the lowest number above all others, and make it
+        current; only where the current version is still the one of ``since``.
+
+        Args:
+            since: the state that the new version rests on.
+            persona: called with the new version's number and its parent's (None: it begins the chain); the document.
+            alignment: the record of how it came about, JSON-safe.
+            first: the document that the user's answers were under where the store has no version yet; it is kept as
+                the new one's parent.
+            lease: the right to align the user; given back, as ``release(aligned=True)`` does, with the version.
+
+        Raises:
+            InputError: no such document, or another user's.
+            UserForgotten: the user was forgotten after ``since`` was read; nothing is kept.
+            VersionConflict: another version became current after it was read, or the lease was lost; nothing is kept.
+        """
+        user_id = since.user_id
+        record = None if alignment is None else to_json(dict(alignment), f"alignment of {user_id!r}")
+        with self._database.writing() as connection:
+            uid = self._database.claim(connection, user_id, since)
+            self._check_version(connection, user_id, uid, since)
+            highest = connection.scalar(sa.select(sa.func.max(versions.c.version)).where(versions.c.uid == uid))
+            parent = since.version
+            if highest is None and first is not None:
+                row = document_of(user_id, first)
+                self._insert(connection, uid, row, None)
+                highest = parent = row[1]
+            number = 0 if highest is None else highest + 1
+            row = document_of(user_id, persona(number, parent))
+            if row[1:] != (number, parent):
+                raise InputError(
+                    f"persona of {user_id!r}: version {row[1]}, parent {row[2]}: expected version {number}, "
+                    f"parent {parent}"
+                )
+            self._insert(connection, uid, row, record)
+            self._point(connection, uid, number)
+            if lease is not None and not given_back(connection, lease, aligned=True):
+                raise VersionConflict(
+                    f"the lease on user {user_id!r} was lost: another process took the user for abandoned; expected "
+                    "to hold it to the end; nothing was written"
+                )
+        return self.version(user_id, number)
 
     def current(self, user_id: str) -> StoredPersona | None:
         """The current version, or None for a user who has none yet.
@@ -110,6 +170,24 @@ class PersonaTable:
                 raise InputError(f"rollback of {user_id!r} from {at} to {target!r}: expected one of {numbers}")
             self._point(connection, uid, target)
         return self.version(user_id, target)
+
+    def _check_version(self, connection: sa.Connection, user_id: str, uid: int, since: UserState | None) -> None:
+        if since is None:
+            return
+        now = connection.scalar(sa.select(current.c.version).where(current.c.uid == uid))
+        if now != since.version:
+            raise VersionConflict(
+                f"persona of {user_id!r}: version {now} became current while this was under way: expected "
+                f"{since.version}, which it rests on; nothing was written; begin again from the current version"
+            )
+
+    def _insert(
+        self, connection: sa.Connection, uid: int, row: tuple[str, int, int | None], record: str | None
+    ) -> None:
+        created = datetime.now(UTC).isoformat(timespec="milliseconds")
+        text, version, parent = row
+        values = {"version": version, "parent": parent, "created": created, "document": text, "alignment": record}
+        connection.execute(versions.insert().values(uid=uid, **values))
 
     def _version(self, connection: sa.Connection, user_id: str, uid: int, version: int | None) -> StoredPersona | None:
         """One version, the current one where ``version`` is None."""

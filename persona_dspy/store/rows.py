@@ -15,7 +15,19 @@ from typing import Any, TypeGuard
 from persona_dspy.core import Interaction
 from persona_dspy.errors import InputError
 
-__all__ = ["Forgotten", "StoredPersona", "body_of", "checked_key", "document_of", "interactions_of", "to_json"]
+__all__ = [
+    "DueUser",
+    "Forgotten",
+    "Lease",
+    "Observed",
+    "StoredPersona",
+    "UserState",
+    "body_of",
+    "checked_key",
+    "document_of",
+    "interactions_of",
+    "to_json",
+]
 
 _KEY_BYTES = 1200
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -54,6 +66,55 @@ class StoredPersona:
     def alignment(self) -> dict[str, Any] | None:
         """The alignment record, parsed."""
         return None if self.alignment_text is None else json.loads(self.alignment_text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserState:
+    """What the store said of a user at one moment. A write that is given it is refused where it rests on something
+    that is no longer so: ``UserForgotten``, ``VersionConflict``.
+
+    Args:
+        life: how many times the user was forgotten before.
+        uid: the user's number; None = nothing is kept of the user.
+        version: the current version; None = none yet.
+        next_seq: the number that the next interaction gets; it grows with each one.
+    """
+
+    user_id: str
+    life: int
+    uid: int | None
+    version: int | None
+    next_seq: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """What ``Store.observe`` did: ``new`` interactions kept; ``due``: all that wait for the user's next alignment."""
+
+    new: int
+    due: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DueUser:
+    """A user with interactions that wait for an alignment: how many, who holds the lease (0 = nobody) and how often
+    the holder has said that it is alive, how many alignments failed since the last that did not."""
+
+    user_id: str
+    new: int
+    holder: int
+    beats: int
+    failures: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """The right to align one user, held by one process at a time; ``new``: the interactions that it is for."""
+
+    user_id: str
+    uid: int
+    holder: int
+    new: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

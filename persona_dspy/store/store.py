@@ -15,17 +15,18 @@ import sqlalchemy as sa
 
 from persona_dspy.store.database import Database
 from persona_dspy.store.episodes import EpisodeTable
+from persona_dspy.store.leases import LeaseTable
 from persona_dspy.store.personas import PersonaTable
 from persona_dspy.store.profiles import ProfileTable
 from persona_dspy.store.rows import Forgotten, StoredPersona, checked_key
-from persona_dspy.store.tables import current, episodes, profiles, users, vectors, versions
+from persona_dspy.store.tables import current, due, episodes, profiles, users, vectors, versions
 
 __all__ = ["Forgotten", "Store", "StoredPersona"]
 
 _PAGE = 1000  # user ids read at once
 
 
-class Store(EpisodeTable, PersonaTable, ProfileTable):
+class Store(LeaseTable, EpisodeTable, PersonaTable, ProfileTable):
     """Everything the system keeps about its users. Thread-safe; several processes may open one database.
 
     Example:
@@ -101,14 +102,20 @@ class Store(EpisodeTable, PersonaTable, ProfileTable):
     def forget(self, user_id: str) -> Forgotten:
         """Remove everything kept of a user, from SQLite's files too: what stays are numbers and hashes.
 
+        A tombstone stays, a number under a keyed hash: writes that rest on what was known of the user before
+        (``since=``) are refused from now on, in every process. Whoever comes back under the same id starts anew.
+
         Memories of that user that are open in this process become empty at once; those of other processes at their
         next ``memory()``. Forgetting an unknown user removes nothing and says so.
         """
         checked_key(user_id, "user_id")
         removed = {table.name: 0 for table in (current, versions, profiles, vectors, episodes, users)}
         with self._database.writing() as connection:
+            self._database.lock_name(connection, user_id)
             uid = self._database.uid(connection, user_id)  # whoever is writing this user's rows finishes first
+            self._database.add_tombstone(connection, user_id)
             if uid is not None:
+                connection.execute(due.delete().where(due.c.uid == uid))
                 removed[current.name] = connection.execute(current.delete().where(current.c.uid == uid)).rowcount
                 for table in (versions, profiles, vectors, episodes, users):
                     removed[table.name] = self._database.erase(connection, table, table.c.uid == uid)

@@ -4,6 +4,8 @@ Not here: running them (``database.py``), what is written and read (``store.py``
 
 ``persona_users`` gives a user id its ``uid``, a random number that is never used again; ``persona_episodes``,
 ``persona_vectors``, ``persona_versions``, ``persona_profiles`` hold text by uid, ``persona_current`` the pointer;
+``persona_due`` counts what was observed since a user's last alignment and says which process aligns the user;
+``persona_tombstones`` counts how often a user was forgotten, under a hash keyed by ``persona_key``: no id, no text.
 ``persona_schema`` says which migrations ran. On SQLite a row whose text is blank was erased (``database.py`` says why
 it is still there); one with a uid below 0 belonged to a row that lies elsewhere now.
 """
@@ -14,7 +16,21 @@ from hashlib import blake2b
 
 import sqlalchemy as sa
 
-__all__ = ["MIGRATIONS", "current", "digest", "episodes", "meta", "profiles", "schema", "users", "vectors", "versions"]
+__all__ = [
+    "MIGRATIONS",
+    "current",
+    "digest",
+    "due",
+    "episodes",
+    "meta",
+    "profiles",
+    "schema",
+    "store_key",
+    "tombstones",
+    "users",
+    "vectors",
+    "versions",
+]
 
 _HASH = sa.LargeBinary(16)
 meta = sa.MetaData()
@@ -67,6 +83,23 @@ profiles = sa.Table(
     sa.Column("document", sa.Text, nullable=False),
 )
 
+due = sa.Table(
+    "persona_due",
+    meta,
+    sa.Column("uid", sa.BigInteger, primary_key=True),
+    sa.Column("new", sa.BigInteger, nullable=False),  # interactions observed and not yet aligned
+    sa.Column("holder", sa.BigInteger, nullable=False),  # the lease of whoever aligns the user; 0 = nobody does
+    sa.Column("beats", sa.BigInteger, nullable=False),  # goes up while the holder is alive
+    sa.Column("failures", sa.BigInteger, nullable=False),  # alignments that failed since the last that did not
+)
+tombstones = sa.Table(
+    "persona_tombstones",
+    meta,
+    sa.Column("hash", _HASH, primary_key=True),
+    sa.Column("times", sa.BigInteger, nullable=False),
+)
+store_key = sa.Table("persona_key", meta, sa.Column("key", sa.LargeBinary(32), nullable=False))
+
 # Schema n is reached by running steps 1..n. Append only: a step that was released is never edited. ``hash`` is
 # ``digest`` of the text beside it; no table has a clustered key, so that SQLite adds rows at the end.
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
@@ -93,6 +126,13 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         "CREATE TABLE persona_profiles (uid BIGINT NOT NULL, document TEXT NOT NULL)",
         "CREATE UNIQUE INDEX persona_profiles_uid ON persona_profiles (uid)",
+    ),
+    (
+        """CREATE TABLE persona_due (uid BIGINT NOT NULL PRIMARY KEY, new BIGINT NOT NULL, holder BIGINT NOT NULL,
+        beats BIGINT NOT NULL, failures BIGINT NOT NULL)""",
+        "CREATE INDEX persona_due_new ON persona_due (new)",
+        "CREATE TABLE persona_tombstones (hash {bytes} NOT NULL PRIMARY KEY, times BIGINT NOT NULL)",
+        "CREATE TABLE persona_key (key {bytes} NOT NULL)",
     ),
 )
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -41,7 +41,8 @@ class FakeServer:
         latency: seconds from request to answer; requests overlap.
         fault: ``fault(body, nth) -> Fault | None`` decides for each request; ``nth`` counts requests from 1.
         stall: seconds a ``timeout`` fault stays silent.
-        retry_after: seconds announced with a 429.
+        retry_after: seconds announced with a 429; None = not announced.
+        refusal_headers: sent with a 429, such as ``{"x-ratelimit-remaining-requests": "0"}``.
         port: 0 = a free one.
 
     Attributes:
@@ -60,11 +61,14 @@ class FakeServer:
         latency: float = 0.0,
         fault: Callable[[dict[str, Any], int], Fault | None] | None = None,
         stall: float = 30.0,
-        retry_after: float = 0.1,
+        retry_after: float | None = 0.1,
+        refusal_headers: Mapping[str, str] | None = None,
         port: int = 0,
     ) -> None:
         self.handlers, self.answer, self.latency, self.fault = handlers, answer, latency, fault
-        self.stall, self.retry_after, self.port = stall, retry_after, port
+        self.stall, self.port = stall, port
+        self.refusal_headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
+        self.refusal_headers |= refusal_headers or {}
         self.asked: Counter[str] = Counter()
         self.answered: Counter[str] = Counter()
         self.flying = self.peak = 0
@@ -124,12 +128,12 @@ class FakeServer:
                 return False
             await asyncio.sleep(self.stall if fault == "timeout" else self.latency)
             if fault in ("429", "500"):
-                writer.write(_refusal(fault, self.retry_after))
+                writer.write(_refusal(fault, self.refusal_headers))
                 await writer.drain()
                 return True
             text = "%%% no such form %%%" if fault == "unparsable" else self._text(body)
             if text is None:
-                writer.write(_refusal("500", self.retry_after))
+                writer.write(_refusal("500", {}))
                 await writer.drain()
                 return True
             reply = _completion(body, text[: len(text) // 2] if fault == "truncated" else text, fault == "truncated")
@@ -155,9 +159,9 @@ class FakeServer:
         return None if found is None else prompt.render(found)
 
 
-def _refusal(fault: str, retry_after: float) -> bytes:
+def _refusal(fault: str, headers: Mapping[str, str]) -> bytes:
     body = json.dumps({"error": {"message": "as asked: fail", "type": "server_error", "code": fault}}).encode()
-    extra = f"Retry-After: {retry_after}\r\n" if fault == "429" else ""
+    extra = "".join(f"{name}: {value}\r\n" for name, value in headers.items()) if fault == "429" else ""
     status = "429 Too Many Requests" if fault == "429" else "500 Internal Server Error"
     return _HEAD.format(status, len(body), extra).encode() + body
 

@@ -65,7 +65,7 @@ class Baseline(dspy.Module):
         declared: Any = dspy.ensure_signature(signature)
         self.query_field = next(iter(declared.input_fields))
         self.response_field, field = next(iter(declared.output_fields.items()))
-        self.kind = ResponseKind.of(field.annotation, [i.response for i in self.memory.interactions])
+        self.kind = ResponseKind.of_field(field, [i.response for i in self.memory.interactions])
         self.k, self.turn_tokens, self.adapter = k, turn_tokens, adapter
         own = own_labels(self.kind, self.memory) if labels == "own" else ()
         self.predict = dspy.Predict(narrowed(declared, own))

@@ -1,0 +1,83 @@
+"""A service whose users each have a persona that grows while it answers. Any number of workers may share its store:
+
+pip install fastapi uvicorn persona-dspy
+export OPENAI_API_KEY=... PERSONA_STORE=personas.db
+uvicorn fastapi_service:app --workers 2
+"""
+
+import os
+from contextlib import asynccontextmanager
+
+import dspy
+from fastapi import Depends, FastAPI, Header, HTTPException
+from pydantic import BaseModel, Field
+
+from persona_dspy import PersonaAgent, PersonaAlignment, Personas
+from persona_dspy.service import ServiceOptions
+from persona_dspy.store import Store
+
+
+class Draft(dspy.Signature):
+    """Draft a reply to a customer's message, in the words this support agent would use."""
+
+    message: str = dspy.InputField()
+    reply: str = dspy.OutputField()
+
+
+class Message(BaseModel):
+    message: str = Field(min_length=1, max_length=20_000)
+
+
+class Sent(Message):
+    reply: str = Field(min_length=1, max_length=20_000)
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI):
+    """Everything is made here, in the worker: connections and threads do not survive a fork."""
+    dspy.configure(lm=dspy.LM(os.environ.get("PERSONA_MODEL", "openai/gpt-4o-mini")))
+    where = os.environ.get("PERSONA_STORE", "personas.db")
+    options = ServiceOptions(queue=os.environ.get("PERSONA_QUEUE", "personas-queue"))
+    with Store.open(where) as store:
+        app.state.personas = Personas(store, PersonaAgent(Draft), PersonaAlignment(), every=3, options=options)
+        yield
+        await app.state.personas.aclose(timeout=30)
+
+
+app = FastAPI(lifespan=lifespan)
+
+
+def signed_in(x_user: str = Header(max_length=200)) -> str:
+    """Who asks. Take this from your own session or token: never from what a client may choose freely."""
+    if not x_user.strip():
+        raise HTTPException(401, "no user")
+    return x_user
+
+
+@app.post("/draft")
+async def draft(asked: Message, user: str = Depends(signed_in)):
+    program = await app.state.personas.afor_user(user)
+    prediction = await program.acall(message=asked.message)
+    return {"reply": prediction.reply, "persona_version": prediction.trace.persona_version}
+
+
+@app.post("/sent", status_code=202)
+async def sent(final: Sent, user: str = Depends(signed_in)):
+    """What the user really sent: the draft as edited, or a reply of the user's own."""
+    await app.state.personas.aobserve(user, final.message, final.reply)
+
+
+@app.get("/persona")
+async def persona(user: str = Depends(signed_in)):
+    program = await app.state.personas.afor_user(user)
+    return {"version": program.persona.value.version, "persona": program.persona.value.render()}
+
+
+@app.delete("/me")
+async def forget(user: str = Depends(signed_in)):
+    return [erasure.to_dict() for erasure in await app.state.personas.aforget(user)]
+
+
+@app.get("/health")
+async def health():
+    return app.state.personas.status()

@@ -1,0 +1,79 @@
+"""``--estimate``: what a command would take, said before anything is spent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from persona_dspy.cli.output import print_json
+
+if TYPE_CHECKING:
+    from persona_dspy.lm import Estimate
+
+__all__ = ["CallsPerSecond", "EstimateOption", "Retrieval", "estimate_compile", "print_estimate"]
+
+EstimateOption = Annotated[bool, typer.Option("--estimate", help="Say calls, tokens and money; spend nothing.")]
+Retrieval = Annotated[
+    Literal["bm25", "dense", "hybrid"],
+    typer.Option(help="How episodes are found: by words, by sentence vectors (models pull minilm), or both."),
+]
+CallsPerSecond = Annotated[float, typer.Option(min=0.001, help="For --estimate: LM calls a second, workers together.")]
+
+
+def estimate_compile(program: Any, optimizer: Any, histories: Sequence[Any], total: int, lm: Any) -> Estimate:
+    """What aligning ``total`` users takes, by what ``histories``, some of them, take with an LM that mostly errs."""
+    import dspy
+
+    from persona_dspy.core import Usage
+    from persona_dspy.lm import Estimate, Ledger, rehearsal_lm
+
+    ledger = Ledger()
+    with dspy.context(lm=rehearsal_lm()), ledger.recording():
+        for history in histories:
+            student = program(history)
+            if examples := student.examples():
+                optimizer.compile(student, trainset=examples)
+
+    def scaled(usage: Usage) -> Usage:
+        times = total / max(1, len(histories))
+        names = ("calls", "input_tokens", "output_tokens")
+        return Usage(**{name: round(times * getattr(usage, name)) for name in names})
+
+    return Estimate.of([(role, scaled(usage)) for role, usage in ledger.by_role.items()], lm)
+
+
+def print_estimate(estimate: Estimate, calls_per_second: float, *, as_json: bool) -> None:
+    """As a table by part, and a line for all."""
+    seconds = estimate.seconds(calls_per_second)
+    if as_json:
+        parts = {
+            name: {"calls": u.calls, "input_tokens": u.input_tokens, "output_tokens": u.output_tokens}
+            for name, u in estimate.parts
+        }
+        whole = {"calls": estimate.calls, "input_tokens": estimate.input_tokens, "usd": estimate.usd}
+        whole |= {"output_tokens": estimate.output_tokens, "seconds": round(seconds), "parts": parts}
+        print_json(whole)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    table = Table(title="About what it takes; nothing was spent")
+    for title in ("part", "LM calls", "input tokens", "output tokens"):
+        table.add_column(title, justify="left" if title == "part" else "right")
+    for name, usage in estimate.parts:
+        table.add_row(name, f"{usage.calls:,}", f"{usage.input_tokens:,}", f"{usage.output_tokens:,}")
+    total = (f"{estimate.calls:,}", f"{estimate.input_tokens:,}", f"{estimate.output_tokens:,}")
+    table.add_row("all", *total, style="bold")
+    console.print(table)
+    money = "price not known" if estimate.usd is None else f"{estimate.usd:.2f} US dollars"
+    rate = f"{seconds / 60:,.1f} minutes at {calls_per_second:g} calls a second (--calls-per-second)"
+    console.print(f"about {estimate.calls:,} LM calls, {money}, {rate}", markup=False, soft_wrap=True)
+    console.print(
+        "a rehearsal of some users with an LM that mostly errs, so rather too much than too little; a reasoning "
+        "model's thoughts are not counted",
+        markup=False,
+        soft_wrap=True,
+    )
