@@ -129,6 +129,45 @@ def test_without_a_gate_everything_passes():
     assert not gate.hopeless(SHORT, LONG, [1, 1], {0: 0.0})
 
 
+@pytest.mark.parametrize("gate", [HeldOutGate(), KFoldGate()], ids=lambda g: type(g).__name__)
+@given(pairs=SCORES)
+def test_what_does_no_harm_is_allowed_and_nothing_else(gate, pairs):
+    before, after = [b for b, _ in pairs], [a for _, a in pairs]
+    assert gate.allows(before, after) == all(a >= b for b, a in pairs)
+
+
+@given(pairs=SCORES)
+def test_only_a_gain_at_its_confidence_counts_for_a_sign_test(pairs):
+    before, after = [b for b, _ in pairs], [a for _, a in pairs]
+    assert not SignTestGate(0.5).allows(before, after)
+    assert AlwaysAccept().allows(before, after)
+    assert not any(gate.leads(before, after) for gate in (SignTestGate(0.5), AlwaysAccept(), AnchorGate(["i1"])))
+
+
+def test_anchors_allow_what_they_and_their_gate_allow():
+    gate = AnchorGate(["i1"])
+    assert gate.allows([0, 1, 1], [0, 1, 1])
+    assert not gate.allows([0, 1, 1], [1, 1, 0]), "an anchor is lost"
+    assert not gate.allows([0, 1, 1], [0, 0, 1]), "a held-out item is"
+    assert not AnchorGate(["i1"], SignTestGate()).allows([0, 1, 1], [1, 1, 1])
+    assert AnchorGate([]).allows([0], [0])
+
+
+def test_three_better_and_none_worse_lead():
+    gate = HeldOutGate()
+    assert gate.leads([0, 0, 0, 1], [1, 1, 1, 1])
+    assert not gate.leads([0, 0, 1], [1, 1, 1])
+    assert not gate.leads([0, 0, 0, 1], [1, 1, 1, 0.5])
+
+
+def test_the_most_that_is_held_out_may_be_set():
+    assert len(HeldOutGate(most=5).splits(examples(400))[0].held) == 5
+    assert len(gate_for(400, most=12).splits(examples(400))[0].held) == 12
+    assert len(gate_for(16, most=12).splits(examples(16))[0].held) == 4
+    with pytest.raises(InputError, match="most=1"):
+        HeldOutGate(most=1)
+
+
 @pytest.mark.parametrize("make", [lambda: HeldOutGate(0), lambda: KFoldGate(1), lambda: SignTestGate(1.0)])
 def test_impossible_settings_are_refused(make):
     with pytest.raises(InputError, match="expected"):
