@@ -1,19 +1,21 @@
 """STYLE's numbered invariants and DESIGN's contracts, on synthetic users with a hidden preference and a fake LM.
 
-I5 is in test_document.py, I7 in test_compile.py.
+I5 is in test_document.py too, I7 in test_compile.py.
 """
 
 import asyncio
 import contextvars
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from statistics import fmean
 
 import dspy
 import pytest
 
-from optimizers import AlwaysAccept, EditProposer, HeldOutGate, PersonaAlignment
+from optimizers import AlwaysAccept, HeldOutGate, KeywordProposer, PersonaAlignment
 from optimizers.proposals import Challenger
 from persona_dspy.agent.agent import PersonaAgent, personalize
+from persona_dspy.core.document import load_persona
 from persona_dspy.core.interactions import Interaction
 from persona_dspy.core.persona import Bullet, Edit, Persona
 from persona_dspy.data.files import UserHistory
@@ -21,7 +23,15 @@ from persona_dspy.errors import InputError
 from persona_dspy.fleet.compile import compile_users
 from persona_dspy.lm.ledger import Budget, Ledger
 from persona_dspy.testing.fake_lm import FakeLM
-from persona_dspy.testing.synthetic import LABELS, RuleFollower, SyntheticUser, TagFilm, rule_following_lm
+from persona_dspy.testing.synthetic import (
+    KINDS,
+    LABELS,
+    TOPICS,
+    RuleFollower,
+    SyntheticUser,
+    TagFilm,
+    rule_following_lm,
+)
 
 
 def agent_of(user, n=40, **options):
@@ -32,24 +42,68 @@ def held_out_accuracy(program, user, n=20):
     return fmean(program(description=i.query).tag == i.response for i in user.interactions(n, start=500))
 
 
-def align(user, lm=None, n=40, **options):
+def align(user, lm=None, n=40, recall_k=None, **options):
     lm = lm or rule_following_lm()
-    agent = agent_of(user, n)
+    agent = agent_of(user, n, recall_k=recall_k)
     with dspy.context(lm=lm):
         return PersonaAlignment(**options).compile(agent, trainset=agent.examples()), lm
 
 
-def test_i1_alignment_lifts_the_held_out_score():
+LMS = pytest.mark.parametrize("small", [True, False], ids=["small", "capable"])
+
+
+@LMS
+def test_i1_alignment_lifts_the_held_out_score(small):
     before, after = [], []
     for seed in range(6):
         user = SyntheticUser(seed=seed)
-        aligned, lm = align(user)
+        aligned, lm = align(user, rule_following_lm(small=small))
         with dspy.context(lm=lm):
             empty = aligned.with_persona(Persona(user_id=user.user_id))
             before.append(held_out_accuracy(empty, user))
             after.append(held_out_accuracy(aligned, user))
     assert fmean(before) < 0.6
     assert fmean(after) > 0.8
+
+
+@LMS
+@pytest.mark.parametrize("kind", KINDS)
+def test_i1_every_kind_of_user_is_answered_no_worse(kind, small):
+    for seed in range(3):
+        user = SyntheticUser(seed=seed, kind=kind)
+        agent = PersonaAgent(user.signature, history=user.interactions(40))
+        lm = rule_following_lm(small=small)
+        with dspy.context(lm=lm):
+            aligned = PersonaAlignment().compile(agent, trainset=agent.examples())
+        scores = aligned.alignment.scores
+        assert scores.final >= max(scores.initial, scores.without_persona)
+        assert not lm.engine.misses
+
+
+@pytest.mark.slow
+@LMS
+@pytest.mark.parametrize("kind", KINDS)
+def test_i1_a_fifth_of_noise_makes_at_most_one_of_20_users_worse(kind, small):
+    worse, gains = [], []
+    for seed in range(20):
+        user = SyntheticUser(seed=seed, kind=kind, noise=0.2)
+        agent = PersonaAgent(user.signature, history=user.interactions(40), recall_k=0)
+        with dspy.context(lm=rule_following_lm(small=small)):
+            aligned = PersonaAlignment().compile(agent, trainset=agent.examples())
+            empty = aligned.with_persona(Persona(user_id=user.user_id))
+            before, after = (
+                fmean(
+                    agent.kind.score(user.response(i.query), program(description=i.query)[agent.response_field])
+                    for i in user.interactions(40, start=1000)
+                )
+                for program in (empty, aligned)
+            )
+        gains.append(after - before)
+        worse += [seed] if after < before else []
+        scores = aligned.alignment.scores
+        assert scores.final >= scores.without_persona, seed
+    assert len(worse) <= 1, worse
+    assert fmean(gains) > 0.1
 
 
 class CountingTracker:
@@ -66,8 +120,9 @@ class CountingTracker:
     def end(self, metrics, ended="FINISHED"): ...
 
 
-def test_i2_calls_of_engine_ledger_and_tracker_are_equal():
-    lm, tracker, ledger = rule_following_lm(), CountingTracker(), Ledger()
+@LMS
+def test_i2_calls_of_engine_ledger_and_tracker_are_equal(small):
+    lm, tracker, ledger = rule_following_lm(small=small), CountingTracker(), Ledger()
     users = [SyntheticUser(seed=s) for s in range(3)]
     histories = [UserHistory(user_id=u.user_id, interactions=tuple(u.interactions(24))) for u in users]
     with dspy.context(lm=lm), ledger.recording():
@@ -95,10 +150,11 @@ class ThinksAloud(dspy.Module):
         return self.tag(description=description)
 
 
+@LMS
 @pytest.mark.parametrize("keeps", [True, False])
-def test_i2_holds_for_calls_past_all_adapters(keeps):
+def test_i2_holds_for_calls_past_all_adapters(keeps, small):
     tracker, ledger = CountingTracker(), Ledger()
-    lm = FakeLM(lambda p: None if p.outputs else "a thought", RuleFollower(), cache=keeps)
+    lm = FakeLM(lambda p: None if p.outputs else "a thought", RuleFollower(), cache=keeps, small=small)
     users = [SyntheticUser(seed=s) for s in range(2)]
     histories = [UserHistory(user_id=u.user_id, interactions=tuple(u.interactions(12))) for u in users]
     program = personalize(ThinksAloud(), user_id="template")
@@ -122,13 +178,42 @@ class WorsePersonas:
         return [Challenger(persona=incumbent.apply([Edit(op="add", bullet=bullet)]), edits=(bullet.sentence,))]
 
 
-def test_i3_a_challenger_that_scores_lower_is_never_kept():
+@LMS
+def test_i3_a_challenger_that_scores_lower_is_never_kept(small):
     for seed in range(4):
-        aligned, _ = align(SyntheticUser(seed=seed), proposer=WorsePersonas())
+        aligned, _ = align(SyntheticUser(seed=seed), rule_following_lm(small=small), proposer=WorsePersonas())
         scores = aligned.alignment.scores
-        assert scores.final >= max(scores.initial, 0)
+        assert scores.final >= max(scores.initial, scores.without_persona)
         for trial in (t for step in aligned.alignment.steps for t in step.trials):
-            assert not trial.accepted or trial.challenger_score > trial.incumbent_score
+            assert not trial.accepted or trial.challenger_score >= trial.incumbent_score
+        written = [t for step in aligned.alignment.steps if step.epoch for t in step.trials]
+        assert written and not any(t.accepted for t in written)
+
+
+class Liar:
+    """A capable LM that writes portraits and edits which are wrong for everything."""
+
+    def __init__(self):
+        self.inner = RuleFollower()
+
+    def __call__(self, prompt):
+        words = " or ".join(f'"{w}"' for marks in TOPICS.values() for w in marks)
+        line = {"section": "what decides", "text": f'If it mentions {words}, answer "history".', "strength": "strong"}
+        if "lines" in prompt.outputs:
+            return {"lines": [line | {"examples": [1, 2, 3]}]}
+        if "edits" in prompt.outputs:
+            return {"edits": [line | {"op": "add", "line": "", "attempts": [1]}]}
+        return self.inner(prompt)
+
+
+def test_i3_what_an_lm_makes_up_is_not_kept_where_it_does_harm():
+    for seed in range(4):
+        user = SyntheticUser(seed=seed)
+        aligned, _ = align(user, FakeLM(Liar(), small=False), recall_k=0)
+        scores = aligned.alignment.scores
+        assert scores.final >= scores.without_persona
+        for trial in (t for step in aligned.alignment.steps for t in step.trials):
+            assert not trial.accepted or trial.challenger_score >= trial.incumbent_score
 
 
 def test_i3_without_a_gate_the_same_challengers_are_kept():
@@ -155,15 +240,17 @@ def assert_nobody_else_is_seen(calls):
         assert prompt.system.count("Secret of user") == 1
 
 
-def test_i4_users_do_not_leak_under_threads():
-    lm, template = rule_following_lm(), PersonaAgent(TagFilm, user_id="template")
+@LMS
+def test_i4_users_do_not_leak_under_threads(small):
+    lm, template = rule_following_lm(small=small), PersonaAgent(TagFilm, user_id="template")
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda p: contextvars.copy_context().run(queries, lm, template, p), personas(20)))
     assert_nobody_else_is_seen(lm.engine.calls)
 
 
-def test_i4_users_do_not_leak_under_asyncio():
-    lm, template = rule_following_lm(), PersonaAgent(TagFilm, user_id="template")
+@LMS
+def test_i4_users_do_not_leak_under_asyncio(small):
+    lm, template = rule_following_lm(small=small), PersonaAgent(TagFilm, user_id="template")
 
     async def one(persona):
         mine = template.for_user(persona.user_id, [], persona)
@@ -179,8 +266,43 @@ def test_i4_users_do_not_leak_under_asyncio():
     assert_nobody_else_is_seen(lm.engine.calls)
 
 
-def test_i6_same_input_same_lineage():
-    first, second = (align(SyntheticUser(seed=5))[0] for _ in range(2))
+@LMS
+def test_i4_users_aligned_at_once_do_not_see_each_other(small):
+    """Every request to the LM, of whatever role, holds words of one user's past alone."""
+    lm, users = rule_following_lm(small=small), [SyntheticUser(seed=s) for s in range(3)]
+    histories = [
+        UserHistory(
+            user_id=u.user_id,
+            interactions=tuple(replace(i, query=f"{i.query} canary{u.seed}") for i in u.interactions(24)),
+        )
+        for u in users
+    ]
+    with dspy.context(lm=lm):
+        results = list(compile_users(agent_of(users[0], 0), histories, PersonaAlignment()))
+    assert all(r.document for r in results)
+    for prompt in lm.engine.calls:
+        said = prompt.system + prompt.user + str(prompt.turns)
+        assert sum(f"canary{u.seed}" in said for u in users) == 1
+
+
+@LMS
+def test_i5_import_sends_the_same_messages_to_the_lm(tmp_path, small):
+    user = SyntheticUser(seed=5)
+    aligned, lm = align(user, rule_following_lm(small=small))
+    aligned.persona.value.to_json(tmp_path / "p.json")
+    again = aligned.with_persona(load_persona(tmp_path / "p.json"))
+    del lm.engine.calls[:]
+    with dspy.context(lm=lm):
+        for program in (aligned, again):
+            program(description="a rocket leaves the planet")
+    first, second = lm.engine.calls
+    assert first == second
+    assert aligned.persona.value.render() in first.system
+
+
+@LMS
+def test_i6_same_input_same_lineage(small):
+    first, second = (align(SyntheticUser(seed=5), rule_following_lm(small=small))[0] for _ in range(2))
     assert first.persona.value.render() == second.persona.value.render()
     assert [s.model_dump(exclude={"usage"}) for s in first.alignment.steps] == [
         s.model_dump(exclude={"usage"}) for s in second.alignment.steps
@@ -221,8 +343,9 @@ def test_contract_3_the_student_is_not_changed_and_the_optimizer_is_native():
     assert aligned.alignment.steps
 
 
-def test_contract_4_a_simulation_sees_nothing_of_its_own_time_or_later():
-    user, lm = SyntheticUser(seed=4), rule_following_lm(heeds_turns=True)
+@LMS
+def test_contract_4_a_simulation_sees_nothing_of_its_own_time_or_later(small):
+    user, lm = SyntheticUser(seed=4), rule_following_lm(heeds_turns=True, small=small)
     agent = agent_of(user, 30, recall_k=30)
     past = {i.query: n for n, i in enumerate(agent.memory.interactions)}
     with dspy.context(lm=lm):
@@ -236,7 +359,9 @@ def test_contract_4_a_simulation_sees_nothing_of_its_own_time_or_later():
         seen = [past[next(q for q in past if q in turn[0])] for turn in prompt.turns]
         assert all(position < now for position in seen)
         assert all(position < 30 - held for position in seen), "a gate item was recalled"
-    for prompt in (p for p in lm.engine.calls if "mistakes" in p.fields or "attempt" in p.fields):
+    reflecting = [p for p in lm.engine.calls if "description" not in p.fields]
+    assert reflecting
+    for prompt in reflecting:
         gate = [i.query for i in agent.memory.interactions[-held:]]
         assert not any(q in prompt.user or q in prompt.system for q in gate), "a gate item was fitted on"
 
@@ -272,14 +397,19 @@ def test_contract_5_scores_and_gate_size_are_in_the_record():
     accepted = [t for s in record.steps for t in s.trials if t.accepted]
     assert accepted
     assert all(t.challenger_score is None or t.challenger_score <= t.incumbent_score for t in rejected)
+    assert all(t.challenger_score >= t.incumbent_score for t in accepted)
+    assert {t.outcome for t in accepted} == {"accepted"} and "accepted" not in {t.outcome for t in rejected}
 
 
-@pytest.mark.parametrize("calls", [0, 1, 9, 20])
-def test_contract_6_a_budget_stops_cleanly_with_the_best_so_far(calls):
-    aligned, lm = align(SyntheticUser(seed=7), budget=Budget(calls=calls))
+@LMS
+@pytest.mark.parametrize("calls", [0, 1, 9, 12])
+def test_contract_6_a_budget_stops_cleanly_with_the_best_so_far(calls, small):
+    aligned, lm = align(SyntheticUser(seed=7), rule_following_lm(small=small), budget=Budget(calls=calls))
     assert len(lm.engine.calls) <= calls
     assert aligned.alignment.stopped.startswith("budget")
     assert aligned.persona.value.render()
+    if calls <= 1:
+        assert aligned.persona.value == aligned.persona.initial, "nothing was judged"
 
 
 def test_contract_7_episodes_are_turns_with_the_nearest_last():
@@ -327,5 +457,5 @@ def test_too_few_interactions_keep_the_initial_persona():
 
 
 def test_the_fake_proposes_when_mining_is_off():
-    aligned, _ = align(SyntheticUser(seed=2), proposer=EditProposer(mine=False))
+    aligned, _ = align(SyntheticUser(seed=2), proposer=KeywordProposer(mine=False))
     assert aligned.alignment.accepted > 0
