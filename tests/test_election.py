@@ -240,6 +240,14 @@ def test_on_a_tie_edits_that_mend_are_kept_unless_what_is_alike_got_worse(alike,
     assert trial.outcome == ("accepted" if accepted else "no difference")
 
 
+@pytest.mark.xfail(strict=True, reason="a tie that the gate accepts as shorter skips what is alike")
+def test_on_a_tie_a_shorter_persona_must_not_make_what_is_alike_worse():
+    replays = Replays([0, 1], ([1.0, 0.0], [0.0, 0.0]))
+    challenger = Challenger(persona=OLD, edits=("revise",), from_mistakes=True)
+    trial = election(Scripted(Old=[1, 0], New=[1, 0]), held=2).stand(NEW, challenger, replays.mistakes)
+    assert (trial.accepted, len(replays.asked)) == (False, 2)
+
+
 def test_edits_that_mend_and_do_harm_are_refused():
     replays = Replays([1, 1])
     trial, _ = stood(replays, new=[0, 0, 1, 1])
