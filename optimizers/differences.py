@@ -7,40 +7,47 @@ from difflib import SequenceMatcher
 
 __all__ = ["differences"]
 
-_ALIKE = 0.5  # share of words and signs in common from which on one text is a version of the other
+_ALIKE = 0.6  # share of words and signs in common from which on one text is a version of the other
+_MOST = 1200  # words and signs: longer texts are compared at both ends by whoever reads them
 _CONTEXT = 3  # words around a change, so that it can be found
-_TOKEN = re.compile(r"\n|[^\S\n]+|\w+|[^\w\s]")
+_LONG = 240  # characters of one change; longer ones keep both ends
+_TOKEN = re.compile(r"\n+|\w+|[^\w\s]")
 
 
 def differences(ours: str, own: str, *, most: int = 12) -> list[str]:
     """The changes that turn ``ours`` into ``own``, in order, at most ``most`` of them, the largest; line breaks as ⏎.
-    None where the texts share so little that one is not a version of the other.
+    None where the texts share so little that one is not a version of the other, or are very long.
 
     Example:
         >>> differences("Dear Ana, thanks a lot for your mail.", "Hi Ana, thanks for your mail.")
         ['"Dear" -> "Hi" (before: "Ana, thanks")', 'dropped "a lot" (after: "Dear Ana, thanks")']
     """
-    before, after = (_TOKEN.findall(text) for text in (ours, own))
-    changes: list[tuple[int, int, str]] = []
-    matcher = SequenceMatcher(None, before, after, autojunk=False)
-    if matcher.ratio() < _ALIKE:
+    before, after = (list(_TOKEN.finditer(text)) for text in (ours, own))
+    if max(len(before), len(after)) > _MOST:
         return []
+    matcher = SequenceMatcher(None, [_sign(m) for m in before], [_sign(m) for m in after], autojunk=False)
+    if matcher.real_quick_ratio() < _ALIKE or matcher.quick_ratio() < _ALIKE or matcher.ratio() < _ALIKE:
+        return []
+    changes: list[tuple[int, int, str]] = []
     for op, a, b, c, d in matcher.get_opcodes():
-        old, new = _text(before[a:b]), _text(after[c:d])
+        old, new = _text(ours, before[a:b]), _text(own, after[c:d])
         if op == "equal" or old == new:
             continue
         what = f'"{old}" -> "{new}"' if old and new else f'dropped "{old}"' if old else f'added "{new}"'
-        changes.append((max(b - a, d - c), len(changes), f"{what} {_place(before, a, b)}"))
+        left, right = _text(ours, before[max(0, a - _CONTEXT) : a]), _text(ours, before[b : b + _CONTEXT])
+        place = f'(after: "{left}")' if left else f'(before: "{right}")' if right else "(the whole text)"
+        changes.append((max(b - a, d - c), len(changes), f"{what} {place}"))
     largest = sorted(changes, key=lambda change: -change[0])[:most]
     return [said for _, _, said in sorted(largest, key=lambda change: change[1])]
 
 
-def _place(words: list[str], start: int, end: int) -> str:
-    left, right = _text(words[max(0, start - 2 * _CONTEXT) : start]), _text(words[end : end + 2 * _CONTEXT])
-    if left:
-        return f'(after: "{left}")'
-    return f'(before: "{right}")' if right else "(the whole text)"
+def _sign(match: re.Match[str]) -> str:
+    return "\n" if match[0].startswith("\n") else match[0]
 
 
-def _text(words: list[str]) -> str:
-    return re.sub(r"\s+", " ", "".join(words).replace("\n", " ⏎ ")).strip()
+def _text(text: str, tokens: list[re.Match[str]]) -> str:
+    """The part of ``text`` from the first to the last of ``tokens``, on one line."""
+    if not tokens:
+        return ""
+    part = re.sub(r"\s+", " ", text[tokens[0].start() : tokens[-1].end()].replace("\n", " ⏎ ")).strip()
+    return part if len(part) <= _LONG else f"{part[: _LONG // 2]} ... {part[-_LONG // 2 :]}"

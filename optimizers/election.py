@@ -93,20 +93,20 @@ class Election:
         may_tie = challenger.harmless or bool(mended)
         if not self._played(incumbent, challenger.persona, old, new, may_tie=may_tie, leading=leading):
             was, now = self._known(old), self._known(new)
-            harmed = any(now[i] < was[i] for i in now if i in was)
-            reason, outcome = f"given up after {len(now)}", "worse" if harmed else "no difference"
+            reason, outcome = f"given up after {len(now)}", _outcome([was[i] for i in now], list(now.values()))
             return _trial(edits, fmean(was.values()), None, False, reason, outcome)
         before, after = self.score(old), self.score(new)
         verdict = self.gate.judge(incumbent, challenger.persona, before, after)
         accepted, reason = verdict.accepted, verdict.reason
-        if not accepted and may_tie and self.gate.allows(before, after):
-            accepted, reason = True, "does no harm"
+        gains = accepted and verdict.challenger > verdict.incumbent
+        if not gains and may_tie and (accepted or self.gate.allows(before, after)):
+            accepted, reason = True, reason if accepted else "does no harm"
             if mistakes is not None and not challenger.harmless:
                 was_alike, now_alike = mistakes.alike(incumbent, challenger.persona, mended)
                 accepted = sum(now_alike) >= sum(was_alike)
                 reason = f"mends {len(mended)} of {len(mistakes.before)} recent mistakes, "
                 reason += "breaks nothing" if accepted else "but answers to queries like them got worse"
-        outcome = "worse" if sum(after) < sum(before) else "no difference" if before == after else "untested"
+        outcome = _outcome(before, after)
         return _trial(edits, verdict.incumbent, verdict.challenger, accepted, reason, outcome)
 
     def _played(
@@ -126,7 +126,7 @@ class Election:
         led: bool | None = False
         for block in self._blocks(order):
             self._play(old, block)
-            self._play(new, [i for i in block if before[i] < RIGHT])
+            self._play(new, [i for i in block if self.judge is not None or before[i] < RIGHT])
             if self._hopeless(incumbent, challenger, old, new, may_tie):
                 return False
             led = self._led(old, new, led, leading)
@@ -194,6 +194,12 @@ class Election:
         listed = list(items)
         size = self.simulator.concurrency if self.judge is None else max(1, len(self.held))  # one request for all
         return [listed[at : at + size] for at in range(0, len(listed), size)]
+
+
+def _outcome(before: Sequence[float], after: Sequence[float]) -> Outcome:
+    if sum(after) < sum(before):
+        return "worse"
+    return "no difference" if list(before) == list(after) else "untested"
 
 
 def _trial(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean
 from typing import Any
@@ -44,6 +44,8 @@ from persona_dspy.lm import Ledger, is_small
 from persona_dspy.memory import content_words, facts
 
 __all__ = ["Run"]
+
+ENOUGH = 12  # interactions of a past that can spare the latest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +161,12 @@ class Run:
             self._stand(first, lambda: self._from_cohort(first))
         if proposer is not None and (together or not self._perfect(first)):
             base = counts[0].persona if together else self.incumbent
-            self._stand(first, lambda: proposer.from_past(base, self._evidence(first)))
+            evidence = self._evidence(first)
+            earlier = self._before(self._batch(first), first)
+            portrays = getattr(proposer, "portrait", None) is not None
+            if portrays and len(earlier) >= ENOUGH:  # a portrait that has read what is simulated next would know it
+                evidence = replace(evidence, past=earlier)
+            self._stand(first, lambda: proposer.from_past(base, evidence))
             if together and not self.incumbent.bullets:
                 self._stand(first, lambda: counts)
         if self.options.summary is not None and not self._perfect(first):
@@ -377,7 +384,7 @@ class Run:
             bare = self.incumbent.model_copy(update={"bullets": kept})
             score = fmean(election.score(bare))
             if score > end:
-                self.incumbent, end = bare, score
+                self.incumbent, end, self.accepted = bare, score, 0
                 self.notes.append("left out what was learned and counted: it did harm on the held-out interactions")
         self.scores = Scores(without_persona=without, initial=start, final=end)
         self.tell("scored", **self.scores.model_dump())
@@ -412,6 +419,7 @@ class Run:
             scores=self.scores,
             gate_size=len(self.rounds[0].election.held),
             accepted=self.accepted,
+            unread=len(self.unread),
             steps=tuple(self.steps),
             stopped=self.stopped,
             notes=tuple(self.notes),

@@ -169,7 +169,6 @@ def test_a_harmless_challenger_is_kept_where_it_does_no_harm(new, accepted, outc
         assert (trial.incumbent_score, trial.challenger_score) == (0.75, 0.75)
 
 
-@pytest.mark.xfail(strict=True, reason="given up, it counts as worse, and its edits never stand again")
 @pytest.mark.parametrize("harmless", [True, False])
 def test_one_that_mends_as_many_as_it_breaks_is_not_worse(harmless):
     trial = election(Scripted(Old=[1, 0, 1, 1], New=[1, 1, 1, 0])).stand(OLD, standing(harmless=harmless))
@@ -240,7 +239,6 @@ def test_on_a_tie_edits_that_mend_are_kept_unless_what_is_alike_got_worse(alike,
     assert trial.outcome == ("accepted" if accepted else "no difference")
 
 
-@pytest.mark.xfail(strict=True, reason="a tie that the gate accepts as shorter skips what is alike")
 def test_on_a_tie_a_shorter_persona_must_not_make_what_is_alike_worse():
     replays = Replays([0, 1], ([1.0, 0.0], [0.0, 0.0]))
     challenger = Challenger(persona=OLD, edits=("revise",), from_mistakes=True)

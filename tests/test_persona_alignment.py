@@ -62,9 +62,6 @@ class Feedback:
         return self.inner(incumbent, evidence)
 
 
-ANCHORS = pytest.mark.xfail(strict=True, raises=InputError, reason="calls() asks a gate to split unnamed examples")
-
-
 @pytest.mark.parametrize("small", [True, False], ids=["small", "capable"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_user_is_learned(kind, small):
@@ -122,7 +119,7 @@ def test_four_interactions_are_enough():
     [
         KFoldGate(3),
         SignTestGate(0.75),
-        pytest.param(AnchorGate(["i5", "i9"]), marks=ANCHORS),
+        pytest.param(AnchorGate(["i5", "i9"])),
         AlwaysAccept(8),
     ],
     ids=lambda g: type(g).__name__,
@@ -496,7 +493,6 @@ def test_a_budget_that_ends_once_a_lead_is_lost_returns_the_incumbent(calls, ver
     assert all(e["persona"] == aligned.persona.value.render() for e in told[-1:])
 
 
-@ANCHORS
 def test_facts_do_not_count_anchors_while_others_are_simulated():
     said = ["horror"] * 4 + ["sci-fi"] * 8 + ["romance"] * 3 + ["sci-fi"] * 5
     past = [Interaction(user_id="u", query=f"film {n}", response=r, id=f"i{n}") for n, r in enumerate(said)]
@@ -516,7 +512,7 @@ def test_facts_do_not_count_anchors_while_others_are_simulated():
         HeldOutGate(2),
         SignTestGate(0.9, size=4),
         SignTestGate(0.9, size=3),
-        pytest.param(AnchorGate(["i0"], HeldOutGate(4)), marks=ANCHORS),
+        pytest.param(AnchorGate(["i0"], HeldOutGate(4))),
     ],
     ids=lambda g: f"{type(g).__name__} {getattr(g, 'size', '')}",
 )
@@ -657,7 +653,6 @@ def test_more_is_spent_for_more(n):
     assert PersonaAlignment(auto="light").calls(3) == 0
 
 
-@ANCHORS
 def test_calls_are_known_before_for_anchors_too():
     assert PersonaAlignment(gate=AnchorGate(["i1"])).calls(40) > 0
 
@@ -717,10 +712,7 @@ def test_no_drafts_are_compared_by_a_small_lm_or_where_a_metric_says(options):
     assert "compared" not in " ".join(aligned.alignment.notes)
 
 
-OUTSIDE = pytest.mark.xfail(strict=True, reason="perfect() and the final scores ask outside of any step")
-
-
-@pytest.mark.parametrize("n", [pytest.param(8, marks=OUTSIDE), 40])
+@pytest.mark.parametrize("n", [8, 40])
 def test_verdicts_that_cannot_be_read_are_draws_and_counted(n):
     user, inner = SyntheticUser(seed=3, kind="style"), rule_following_lm().engine.handlers[0]
     lm = FakeLM(lambda p: "gibberish" if "verdicts" in p.outputs else inner(p), small=False)

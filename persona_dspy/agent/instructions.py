@@ -10,9 +10,11 @@ from persona_dspy.core import ResponseKind
 __all__ = ["described", "judged_by", "with_task_told"]
 
 _TURNS = (
-    "Earlier turns, where there are any, are this user's own past: what was asked, and what this user really answered. "
-    "What counts is how this user would answer now, not what is right in general."
+    "Earlier turns, where there are any, are this user's own past: what was asked, and what this user really answered; "
+    "the last ones are most like what is asked now{}. "
+    "What counts is how this user would answer, not what is right in general."
 )
+_SKEWED = ", and rare answers are shown more often than they were given"
 
 
 def judged_by(kind: ResponseKind) -> str:
@@ -23,7 +25,7 @@ def judged_by(kind: ResponseKind) -> str:
             "this user would give."
         )
     if kind.name == "rating":
-        return f"Answer from {kind.low:g} to {kind.high:g}; the nearer to the user's own answer, the better."
+        return f"Answer from {kind.low:g} to {kind.high:g}; what counts is how far it is from the user's own answer."
     return "The nearer the answer comes to the user's own, in what it says and how it says it, the better."
 
 
@@ -37,7 +39,8 @@ def with_task_told(signature: Any, kind: ResponseKind) -> Any:
         >>> told.instructions.splitlines()[0]
         'Tag the film.'
     """
-    return signature.with_instructions(f"{signature.instructions}\n{_TURNS} {judged_by(kind)}")
+    turns = _TURNS.format("" if kind.name == "text" else _SKEWED)
+    return signature.with_instructions(f"{signature.instructions}\n{turns} {judged_by(kind)}")
 
 
 def described(signature: Any, query: str, response: str, kind: ResponseKind) -> str:

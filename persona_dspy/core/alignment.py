@@ -112,16 +112,12 @@ class Alignment(BaseModel):
     scores: Scores = Scores()
     gate_size: int = 0
     accepted: int = Field(default=0, description="challengers accepted")
+    unread: int = Field(default=0, ge=0, description="answers of the reflecting LM that could not be read, in all")
     steps: tuple[AlignmentStep, ...] = ()
     stopped: str = ""
     notes: tuple[str, ...] = ()
     usage: dict[str, UsageRecord] = Field(default_factory=dict, description="by role, and 'total'")
     options: dict[str, Any] = Field(default_factory=dict)
-
-    @property
-    def unread(self) -> int:
-        """Answers of the reflecting LM that could not be read, over all steps."""
-        return sum(step.unread for step in self.steps)
 
     @property
     def total(self) -> UsageRecord:

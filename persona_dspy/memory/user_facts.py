@@ -48,7 +48,7 @@ def _label_facts(past: Sequence[Interaction], kind: ResponseKind) -> list[Bullet
         if not _by_chance(times, len(late), before[label], before.total()):
             text = f'Lately answers "{label}" more often than before: {times} of the last {len(late)}, '
             text += f"{before[label]} of the {before.total()} before."
-            lines.append(_fact("preferences", text, late, times))
+            lines.append(_fact("who", text, late, times))
     return lines
 
 
@@ -104,7 +104,7 @@ def _rating_facts(past: Sequence[Interaction], kind: ResponseKind) -> list[Bulle
         shift = fmean(late) - fmean(early)
         if abs(shift) >= (kind.high - kind.low) / 8 and not _alike(early, late):
             text = f"Lately gives {fmean(late):.1f} on average, {fmean(early):.1f} before."
-            lines.append(_fact("preferences", text, past[cut:], len(late)))
+            lines.append(_fact("who", text, past[cut:], len(late)))
     return lines
 
 
