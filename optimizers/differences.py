@@ -7,7 +7,7 @@ from difflib import SequenceMatcher
 
 __all__ = ["differences"]
 
-_ALIKE = 0.6  # share of words and signs in common from which on one text is a version of the other
+_ALIKE = 0.5  # share of words and signs in common from which on one text is a version of the other
 _MOST = 1200  # words and signs: longer texts are compared at both ends by whoever reads them
 _CONTEXT = 3  # words around a change, so that it can be found
 _LONG = 240  # characters of one change; longer ones keep both ends

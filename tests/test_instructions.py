@@ -30,7 +30,7 @@ class Tag(dspy.Signature):
     ("kind", "says"),
     [
         ("label", ["exactly the user's own", "several would be true"]),
-        ("rating", ["from 1 to 5", "nearer"]),
+        ("rating", ["from 1 to 5", "how far"]),
         ("text", ["nearer", "how it says it"]),
     ],
 )

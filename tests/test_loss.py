@@ -118,7 +118,7 @@ def test_long_texts_are_clipped_to_what_the_lm_has_room_for():
     assert len(long.shown(SMALL)) < 4 * (2 * SMALL.response + SMALL.query) + 200  # what differs is one word
     assert len(long.shown(SMALL)) < len(long.shown(LARGE))
     short = Simulated(interaction_id="i", query="one\ntwo", answer="a\n\nb", gold="c", score=0).shown(SMALL)
-    assert "one\ntwo" in short and "a\n\nb" in short, "line breaks are how one writes"
+    assert "one\n    two" in short and "a\n    \n    b" in short, "line breaks are how one writes"
 
 
 def test_of_longer_texts_the_changes_are_told_and_of_recalled_ones_none():

@@ -526,7 +526,7 @@ def test_counts_that_do_harm_are_not_taken_up(gate):
     assert not aligned.persona.value.bullets
     assert record.scores.without_persona == record.scores.initial == record.scores.final
     (counted,) = record.steps[0].trials
-    assert (counted.accepted, counted.outcome) == (False, "worse")
+    assert not counted.accepted and counted.outcome in ("worse", "untested")
 
 
 def counting_lm(counted, else_="sci-fi"):

@@ -206,7 +206,7 @@ def test_it_reads_the_task_the_lines_with_what_they_rest_on_and_what_was_tried()
     assert "attempt 1" in attempts and "what it shows: Finds ghosts funny." in attempts
     assert "attempt 2" in attempts and "the same as the user's own" in attempts
     assert "came up in 3 steps: Finds ghosts funny." in attempts
-    assert "made answers worse (do not repeat): add Likes puns." in before
+    assert "made answers worse on balance (do not repeat): add Likes puns." in before
     assert "made no difference to the answers it was tried on: add Likes rain." in before
     assert "mended some answers and broke others: add Likes snow." in before
 
