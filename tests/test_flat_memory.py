@@ -4,7 +4,6 @@ import gc
 import importlib
 
 import dspy
-import pytest
 from pydantic import BaseModel
 from test_architecture import NAMES
 
