@@ -1,5 +1,6 @@
 from .figures import curve as curve
 from .figures import learning_curve as learning_curve
+from .figures import learning_curve_json as learning_curve_json
 from .figures import systems_figure as systems_figure
 from .fleet_figures import FleetFigures as FleetFigures
 from .page import report_page as report_page
