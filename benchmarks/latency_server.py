@@ -120,8 +120,6 @@ class Server:
         self.pipe.send("count")
         return self.pipe.recv()
 
-    def lm(self) -> dspy.LM:
-        # A model with a known price: DSPy searches its whole list for the price of any other, at each call
-        return dspy.LM(
-            "openai/gpt-4o-mini", api_base=self.url, api_key="none", engine="lm15", temperature=0.0, cache=False
-        )
+    def lm(self, model: str = "openai/gpt-4o-mini") -> dspy.LM:
+        """An LM there; by default of a model with a known price: DSPy searches its list for any other, at each call."""
+        return dspy.LM(model, api_base=self.url, api_key="none", engine="lm15", temperature=0.0, cache=False)

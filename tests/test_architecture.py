@@ -153,6 +153,7 @@ CROSSCUTTING = {
     "docs",
     "docs_commands",
     "examples",
+    "flat_memory",
     "fleet_faults",
     "injection",
     "invariants",

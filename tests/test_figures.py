@@ -8,12 +8,14 @@ import pytest
 from persona_dspy.core.alignment import Alignment, AlignmentStep, Scores, Trial
 from persona_dspy.errors import RunError
 from persona_dspy.report.figures import (
+    CurvePoint,
     before_and_after,
     curve,
     each_user,
     fleet_curve,
     label,
     learning_curve,
+    learning_curve_json,
     systems_figure,
 )
 from persona_dspy.report.map_figures import map_figure, similarity_figure
@@ -58,6 +60,19 @@ def test_a_curve_follows_the_persona_in_force():
 def test_no_curve_where_nothing_was_held_out():
     assert curve(RECORD.model_copy(update={"scores": Scores()})) == []
     assert all(not trace["y"] for trace in data(learning_curve([])))
+
+
+@pytest.mark.parametrize("count", [0, 3, 30])
+def test_the_curve_as_json_is_plotlys(count):
+    points = [
+        CurvePoint(
+            trial=n, score=0.5, tried=0.1 * n if n % 2 else None, accepted=n % 3 == 0, edits=("<a>",), reason="ö"
+        )
+        for n in range(count)
+    ]
+    for flat in (None, 0.25):
+        drawn = learning_curve(points, without_persona=flat).to_json()
+        assert json.loads(learning_curve_json(points, without_persona=flat)) == json.loads(drawn)
 
 
 @pytest.mark.parametrize(

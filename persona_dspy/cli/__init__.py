@@ -20,6 +20,7 @@ from persona_dspy.cli import judge as _judge
 from persona_dspy.cli import models as _models
 from persona_dspy.cli import personas as _personas
 from persona_dspy.cli import report as _report
+from persona_dspy.cli import reproduce as _reproduce
 from persona_dspy.cli import status as _status
 from persona_dspy.cli import store as _store
 from persona_dspy.errors import PersonaError
@@ -57,6 +58,7 @@ _store.register(app)
 _forget.register(app)
 _judge.register(app)
 _report.register(app)
+_reproduce.register(app)
 
 
 # Typer carries a click of its own, whose errors the click package's classes do not catch.

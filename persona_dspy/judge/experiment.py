@@ -99,6 +99,7 @@ class Experiment:
         task: by which all answers are scored.
         chosen: the systems, in the order of the table.
         bad_rows: what was passed over in the data, where that was allowed.
+        protocol_options: the options as the protocol has them.
     """
 
     def __init__(  # noqa: PLR0913 - keyword-only, each with a default
@@ -123,6 +124,7 @@ class Experiment:
             scale=options.get("scale", ()),
             cold=options.get("cold", ()),
         )
+        self.protocol_options: Mapping[str, Any] = recorded
         self.chosen = list(dict.fromkeys(v.without(recorded) for v in chosen))
         self.setting = with_retrievers(self.setting, self.chosen)
         self.bad_rows: list[BadRow] = []
@@ -175,6 +177,7 @@ class Experiment:
         *,
         workers: int | None = None,
         budget: Budget | None = None,
+        ledger: Ledger | None = None,
         tracker: Tracker | None = None,
         on_start: Callable[[Results], None] | None = None,
         on_row: Callable[[Judged], None] | None = None,
@@ -184,6 +187,7 @@ class Experiment:
         Args:
             workers: calls in flight; by default 1 for a model in this process, where two gain nothing, else 4.
             budget: bounds of this run; the same call goes on where it ended.
+            ledger: counts the calls instead of one made for ``budget``, as where several experiments share one.
             tracker: gets the protocol as parameters and the table as metrics.
             on_start: told of the rows that are there; ``on_row``: of each new one.
 
@@ -194,11 +198,11 @@ class Experiment:
         from persona_dspy.lm import TerseJSON, check_lm
         from persona_dspy.tracking import NullTracker
 
-        model, ledger = self.model(), Ledger(budget=budget)
-        if model is not None:
-            check_lm(model)
+        model, ledger = self.model(), ledger or Ledger(budget=budget)
         workers = workers or _workers(model)
         results = self.results(workers)
+        if model is not None and self.left(results):
+            check_lm(model)
         if on_start:
             on_start(results)
         adapter = TerseJSON() if getattr(model, "supports_response_schema", False) else dspy.ChatAdapter()
@@ -224,6 +228,11 @@ class Experiment:
             write_text(self.out / "table.md", evaluation.table.to_markdown())
             tracker.end(_metrics(evaluation.table), ended)
         return evaluation
+
+    def left(self, results: Results) -> int:
+        """How many answers are missing."""
+        pairs = [(p, v) for p in self.people for v in self.chosen]
+        return sum(len({q.id for q in p.queries} - results.answered(v.name, p.user_id)) for p, v in pairs)
 
     def evaluation(self, results: Results, complete: bool, stopped: str = "") -> Evaluation:
         """The rows of this experiment's users, queries and systems, scored."""

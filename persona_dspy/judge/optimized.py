@@ -9,9 +9,9 @@ import dspy
 import gepa
 
 from optimizers import HeldOutGate, PersonaGEPAAdapter
-from persona_dspy.agent import PersonalProgram
+from persona_dspy.agent import PersonalProgram, as_persona
 from persona_dspy.core import Alignment, Persona, Scores
-from persona_dspy.lm import Ledger, current_ledger, role
+from persona_dspy.lm import Ledger, current_ledger, reserved, role
 from persona_dspy.memory import SemanticMemory, facts
 
 __all__ = ["GEPA", "Portrait"]
@@ -78,7 +78,7 @@ class GEPA:
 def _reflect(prompt: Any) -> str:
     """The LM of the run, asked as it is: GEPA brings its own prompt."""
     lm: Any = dspy.settings.lm
-    with role("update"):
+    with role("update"), reserved():
         answer = lm(prompt) if isinstance(prompt, str) else lm(messages=prompt)
     return answer[0] if isinstance(answer[0], str) else str(answer[0].get("text") or "")
 
@@ -101,7 +101,9 @@ class Portrait:
         """A copy of ``student`` under that persona; the initial one stays where the LM's summary cannot be read."""
         program = student.deepcopy()
         past = program.memory.interactions
-        bullets = SemanticMemory()(interactions=past).bullets
+        adapter: Any = program.adapter
+        with as_persona("", adapter=adapter):  # asks the budget before each call
+            bullets = SemanticMemory()(interactions=past).bullets
         if bullets:
             persona = Persona(user_id=program.user_id, bullets=tuple(bullets), version=1, parent=0)
             program = program.with_persona(persona.with_facts(facts(past, program.kind)))

@@ -88,7 +88,7 @@ class Setting:
         recent, epochs = variant.recent or self.recent, variant.epochs or self.epochs
         if variant.system == "persona" and self.align is not None:
             return self.align(recent=recent, epochs=epochs)
-        if variant.system == "portrait":
+        if variant.system == "portrait" or "no-alignment" in variant.changes:  # the paper's: a summary, not aligned
             return Portrait()
         gate = HeldOutGate(self.gate)
         if variant.system == "gepa":
@@ -156,8 +156,11 @@ class Prepared:
     @property
     def needs_preparation(self) -> bool:
         """Whether there is LM work to do before the first query."""
-        aligned = not {"no-alignment", "no-persona"} & set(self.variant.changes)
-        return aligned and (self.is_agent or self.variant.system in ("pag", "membank"))
+        if "no-persona" in self.variant.changes:
+            return False
+        if "no-alignment" in self.variant.changes:
+            return self.variant.system == "as-in-paper"  # ours begins with counted facts
+        return self.is_agent or self.variant.system in ("pag", "membank")
 
     def prepare(self, folder: Path) -> str:
         """Do that work, or read what an earlier run kept of it under ``folder``; returns a note for the record.

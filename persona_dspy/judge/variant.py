@@ -22,7 +22,7 @@ REFERENCES = ("majority", "nearest")
 """Rows without an LM: always worth having beside the others, never "the best baseline"."""
 
 ABLATIONS = {
-    "no-alignment": "the initial persona, of counted facts",
+    "no-alignment": "the initial persona: counted facts, for as-in-paper an LM's summary",
     "no-persona": "memory and actions, no persona and no alignment",
     "no-memory": "no recalled episodes and no facts; the persona is what alignment writes",
     "no-action": "as in the paper: no tool and no recall; the persona alone answers",

@@ -1,5 +1,6 @@
 from .figures import curve as curve
 from .figures import learning_curve as learning_curve
+from .figures import learning_curve_json as learning_curve_json
 from .figures import systems_figure as systems_figure
 from .fleet_figures import FleetFigures as FleetFigures
 from .page import report_page as report_page
@@ -7,6 +8,11 @@ from .persona_map import jaccard as jaccard
 from .persona_map import map_personas as map_personas
 from .persona_map import nearest as nearest
 from .persona_map import persona_terms as persona_terms
+from .print_figures import check_printing as check_printing
+from .print_figures import print_curves as print_curves
+from .print_figures import print_map as print_map
+from .print_figures import print_matrix as print_matrix
+from .print_figures import print_scores as print_scores
 from .sources import Skipped as Skipped
 from .sources import Subject as Subject
 from .sources import SystemScore as SystemScore

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from persona_dspy.core import Alignment, PersonaDocument, user_key
 from persona_dspy.errors import InputError, RunError
-from persona_dspy.report import FleetFigures, curve, learning_curve
+from persona_dspy.report import FleetFigures, curve, learning_curve_json
 from persona_dspy.tracking.protocol import Ended, NullTracker, Tracker, prompt_name
 from persona_dspy.tracking.users_table import UsersTable
 from persona_dspy.tracking.values import Totals, metrics_of, params_of
@@ -249,17 +249,24 @@ class MlflowTracker:
             run = client.create_run(self._experiment_id, tags={**tags, "persona_dspy.error": error[:5000]})
             client.set_terminated(run.info.run_id, "FAILED")
             return
-        child = client.create_run(self._experiment_id, tags=tags).info.run_id
+        run = client.create_run(self._experiment_id, tags=tags).info
+        child = run.run_id
         alignment = document.alignment or Alignment(user_id=user_id)
         self._log(child, params=params_of(document), metrics=metrics_of(alignment))
         with tempfile.TemporaryDirectory(prefix="persona-dspy-") as folder:
             Path(folder, "persona.json").write_text(document.to_json(), encoding="utf-8")
             Path(folder, "alignment.json").write_text(alignment.model_dump_json(indent=2), encoding="utf-8")
             with suppress(RunError):  # without Plotly; the parent run says so
-                drawn = learning_curve(curve(alignment), without_persona=alignment.scores.without_persona)
-                Path(folder, "learning_curve.json").write_text(drawn.to_json(), encoding="utf-8")
-            client.log_artifacts(child, folder)
+                drawn = learning_curve_json(curve(alignment), without_persona=alignment.scores.without_persona)
+                Path(folder, "learning_curve.json").write_text(drawn, encoding="utf-8")
+            self._upload(run, folder)
         client.set_terminated(child)
+
+    def _upload(self, run: Any, folder: str) -> None:
+        """As ``MlflowClient.log_artifacts``, which asks for the run again to learn where its artifacts are."""
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        get_artifact_repository(run.artifact_uri, tracking_uri=self.uri).log_artifacts(folder)
 
     def _prompt(self, document: PersonaDocument) -> None:
         client, name = self._connect(), prompt_name(document.user_id)

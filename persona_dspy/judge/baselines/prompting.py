@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from dspy.utils.exceptions import AdapterParseError
 
+from persona_dspy.agent import as_persona
 from persona_dspy.core import Episode
 from persona_dspy.judge.baselines.base import Baseline
 from persona_dspy.memory import SemanticMemory
@@ -42,7 +43,8 @@ class PAG(RAG):
 
     def prepare(self) -> None:
         try:
-            bullets = SemanticMemory.once()(interactions=self.memory.interactions).bullets
+            with as_persona("", adapter=self.adapter):  # asks the budget before the call
+                bullets = SemanticMemory.once()(interactions=self.memory.interactions).bullets
         except AdapterParseError:
             bullets = []  # a summary that cannot be read is none
         self.profile = "\n".join(b.sentence for b in bullets)

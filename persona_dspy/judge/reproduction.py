@@ -1,0 +1,214 @@
+"""The paper's experiments as one plan: which cells are computed, each once, and the rows of all its tables."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Unpack
+
+import dspy
+
+from persona_dspy.errors import DataError, InputError
+from persona_dspy.judge.estimating import estimate_evaluation
+from persona_dspy.judge.experiment import Evaluation, Experiment
+from persona_dspy.judge.options import EvaluationOptions
+from persona_dspy.judge.paper import PAPER_TASKS
+from persona_dspy.judge.results import Judged, Results
+from persona_dspy.judge.table import Standing, standings
+from persona_dspy.judge.variant import Variant
+from persona_dspy.lm import Budget, Estimate, Ledger
+
+__all__ = [
+    "BASELINES",
+    "COLD",
+    "CURVES",
+    "DROPPED",
+    "SECTIONS",
+    "Cells",
+    "Reproduction",
+    "find_sources",
+    "row_name",
+    "rows_of",
+]
+
+BASELINES = ("direct", "icl", "rag", "pag", "react", "membank")
+CURVES: Mapping[str, tuple[int, ...]] = {"recent": (1, 3, 5), "epochs": (1, 3, 5), "k": (1, 4, 8)}
+COLD = (0, 1, 3, 10)
+DROPPED = ("no-alignment", "no-persona", "no-memory", "no-action")
+SECTIONS = ("table", "ablations", "curves", "cold")
+
+
+def row_name(name: str) -> str:
+    """The variant that computes a row: two rows that are one program are one cell.
+
+    The paper's agent without alignment has the LM's summary as its persona, which is ``portrait``; without a persona it
+    is our agent without one.
+
+    Example:
+        >>> row_name("as-in-paper@no-alignment"), row_name("as-in-paper@no-persona"), row_name("rag")
+        ('portrait', 'persona@no-persona', 'rag')
+    """
+    same = {"as-in-paper@no-alignment": "portrait", "as-in-paper@no-persona": "persona@no-persona"}
+    return same.get(name, name)
+
+
+def rows_of(section: str, of: Sequence[str]) -> list[str]:
+    """The rows of a section by name, before cells that are one are joined."""
+    if section == "table":
+        return [*BASELINES, *of, "majority", "nearest"]
+    if section == "ablations":
+        return [name for system in of for name in (system, *(f"{system}@{change}" for change in DROPPED))]
+    if section == "curves":
+        return [f"{system}@{key}={value}" for system in of for key, values in CURVES.items() for value in values]
+    if section == "cold":
+        return [f"{system}@history={n}" for system in (*BASELINES, *of) for n in COLD]
+    raise InputError(f"section {section!r}: expected one of {', '.join(SECTIONS)}")
+
+
+def find_sources(path: str | Path, tasks: Sequence[str] = PAPER_TASKS) -> dict[str, Path]:
+    """Task -> data file, for each of the tasks found: ``path`` itself, or in a folder or the folders in it.
+
+    A ``users.json`` (several questions a user) goes before a ``questions.json``; what task a file is of, the
+    ``outputs.json`` beside it says.
+
+    Raises:
+        DataError: none is there.
+    """
+    from persona_dspy.data import detect_task, get_task
+
+    root, wanted = Path(path), [get_task(name).name for name in tasks]
+    files = (
+        [root] if root.is_file() else [*sorted(root.glob("**/users.json")), *sorted(root.glob("**/*questions.json"))]
+    )
+    found: dict[str, Path] = {}
+    for file in files:
+        try:
+            task = detect_task(file)
+        except InputError:  # a task that is none of LaMP's
+            continue
+        if task is not None and task.name in wanted:
+            found.setdefault(task.name, file)
+    if not found:
+        expected = f"a users.json or questions.json with outputs.json beside it, of one of {', '.join(wanted)}"
+        raise DataError(str(root), expected=expected, value="none")
+    return {name: found[name] for name in wanted if name in found}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cells:
+    """All answers of one task and model, over all seeds: row name -> standing."""
+
+    task: str
+    model: str
+    metrics: tuple[str, ...]
+    standings: Mapping[str, Standing]
+    folders: tuple[Path, ...]
+
+    def row(self, name: str) -> Standing | None:
+        """The standing that a row shows; None where nothing of it is answered yet."""
+        return self.standings.get(row_name(name))
+
+
+class Reproduction:
+    """The experiments of the paper on data files, for one or more models and seeds; everything is read and checked.
+
+    Args:
+        sources: task -> data file; see ``find_sources``.
+        lms: names or LM objects.
+        seeds: of LM and bootstrap: each seed is a run of its own, in a folder of its own, and they are joined.
+        sections: some of ``SECTIONS``.
+        of: whose ablations and curves: ``as-in-paper``, ``persona``.
+        users, queries, options: as for ``evaluate``; by default the 100 users with the longest histories.
+        out: the folder; runs are in ``out/runs/TASK/MODEL/seed-N``.
+
+    Raises:
+        InputError, DataError: the data or an option; nothing is paid.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, Path],
+        *,
+        lms: Sequence[str | dspy.LM],
+        out: str | Path = "reproduction",
+        seeds: Sequence[int] = (0,),
+        sections: Sequence[str] = SECTIONS,
+        of: Sequence[str] = ("as-in-paper", "persona"),
+        users: int | str | Sequence[str] | None = "longest:100",
+        **options: Unpack[EvaluationOptions],
+    ) -> None:
+        if not lms or not seeds or not of:
+            raise InputError("reproduce: expected at least one LM, one seed and one system")
+        self.out, self.sections, self.of = Path(out), tuple(sections), tuple(of)
+        names = dict.fromkeys(row_name(row) for section in sections for row in rows_of(section, of))
+        self.rows = [name for name in names if name not in ("majority", "nearest")]
+        references = "majority" in names
+        self.experiments: dict[tuple[str, str, int], Experiment] = {}
+        for task, source in sources.items():
+            for lm in lms:
+                for seed in seeds:
+                    model = lm if isinstance(lm, str) else lm.model
+                    folder = self.out / "runs" / task / re.sub(r"[^\w.-]+", "-", model) / f"seed-{seed}"
+                    given: Any = {**options, "seed": seed, "references": references}
+                    self.experiments[task, model, seed] = Experiment(
+                        source, task=task, systems=self.rows, lm=lm, users=users, out=folder, **given
+                    )
+
+    def estimate(self) -> Estimate:
+        """Calls, tokens and dollars of what is not answered yet; a part for each task and model. Nothing is sent."""
+        parts: dict[str, Any] = {}
+        dollars: list[float | None] = []
+        for (task, model, _), experiment in self.experiments.items():
+            found = estimate_evaluation(experiment)
+            dollars.append(found.usd)
+            name = f"{task}, {model}"
+            for _, usage in found.parts:
+                parts[name] = usage if name not in parts else parts[name] + usage
+        total = Estimate.of(list(parts.items()), None)
+        known = [usd for usd in dollars if usd is not None]
+        return replace(total, usd=sum(known) if len(known) == len(dollars) else None)
+
+    def run(
+        self,
+        *,
+        workers: int | None = None,
+        budget: Budget | None = None,
+        on_start: Callable[[Experiment, Results], None] | None = None,
+        on_row: Callable[[Judged], None] | None = None,
+    ) -> list[Evaluation]:
+        """Ask what is not answered yet, within one budget for all; the same call goes on where it ended."""
+        ledger = Ledger(budget=budget)
+        done: list[Evaluation] = []
+        for experiment in self.experiments.values():
+
+            def started(results: Results, experiment: Experiment = experiment) -> None:
+                if on_start:
+                    on_start(experiment, results)
+
+            done.append(experiment.run(workers=workers, ledger=ledger, on_start=started, on_row=on_row))
+        return done
+
+    def cells(self, evaluations: Sequence[Evaluation]) -> list[Cells]:
+        """The standings of each task and model, seeds joined: a user's answers under all seeds count as that user's."""
+        joined: dict[tuple[str, str], list[tuple[Experiment, Evaluation]]] = {}
+        for ((task, model, _), experiment), evaluation in zip(self.experiments.items(), evaluations, strict=True):
+            joined.setdefault((task, model), []).append((experiment, evaluation))
+        return [self._joined(task, model, runs) for (task, model), runs in joined.items()]
+
+    def _joined(self, task: str, model: str, runs: Sequence[tuple[Experiment, Evaluation]]) -> Cells:
+        rows: list[Judged] = []
+        for number, (_, evaluation) in enumerate(runs):
+            rows += [replace(r, query_id=f"{r.query_id}\0{number}" if r.query_id else "") for r in evaluation.answers]
+        first = runs[0][0]
+        found = standings(rows, first.task, [v.name for v in first.chosen])
+        by_name = {s.system: s for s in found}
+        asked = {row for section in self.sections for row in rows_of(section, self.of)}
+        shown: dict[str, Standing] = {}
+        for row in asked:
+            name = Variant.parse(row_name(row)).without(first.protocol_options).name
+            if name in by_name:
+                shown[row_name(row)] = by_name[name]
+        folders = tuple(e.folder for _, e in runs)
+        return Cells(task=task, model=model, metrics=first.task.metrics, standings=shown, folders=folders)
