@@ -31,8 +31,8 @@ from optimizers import (
     AlwaysAccept,
     AnchorGate,
     Cohort,
-    EditProposer,
     HeldOutGate,
+    KeywordProposer,
     KFoldGate,
     PersonaAlignment,
     PersonaGEPAAdapter,
@@ -52,6 +52,7 @@ from persona_dspy import (
     compile_users,
     personalize,
 )
+from persona_dspy.agent import Steering
 from persona_dspy.cli import main
 from persona_dspy.data import UserHistory
 from persona_dspy.memory import SemanticMemory
@@ -289,9 +290,9 @@ def learn(tape):
         "no gate": PersonaAlignment(gate=AlwaysAccept(2), recent=2),
         "paper": PersonaAlignment.as_in_paper(hold_out=2),
         "rewrites": PersonaAlignment(proposer=RewriteProposer()),
-        "challengers": PersonaAlignment(proposer=EditProposer(challengers=2, most=2)),
-        "not mined": PersonaAlignment(proposer=EditProposer(mine=False), loss="batch"),
-        "not written": PersonaAlignment(proposer=EditProposer(write=False)),
+        "challengers": PersonaAlignment(proposer=KeywordProposer(challengers=2, most=2)),
+        "not mined": PersonaAlignment(proposer=KeywordProposer(mine=False), loss="batch"),
+        "not written": PersonaAlignment(proposer=KeywordProposer(write=False)),
         "summary": PersonaAlignment(summary=SemanticMemory(sample=4, windows=2, tokens=16)),
         "cohort": PersonaAlignment(cohort=cohort, reflection_lm=tape.lm(schema=False)),
         "budget": PersonaAlignment(budget=Budget(calls=9)),
@@ -420,7 +421,9 @@ def agent(tape):
     for name, act in acts.items():
         agents = {
             "turns": PersonaAgent(person.signature, history=past, persona=learned, actions=act),
-            "block": PersonaAgent(person.signature, history=past, actions=act, episodes_as="block", labels="declared"),
+            "block": PersonaAgent(
+                person.signature, history=past, actions=act, episodes_as="block", steering=Steering(labels=False)
+            ),
         }
         for form, mine in agents.items():
             for how in ("sync", "async"):
