@@ -12,6 +12,7 @@ __all__ = ["described", "judged_by", "with_task_told"]
 _TURNS = (
     "Earlier turns, where there are any, are this user's own past: what was asked, and what this user really answered; "
     "the last ones are most like what is asked now{}. "
+    "Notes on the user, where there are any, tell tendencies; past turns that are like the query weigh more. "
     "What counts is how this user would answer, not what is right in general."
 )
 _SKEWED = ", and rare answers are shown more often than they were given"
