@@ -229,6 +229,27 @@ class Personas:
         except UnknownUser:
             return []
 
+    def export(self, user_id: str) -> dict[str, Any]:
+        """Everything the store holds of a user, JSON-safe: interactions, oldest first, and every persona version.
+
+        Raises:
+            UnknownUser: nothing is kept of the user.
+        """
+        interactions = [
+            {
+                "id": one.id,
+                "query": one.query,
+                "response": one.response,
+                "time": one.time.isoformat() if one.time else None,
+                "metadata": dict(one.metadata),
+            }
+            for one in self.store.episodes(user_id)
+        ]
+        versions = [
+            {"current": one.current, "created": one.created, "persona": one.document} for one in self.history(user_id)
+        ]
+        return {"user_id": user_id, "interactions": interactions, "versions": versions}
+
     def last(self, user_id: str) -> Outcome | None:
         """How the user's latest alignment in this process ended; None before the first."""
         return self._alignments.last(user_id)
