@@ -45,23 +45,12 @@ def serve(  # noqa: PLR0913 - one option each
 
     Example: persona-dspy serve --store personas.db --upstream https://api.openai.com/v1 --model gpt-4o-mini
     """
-    from persona_dspy.errors import InputError
     from persona_dspy.lm import home_dir
-    from persona_dspy.service import ProxyOptions, checked_token
 
-    try:
-        import uvicorn
-    except ModuleNotFoundError:
-        raise InputError("serve: expected the package 'uvicorn'; type: pip install 'persona-dspy[serve]'") from None
     where = str(home_dir() / "personas.db") if store is None else store
-    checked_token(os.environ.get("PERSONA_DSPY_TOKEN"))
-    ProxyOptions(upstream=upstream, max_bytes=max_bytes)
-    if model is not None:
-        alignment_lm(model, upstream)
-    open_store(where, new=True).close()
     file = sqlite_file(where)
     waiting = queue or (Path(f"{file}.queue") if file is not None else home_dir() / "queue")
-    ServeSettings(
+    settings = ServeSettings(
         store=where,
         upstream=upstream,
         model=model,
@@ -69,9 +58,41 @@ def serve(  # noqa: PLR0913 - one option each
         queue=str(waiting),
         tracking_uri=tracking_uri,
         max_bytes=max_bytes,
-    ).to_environment()
+    )
+    _check(settings)
     learning = f"{model} aligns after every {every} interactions" if model else "nobody is aligned: no --model"
     typer.echo(f"http://{host}:{port}/v1 -> {upstream}; {learning}; feedback waits in {waiting} if need be", err=True)
+    settings.to_environment()
+    _run(host, port, workers)
+
+
+def _check(settings: ServeSettings) -> None:
+    """What would stop every worker stops the command first.
+
+    Raises:
+        InputError: a package is missing, no token, no key, no such upstream.
+        StoreError: the store cannot be opened.
+    """
+    from persona_dspy.errors import InputError
+
+    try:
+        import uvicorn as _  # noqa: F401
+
+        from persona_dspy.service import ProxyOptions, checked_token
+    except ModuleNotFoundError as missing:
+        raise InputError(
+            f"serve: expected the package {missing.name!r}; type: pip install 'persona-dspy[serve]'"
+        ) from None
+    checked_token(os.environ.get("PERSONA_DSPY_TOKEN"))
+    ProxyOptions(upstream=settings.upstream, max_bytes=settings.max_bytes)
+    if settings.model is not None:
+        alignment_lm(settings.model, settings.upstream)
+    open_store(settings.store, new=True).close()
+
+
+def _run(host: str, port: int, workers: int) -> None:
+    import uvicorn
+
     with tempfile.TemporaryDirectory(prefix="persona-metrics-") as shared:
         if workers > 1:
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = shared  # the workers' counts are told as one

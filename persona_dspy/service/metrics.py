@@ -20,17 +20,16 @@ class Metrics:
     holds an id. Where ``PROMETHEUS_MULTIPROC_DIR`` is set, of all workers together."""
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
-        mine = {"registry": self._registry}
-        self.requests = Counter("persona_requests", "Requests answered.", ["route", "status"], **mine)
+        registry = self._registry = CollectorRegistry()
+        self.requests = Counter("persona_requests", "Requests answered.", ["route", "status"], registry=registry)
         self.first_byte = Histogram(
-            "persona_upstream_seconds", "Seconds until the upstream answered.", buckets=_SECONDS, **mine
+            "persona_upstream_seconds", "Seconds until the upstream answered.", buckets=_SECONDS, registry=registry
         )
-        self.personalized = Counter("persona_personalized", "Chat requests that got a persona.", **mine)
-        self.alignments = Counter("persona_alignments", "Alignments that ended.", ["result"], **mine)
+        self.personalized = Counter("persona_personalized", "Chat requests that got a persona.", registry=registry)
+        self.alignments = Counter("persona_alignments", "Alignments that ended.", ["result"], registry=registry)
         states = ("queued", "aligning", "waiting", "open_users", "store_down", "tracker_down")
         self._states = {
-            name: Gauge(f"persona_{name}", "State of the workers.", multiprocess_mode="livesum", **mine)
+            name: Gauge(f"persona_{name}", "State of the workers.", multiprocess_mode="livesum", registry=registry)
             for name in states
         }
 

@@ -32,7 +32,7 @@ def user_token(token: str, user_id: str) -> str:
 
     Example:
         >>> user_token("0123456789abcdef", "ana")[:12], user_token("0123456789abcdef", "bob")[:12]
-        ('user-7d7d9cf', 'user-6b8b56d')
+        ('user-ae207b9', 'user-9c8ad64')
     """
     digest = hmac.new(token.encode(), b"persona-dspy/user\0" + user_id.encode("utf-8", "surrogatepass"), hashlib.sha256)
     return f"user-{digest.hexdigest()}"
