@@ -303,18 +303,19 @@ class Personas:
     def keep(self, user: OpenUser, interaction: Interaction) -> None:
         """For programs of this service: what ``observe`` of one of them is told."""
         self._check_process()
-        try:
-            with self._reader.reach.asking():
-                due = self.store.observe(user.user_id, [interaction]).due
-        except StoreError:
-            if self._queue is None:
-                raise
-            self._queue.add(interaction, life=user.state.life if user.state is not None else None)
-            user.remember(interaction)
-            return
+        with self._alignments.observing(user.user_id):
+            try:
+                with self._reader.reach.asking():
+                    due = self.store.observe(user.user_id, [interaction]).due
+            except StoreError:
+                if self._queue is None:
+                    raise
+                self._queue.add(interaction, life=user.state.life if user.state is not None else None)
+                user.remember(interaction)
+                return
+            if due >= self.every:
+                self._alignments.request(user.user_id, context=contextvars.copy_context())
         user.refresh(user.program)
-        if due >= self.every:
-            self._alignments.request(user.user_id, context=contextvars.copy_context())
 
     def _user(self, user_id: str) -> OpenUser:
         """The user, ready to answer; the least recently used of too many is closed."""
