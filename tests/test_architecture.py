@@ -161,6 +161,8 @@ CROSSCUTTING = {
     "leakage",
     "notebooks",
     "report_browser",
+    "service_faults",
+    "service_isolation",
     "same_requests",
     "wheel",
 }

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from persona_dspy.cli.output import JsonOption, print_json
 from persona_dspy.cli.serving import ServeSettings, alignment_lm
 from persona_dspy.cli.store import StoreOption, open_store, sqlite_file
 
@@ -39,6 +41,7 @@ def serve(  # noqa: PLR0913 - one option each
     ] = None,
     tracking_uri: Annotated[str, typer.Option(help="MLflow URI for alignments, or 'off'.")] = "off",
     max_bytes: Annotated[int, typer.Option(min=1024, help="The largest body that is read.")] = 4 * 1024 * 1024,
+    json_output: JsonOption = False,
 ) -> None:
     """Serve an OpenAI-compatible API in front of another one: the persona of the request's user is put last into the
     system message. The token of PERSONA_DSPY_TOKEN has to come with each request, in the header X-Persona-Token.
@@ -60,8 +63,12 @@ def serve(  # noqa: PLR0913 - one option each
         max_bytes=max_bytes,
     )
     _check(settings)
-    learning = f"{model} aligns after every {every} interactions" if model else "nobody is aligned: no --model"
-    typer.echo(f"http://{host}:{port}/v1 -> {upstream}; {learning}; feedback waits in {waiting} if need be", err=True)
+    url = f"http://{host}:{port}/v1"
+    if json_output:
+        print_json({"url": url, "workers": workers, **asdict(settings)})
+    else:
+        learning = f"{model} aligns after every {every} interactions" if model else "nobody is aligned: no --model"
+        typer.echo(f"{url} -> {upstream}; {learning}; feedback waits in {waiting} if need be", err=True)
     settings.to_environment()
     _run(host, port, workers)
 
