@@ -18,9 +18,20 @@ from persona_dspy.core import Persona, ResponseKind
 from persona_dspy.lm import call_listeners, listening
 from persona_dspy.memory import EpisodicMemory, MemoryCut
 
-__all__ = ["Answering", "Turn", "answering", "current_answer", "recording"]
+__all__ = ["Answering", "Delivery", "Turn", "answering", "current_answer", "recording"]
 
 Turn = Mapping[str, Any]  # field name -> value, one past query and the user's own response
+
+
+class Delivery:
+    """Counts the requests of one answer that had the persona in their system message; shared by its threads.
+    ``simulated``: the answer is asked for by an optimizer, as a prediction with a trace."""
+
+    def __init__(self, *, simulated: bool = False) -> None:
+        self.requests, self.simulated = 0, simulated
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Delivery:
+        return self  # an account of one answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +47,8 @@ class Answering:
         cut: what of the memory may be seen; None where no past interaction is replayed.
         kind: what kind of response is asked for.
         recorder: who listens to calls and tools.
+        delivery: counts the requests that ``prompt`` went into.
+        simulated: the next program asked answers for an optimizer.
     """
 
     user_id: str | None = None
@@ -46,6 +59,8 @@ class Answering:
     cut: MemoryCut | None = None
     kind: ResponseKind | None = None
     recorder: Recorder | None = None
+    delivery: Delivery | None = None
+    simulated: bool = False
 
 
 _NOBODY = Answering()
