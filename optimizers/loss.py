@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field
 
 from optimizers.differences import differences
 from optimizers.reflection import ask, current_sizes
-from persona_dspy.core import Feedback, ResponseKind, clip_middle, clip_tokens, fenced, indented, one_line
+from persona_dspy.core import Feedback, ResponseKind, clip_middle, clip_tokens, fenced, indented, metric_score, one_line
 from persona_dspy.errors import InputError
 from persona_dspy.lm import Sizes, role
 
@@ -86,18 +86,12 @@ def score_of(
     gets None for those that only GEPA knows.
 
     Raises:
-        InputError: the metric's score is no number in [0, 1].
+        InputError: the metric gave no score in [0, 1].
     """
     if metric is None:
         return kind.score(example[field], prediction.get(field, "")), ""
     result = metric(example, prediction, *[None] * _further(metric))
-    comment = ""
-    if isinstance(result, dspy.Prediction | Mapping):
-        result, comment = result["score"], str(result.get("feedback", "") or "")
-    score = float(result)
-    if not 0 <= score <= 1:
-        raise InputError(f"metric {getattr(metric, '__name__', metric)!r} gave {score!r}: expected a score in [0, 1]")
-    return score, comment
+    return metric_score(result, getattr(metric, "__name__", repr(metric)), str(example.get("interaction_id", "")))
 
 
 def _further(metric: Metric) -> int:

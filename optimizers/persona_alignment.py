@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, Literal, Self
 
@@ -18,8 +17,8 @@ from optimizers.portrait import Portrait
 from optimizers.progress import progress_bar
 from optimizers.proposals import EditProposer, Proposer, RewriteProposer
 from optimizers.run import Run
+from optimizers.trainset import fitting, remembered
 from persona_dspy.agent import PersonalProgram
-from persona_dspy.core import Interaction, answer_text
 from persona_dspy.errors import BudgetExceeded, InputError
 from persona_dspy.lm import Budget, Ledger, current_ledger, is_small
 from persona_dspy.memory import SemanticMemory
@@ -187,29 +186,32 @@ class PersonaAlignment(Teleprompter):
 
         Args:
             student: a PersonaAgent or what ``personalize`` returned; not changed.
-            trainset: the user's interactions as examples, oldest first (``student.examples()``).
+            trainset: the user's interactions as examples (``student.examples()``), dictionaries or ``Interaction``s, in
+                any order: they are put into the user's own time. Without any, the initial persona stays.
             valset: examples for the gate, which are then not fitted on even where ``trainset`` has them too; by default
-                the gate holds out the latest of ``trainset``. What memory holds after the latest of both is not looked
-                at.
+                (None or none) the gate holds out the latest of ``trainset``. What memory holds after the latest of both
+                is not looked at.
             teacher: not used.
 
         Raises:
-            InputError: a student without a persona, or an empty trainset.
+            InputError: a student without a persona; an example without query or response, or another user's.
         """
         if not isinstance(student, PersonalProgram):
             raise InputError(
                 f"student {type(student).__name__!r}: expected a PersonaAgent; wrap it: personalize(program)"
             )
-        if not trainset:
-            raise InputError("trainset []: expected the user's interactions, such as trainset=agent.examples()")
         program = student.deepcopy()
-        gate, fit = self.gate_for(len(trainset)), _remember(program, trainset)
-        splits = gate.splits(fit) if valset is None else [_split(fit, _remember(program, valset), gate)]
+        fit = remembered(program, trainset)
+        held = remembered(program, valset) if valset else []  # what both have is known by now
         parent = current_ledger()
         ledger = Ledger(user_id=program.user_id, budget=self.budget, parent=parent)
         bar = progress_bar(program.user_id, self.calls(len(fit)), shown=self.progress and parent is None)
         with ledger.recording(), bar as watching:
+            (fit, notes), (held, more) = fitting(program, fit), fitting(program, held)
+            gate = self.gate_for(len(fit))
+            splits = [_split(fit, held, gate)] if held else gate.splits(fit)
             run = Run(self, gate, program, splits, ledger, watching)
+            run.notes += dict.fromkeys([*notes, *more])
             try:
                 run.loop()
             except BudgetExceeded as spent:
@@ -226,42 +228,3 @@ def _split(fit: list[dspy.Example], val: list[dspy.Example], gate: Gate) -> Spli
     held = {e.interaction_id: e for e in val if e.interaction_id not in anchors}
     held |= {e.interaction_id: e for e in (*fit, *val) if e.interaction_id in anchors}
     return Split(fit=[e for e in fit if e.interaction_id not in held], held=list(held.values()))
-
-
-def _remember(program: PersonalProgram, examples: Sequence[dspy.Example]) -> list[dspy.Example]:
-    """The examples, each with an id that the program's memory knows; unknown ones are added to a memory of its own.
-
-    An example without an id is the interaction of the same query and response, where memory has one that no other
-    example is: a second copy would show the answer to whoever is asked for it.
-    """
-    known_ids = {i.id for i in program.memory.interactions}
-    unnamed: dict[tuple[str, str], list[str]] = defaultdict(list)
-    named_already = {str(e.get("interaction_id")) for e in examples}
-    for one in program.memory.interactions:
-        if one.id not in named_already:
-            unnamed[one.query, one.response].append(one.id)
-    fresh: list[Interaction] = []
-    named: list[dspy.Example] = []
-    for example in examples:
-        query = answer_text(_value(example, program.query_field))
-        response = program.kind.response(_value(example, program.response_field))
-        item_id = str(example.get("interaction_id") or "")
-        if not item_id and (same_ids := unnamed.get((query, response))):
-            item_id = same_ids.pop(0)
-        item = Interaction(
-            user_id=program.user_id, query=query, response=response, time=example.get("time"), id=item_id,
-            metadata=program.metadata_of(example),
-        )  # fmt: skip
-        if item.id not in known_ids:
-            fresh.append(item)
-            known_ids.add(item.id)
-        named.append(example.copy(interaction_id=item.id))
-    if fresh:
-        program.memory = program.memory.extended(fresh, user_id=program.user_id)
-    return named
-
-
-def _value(example: dspy.Example, field: str) -> Any:
-    if example.get(field) is None:
-        raise InputError(f"example {dict(example)!r}: expected a field {field!r}; use trainset=agent.examples()")
-    return example[field]

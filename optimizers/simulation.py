@@ -11,7 +11,7 @@ import dspy
 from dspy.utils.exceptions import AdapterParseError
 
 from optimizers.loss import Metric, Simulated, score_of
-from persona_dspy.agent import PersonalProgram, Step
+from persona_dspy.agent import PersonalProgram, Step, trace_of
 from persona_dspy.core import Persona, answer_text, clip_tokens, one_line, unheard
 
 __all__ = ["Simulator"]
@@ -42,7 +42,7 @@ class Simulator:
         field, steps = program.response_field, ()
         try:
             prediction: Any = program.simulate(example, exclude=self.held)
-            steps = prediction.trace.steps
+            steps = trace_of(prediction).steps
         except AdapterParseError:
             prediction = dspy.Prediction(**{field: ""})
         recalled_ids = dict.fromkeys(r.id for s in steps for r in s.recalled)

@@ -74,9 +74,9 @@ class _Async:
         pass
 
 
-def seen_lm(*handlers, **options):
+def seen_lm(*handlers, cache=False, **options):
     engine = Seen(handlers, **options)
-    return dspy.LM("fake/seen", engine=engine, async_engine=_Async(engine), cache=False, num_retries=0)
+    return dspy.LM("fake/seen", engine=engine, async_engine=_Async(engine), cache=cache, num_retries=0)
 
 
 def messages(request):

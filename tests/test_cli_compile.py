@@ -232,3 +232,31 @@ def test_a_folder_with_a_finished_run_asks_what_is_to_become_of_it(lm, data, tmp
     assert run(capsys, *argv, "--resume", "--fresh")[0] == 2
     assert run(capsys, *argv, "--resume")[0] == 0 and len(lm.engine.calls) == paid
     assert run(capsys, *argv, "--fresh")[0] == 0 and len(lm.engine.calls) > paid
+
+
+def test_what_cannot_be_written_is_refused_before_anything_is_paid(lm, data, tmp_path, capsys):  # noqa: F811
+    (tmp_path / "a_file").write_text("mine")
+    code, _, err = run(capsys, "compile", data, "--out", "a_file", *OFF)
+    assert code == 2 and "a_file" in err, err
+    assert (tmp_path / "a_file").read_text() == "mine"
+    code, _, err = run(capsys, "compile", data, "--out", "a_file/below", *OFF)
+    assert code == 2 and "a_file" in err and not lm.engine.calls
+
+
+def test_off_is_off_in_any_case(lm, data, tmp_path, capsys):  # noqa: F811
+    code, _, err = run(capsys, "compile", data, "--out", "p", "--users", "1", "--tracking-uri", "OFF")
+    assert code == 0, err
+    assert not list(tmp_path.glob("*.db")) and not (tmp_path / "OFF").exists()
+
+
+def test_a_deleted_experiment_is_named_before_anything_is_paid(lm, data, tmp_path, capsys, empty_mlflow):  # noqa: F811
+    import shutil
+
+    from mlflow import MlflowClient
+
+    shutil.copy(empty_mlflow, tmp_path / "mlflow.db")
+    client = MlflowClient(tracking_uri="sqlite:///mlflow.db")
+    experiment = client.get_experiment_by_name("persona-dspy")
+    client.delete_experiment(experiment.experiment_id if experiment else client.create_experiment("persona-dspy"))
+    code, _, err = run(capsys, "compile", data, "--out", "p")
+    assert code == 1 and "mlflow experiments restore" in err and not lm.engine.calls

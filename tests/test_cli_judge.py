@@ -170,6 +170,46 @@ def test_bad_input_is_named(lm, data, tmp_path, capsys):
     assert code == 0 and "1 bad rows were skipped" in said
 
 
+def lamp_test_split(folder):
+    """A benchmark's test questions: no golds anywhere, and a user without a past."""
+    asked = "Which tag does this movie relate to among the following tags? description: "
+    profile = [{"id": f"p{n}", "description": f"film {n} of ghosts", "tag": "classic"} for n in range(9)]
+    rows = [{"id": f"3{n}", "input": f"{asked}film {n}", "profile": profile if n else []} for n in range(3)]
+    (folder / "test_questions.json").write_text(json.dumps(rows))
+    return folder / "test_questions.json"
+
+
+def test_a_test_split_is_predicted_in_lamps_own_form(lm, tmp_path, capsys):
+    path = lamp_test_split(tmp_path)
+    argv = ("evaluate", path, "--task", "lamp-2m", "--out", tmp_path / "o", "--tracking-uri", "off")
+    code, _, err = run(capsys, *argv, "--systems", "rag")
+    assert code == 2 and "--predict" in err and "outputs.json" in err
+    argv = (*argv, "--predict", tmp_path / "p.json")
+    code, out, _ = run(capsys, *argv, "--systems", "rag,persona@no-alignment", "--json")
+    assert code == 0
+    files = json.loads(out)["predictions"]
+    assert files == [str(tmp_path / "p.json"), str(tmp_path / "p-persona@no-alignment.json")]
+    for file in files:
+        with open(file, encoding="utf-8") as opened:
+            made = json.load(opened)
+        assert made["task"] == "LaMP_2"
+        assert [g["id"] for g in made["golds"]] == ["30", "31", "32"]
+        assert all(g["output"] for g in made["golds"])
+    assert made["golds"][1]["output"] == "classic", "the only tag of this user"
+    code, out, _ = run(capsys, *argv, "--systems", "", "--out", tmp_path / "o2")
+    assert code == 0 and "withheld" in out
+
+
+def test_a_test_split_is_compiled_and_a_user_without_a_past_gets_an_empty_persona(lm, tmp_path, capsys):
+    path = lamp_test_split(tmp_path)
+    code, _, _ = run(capsys, "compile", path, "--task", "lamp-2m", "--out", tmp_path / "p", "--tracking-uri", "off")
+    assert code == 0
+    made = {d["user_id"]: d for f in (tmp_path / "p").glob("*.json") if (d := json.loads(f.read_text()))}
+    assert set(made) == {"30", "31", "32"}
+    assert made["30"]["system_prompt"] == "" and "no history" in made["30"]["alignment"]["stopped"]
+    assert made["31"]["system_prompt"]
+
+
 @pytest.fixture
 def server():
     files = {

@@ -54,6 +54,7 @@ STORY = [
     ("import", {"imported"}),
     ("report", {"out", "users", "bytes"}),
     ("forget", {"user_id", "places"}),
+    ("serve", {"url", "upstream", "store", "queue"}),
 ]
 
 
@@ -80,6 +81,9 @@ def test_every_example_runs_and_answers_in_json(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(lm_room, "fetch_model", lambda name: tmp_path / f"{name}.gguf")  # 98 MB
     monkeypatch.setattr(data_room, "pull", lambda task, out, **_: out / task)  # another machine
     monkeypatch.setattr(tracking, "tracker_for", lambda *_, **__: tracking.NullTracker())  # seconds; tested elsewhere
+    monkeypatch.setattr("uvicorn.run", lambda *_, **__: None)  # for ever; tested elsewhere
+    monkeypatch.setenv("PERSONA_DSPY_TOKEN", "0123456789abcdef")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-fake")
     shutil.copytree(ROOT / "examples", "examples")
     rows = Path("examples/movie_tags.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     by_user = {user: [row for row in rows if f'"user_id": "{user}"' in row] for user in ("ana", "bram")}

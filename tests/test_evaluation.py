@@ -65,7 +65,7 @@ def test_values_are_taken_as_files_are(file, tmp_path):
     assert evaluate(users, systems=[], out=tmp_path / "c").table[0].users == 1
     with pytest.raises(InputError, match="UserHistory"):
         evaluate([("a", "b")], systems=[], out=tmp_path / "d")
-    with pytest.raises(DataError, match="held-out"):
+    with pytest.raises(DataError, match="whose answers are known"):
         evaluate([], systems=[], out=tmp_path / "d")
 
 
@@ -123,7 +123,7 @@ def test_withheld_answers_are_predicted_in_the_benchmarks_form(tmp_path):
     asked = (Question(id="310", query="a film", metadata={"input": "description: a film"}),)
     users = [UserHistory(user_id="u", interactions=profile, questions=asked)]
     found = evaluate(users, task=task, systems=[], out=tmp_path, unanswered=True)
-    assert found.predictions("majority") == {"task": "LaMP_2M", "golds": [{"id": "310", "output": "comedy"}]}
+    assert found.predictions("majority") == {"task": "LaMP_2", "golds": [{"id": "310", "output": "comedy"}]}
     assert len(found.table) == 0, "nothing to score by"
     with pytest.raises(InputError, match="no answers"):
         found.predictions("rag")

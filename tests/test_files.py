@@ -88,8 +88,10 @@ def test_an_interaction_keeps_all_its_fields(tmp_path):
 
 
 def test_without_a_time_the_file_order_holds(tmp_path):
-    path = lines(tmp_path / "f.jsonl", line(query="1"), line(query="2", time=...), line(query="3", time="2000-01-01"))
-    assert [i.query for i in next(read_users(path)).interactions] == ["1", "2", "3"]
+    bare = [line(query=str(n), time=...) for n in (2, 3)]
+    path = lines(tmp_path / "f.jsonl", line(query="1"), *bare, line(query="4", time="2000-01-01"))
+    with pytest.warns(UserWarning, match="as the file has them"):
+        assert [i.query for i in next(read_users(path)).interactions] == ["1", "2", "3", "4"]
 
 
 def test_equal_rows_without_ids_are_told_apart(tmp_path):
@@ -105,7 +107,7 @@ def test_equal_rows_without_ids_are_told_apart(tmp_path):
         (line(query=...), "line 2, field 'query': got None"),
         (line(query="  "), "field 'query'"),
         (line(response=None), "field 'response'"),
-        (line(response=True), "field 'response': got True"),
+        (line(response=[True]), r"field 'response': got \[True\]"),
         (line(user_id=""), "field 'user_id'"),
         (line(user_id=1.5), "field 'user_id': got 1.5"),
         (line(time="soon"), "field 'time': got 'soon', expected an ISO date"),
@@ -184,8 +186,7 @@ def test_lamp_2_is_told_apart_by_its_profiles(tmp_path):
 
 
 def test_a_file_whose_task_cannot_be_told(tmp_path):
-    path = official(tmp_path)
-    (tmp_path / "outputs.json").unlink()
+    path = put(tmp_path / "questions.json", [{"id": "1", "input": "what?", "profile": []}])
     with pytest.raises(DataError, match="--task lamp-2m"):
         read_users(path)
     with pytest.raises(InputError, match="expected one of lamp-1"):
@@ -390,3 +391,110 @@ def test_real_files(folder, task, users, questions):
         times = [i.time for i in user.interactions if i.time]
         assert times == sorted(times)
         assert all(q.time is None or q.time >= times[-1] for q in user.questions)
+
+
+# --- Other forms that people have ------------------------------------------------------------------------------------
+
+
+def own_rows(n=6, **more):
+    return [
+        {"user_id": "u1", "query": f"film {i}", "response": "comedy", "time": f"2026-01-{i + 1:02d}", **more}
+        for i in range(n)
+    ]
+
+
+def put(path, content, bom=False):
+    path.write_text(("\ufeff" if bom else "") + json.dumps(content), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("task", [None, "film -> tag", "lamp-2m"])
+@pytest.mark.parametrize("bom", [True, False])
+def test_an_array_of_interactions_is_read_as_their_lines_are(task, bom, tmp_path):
+    rows = [*own_rows(), *[{**row, "user_id": 7} for row in own_rows(2)]]
+    users = list(read_users(put(tmp_path / "a.json", rows, bom), task=task))
+    lines = tmp_path / "a.jsonl"
+    lines.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert users == list(read_users(lines, task=task))
+    assert [(u.user_id, len(u.interactions)) for u in users] == [("u1", 6), ("7", 2)]
+    with pytest.raises(DataError, match=r"id '#2'.*'query'"):
+        list(read_users(put(tmp_path / "b.json", [own_rows(1)[0], {"user_id": "u1", "response": "x"}])))
+    bad = []
+    assert len(list(read_users(tmp_path / "b.json", skip_bad_rows=True, bad_rows=bad))) == len(bad) == 1
+
+
+@pytest.mark.parametrize(
+    ("time", "read"),
+    [
+        (1767225600, "2026-01-01"), (1767225600.5, "2026-01-01"), ("1767225600", "2026-01-01"),
+        (1767225600000, "2026-01-01"), ("NaT", None), ("nan", None), ("NA", None), ("<NA>", None), (None, None),
+        ("", None),
+        (1995, "1995-01-01"), ("20260131", "2026-01-31"),
+    ],
+)  # fmt: skip
+def test_times_as_tables_write_them(time, read, tmp_path):
+    (user,) = read_users(put(tmp_path / "a.json", own_rows(1, time=time)))
+    found = user.interactions[0].time
+    assert (found.date().isoformat() if found else None) == read
+
+
+def test_titles_numbers_and_booleans(tmp_path):
+    rows = [
+        {"user_id": 1.0, "query": "x", "response": 4.0, "title": "Heat", "id": 10.0},
+        {"user_id": 1, "query": "y", "response": 4, "title": None, "id": 11},
+        {"user_id": "1", "query": "z", "response": True},
+    ]
+    (user,) = read_users(put(tmp_path / "a.json", rows))
+    assert [i.response for i in user.interactions] == ["4", "4", "true"]
+    assert user.user_id == "1" and [i.id for i in user.interactions][:2] == ["10", "11"]
+    assert dict(user.interactions[0].metadata) == {"title": "Heat"}
+
+
+@pytest.mark.parametrize("newest_first", [True, False])
+@pytest.mark.parametrize("missing", [3, 0, 9])
+def test_one_missing_time_in_a_dated_log_is_placed_by_its_neighbours_and_said(newest_first, missing, tmp_path):
+    rows = own_rows(10)
+    rows[missing].pop("time")
+    path = put(tmp_path / "a.json", list(reversed(rows)) if newest_first else rows)
+    with pytest.warns(UserWarning, match="'u1': 1 of 10 interactions have no time"):
+        (user,) = read_users(path)
+    found = [i.query for i in user.interactions]
+    assert [q for q in found if q != f"film {missing}"] == [f"film {n}" for n in range(10) if n != missing]
+    assert abs(found.index(f"film {missing}") - missing) <= 1
+
+
+INPUTS = {
+    "lamp-2m": ("Which tag? tags: [comedy] description: A crew", {"tag": "comedy", "description": "A film"}),
+    "lamp-3": ("What is the score of the following review? review: fine", {"score": "4", "text": "good"}),
+    "lamp-4": ("Generate a headline for the following article: It rained", {"title": "Rain", "text": "It rained"}),
+}
+
+
+@pytest.mark.parametrize("name", INPUTS)
+@pytest.mark.parametrize("named", [True, False])
+def test_a_test_split_without_golds_is_read(name, named, tmp_path):
+    asked, item = INPUTS[name]
+    row = {"id": "200", "input": asked, "profile": [{"id": "1", **item}]}
+    path = put(tmp_path / "test_questions.json", [row])
+    (user,) = read_users(path, task=name if named else None)
+    assert len(user.interactions) == 1 and [q.gold for q in user.questions] == [None]
+    assert detect_task(path).name == name
+    gold = item.get("tag") or item.get("score") or item["title"]
+    (merged,) = read_users(put(tmp_path / "merged.json", [{**row, "output": gold}]), task=name)
+    assert [q.gold for q in merged.questions] == [gold]
+
+
+def test_users_of_an_opposing_file_without_questions_or_golds_are_read(tmp_path):
+    profile = [{"id": "1", "tag": "comedy", "description": "A film"}]
+    rows = [
+        {"user_id": "a", "profile": profile},
+        {"user_id": "b", "profile": [], "query": [{"id": "5", "input": INPUTS["lamp-2m"][0]}]},
+    ]
+    a, b = read_users(put(tmp_path / "users.json", rows), task="lamp-2m")
+    assert (len(a.interactions), a.questions) == (1, ()) and (b.interactions, b.questions[0].gold) == ((), None)
+
+
+def test_avocado_files_say_what_is_missing(tmp_path):
+    row = {"id": "6", "input": "Generate a subject for the following email: x", "profile": [{"id": "1", "title": "s"}]}
+    with pytest.raises(DataError, match="Avocado corpus"):
+        list(read_users(put(tmp_path / "test.json", [row]), task="lamp-6"))

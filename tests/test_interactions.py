@@ -40,11 +40,13 @@ def test_an_interaction_is_frozen_and_survives_copies():
     assert copy.deepcopy(item) == pickle.loads(pickle.dumps(item)) == item  # noqa: S301 - our own bytes
 
 
-def test_order_is_by_time_only_where_all_have_one():
+def test_order_is_by_time_where_most_have_one():
     late, early = (Interaction(user_id="u", query=q, response="r", time=t) for q, t in (("l", "2026"), ("e", "2025")))
     undated = Interaction(user_id="u", query="x", response="r")
     assert in_time_order([late, early]) == [early, late]
-    assert in_time_order([late, undated, early]) == [late, undated, early]
+    assert in_time_order([late, undated, early]) == [early, undated, late], "a log that begins with the newest"
+    assert in_time_order([early, undated, late]) == [early, undated, late]
+    assert in_time_order([late, undated]) == [late, undated], "half of them say nothing"
 
 
 counts = st.builds(

@@ -436,7 +436,7 @@ def test_contract_12_what_cannot_be_aligned_says_so():
     with pytest.raises(InputError, match=r"personalize\(program\)"):
         PersonaAlignment().compile(dspy.Predict("q -> a"), trainset=[dspy.Example(q="x", a="y")])
     with pytest.raises(InputError, match="trainset"):
-        PersonaAlignment().compile(agent_of(SyntheticUser()), trainset=[])
+        PersonaAlignment().compile(agent_of(SyntheticUser()), trainset=[3])
     with pytest.raises(InputError, match="recent=0"):
         PersonaAlignment(recent=0)
 

@@ -103,3 +103,32 @@ def test_bad_golds_labels_and_ranges_are_refused():
 
 def test_every_corpus_metric_has_a_direction():
     assert set(metrics.HIGHER_IS_BETTER) <= set(metrics.__all__)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "тихий фильм",
+        "静かな映画",
+        "조용한 영화",
+        "ภาพยนตร์เงียบ",
+        "فيلم هادئ",
+        "सुंदर फ़िल्म",
+        "ήσυχη ταινία",
+        "café à l’été",
+        "!!!",
+        "👍",
+        "×",
+    ],
+)
+def test_equal_texts_score_1_in_every_script_and_others_less(text):
+    assert metrics.text_overlap(text, f" {text} ") == 1
+    assert metrics.text_overlap(text, "another answer") == 0
+    if len(text.split()) > 1 or len(text) > 4:
+        assert metrics.rougeL([text], [text]) == metrics.rouge1([text], [text]) == 1
+        assert 0 < metrics.text_overlap(text, f"{text} {text[::-1]}") < 1
+
+
+def test_words_of_any_script_count_each():
+    assert metrics.text_overlap("тихий фильм", "тихий вечер") == 0.5
+    assert metrics.text_overlap("静かな映画", "静かな夜") == pytest.approx(2 * 3 / 9)

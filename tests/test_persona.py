@@ -233,7 +233,11 @@ def test_the_parameter_is_listed_copied_saved_loaded_and_reset(tmp_path):
     assert twin.persona.value == first
     assert program.persona.value.version == 1
     program.save(tmp_path / "p.json")
-    loaded = Program(Persona.from_text("Somebody else.", user_id="x"))
+    other = Program(Persona.from_text("Somebody else.", user_id="x"))
+    with pytest.raises(InputError, match="persona of user 'u': expected user 'x'"):
+        other.load(tmp_path / "p.json")
+    assert other.persona.value == other.persona.initial == Persona.from_text("Somebody else.", user_id="x")
+    loaded = Program(Persona.from_text("Something else.", user_id="u"))
     loaded.load(tmp_path / "p.json")
     assert loaded.persona.value == program.persona.value
     assert loaded.persona.initial == first
@@ -243,7 +247,7 @@ def test_the_parameter_is_listed_copied_saved_loaded_and_reset(tmp_path):
 def test_a_broken_state_changes_nothing(tmp_path):
     program = Program(Persona.from_text("Likes tea.", user_id="u"))
     before = program.persona.value
-    with pytest.raises(ValueError, match="user_id"):
+    with pytest.raises(InputError, match="user_id"):
         program.persona.load_state({"value": before.model_dump(mode="json"), "initial": {"bullets": []}})
     assert program.persona.value is before
 

@@ -93,12 +93,7 @@ def test_noisy_histories_do_not_end_in_a_worse_persona():
 
 @pytest.mark.parametrize("n", range(4))
 def test_fewer_than_four_interactions_keep_the_initial_persona_and_say_so(n):
-    user = SyntheticUser(seed=1)
-    if not n:
-        with pytest.raises(InputError, match="trainset"):
-            align(agent_of(user, 0))
-        return
-    aligned, lm = align(agent_of(user, n))
+    aligned, lm = align(agent_of(SyntheticUser(seed=1), n))
     assert "too few" in aligned.alignment.stopped
     assert aligned.persona.value == aligned.persona.initial
     assert not lm.engine.calls

@@ -187,8 +187,9 @@ def test_bad_arguments_are_named():
 
     with pytest.raises(InputError, match="predictor"):
         personalize(Empty())
-    with pytest.raises(InputError, match="'reply'"):
-        personalize(dspy.Predict("question -> answer"), fields=("question", "reply"))
+    for pointless in ("-> answer", "question ->"):
+        with pytest.raises(InputError, match="an input and an output"):
+            personalize(dspy.Predict(dspy.Signature(pointless)))
     with pytest.raises(InputError, match="'bob'"):
         personalize(dspy.Predict("q -> a"), persona=PERSONA, user_id="bob")
 

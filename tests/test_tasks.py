@@ -67,7 +67,7 @@ def test_text_that_cannot_be_kept_is_refused(value):
         checked_text(value, Place(), "query")
 
 
-@pytest.mark.parametrize("value", ["soon", "2026-13-01", 1767225600, True, [], 1e99])
+@pytest.mark.parametrize("value", ["soon", "2026-13-01", 20261, True, [], 1e99])
 def test_bad_dates_are_refused(value):
     with pytest.raises(DataError, match="an ISO date"):
         read_time(value, Place(), "time")

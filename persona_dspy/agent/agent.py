@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import dspy
@@ -10,14 +10,16 @@ from dspy.adapters.base import Adapter
 
 from persona_dspy.agent.actions import Act, Policy, past_block
 from persona_dspy.agent.context import current_answer
+from persona_dspy.agent.history import memory_of
 from persona_dspy.agent.instructions import with_task_told
 from persona_dspy.agent.personalized import Personalized, personalize
-from persona_dspy.agent.program import PersonalProgram, PersonaPrediction
+from persona_dspy.agent.prediction import PersonaPrediction
+from persona_dspy.agent.program import PersonalProgram
 from persona_dspy.agent.prompt import as_persona
 from persona_dspy.agent.recall import Recall
 from persona_dspy.agent.steering import Steering, narrowed
 from persona_dspy.agent.steps import Ask, Steps, adrive, drive, within_context
-from persona_dspy.core import Episode, Interaction, Persona, ResponseKind
+from persona_dspy.core import Episode, Interaction, Persona, ResponseKind, answer_text
 from persona_dspy.errors import InputError
 from persona_dspy.lm import Sizes
 from persona_dspy.memory import EpisodicMemory
@@ -60,7 +62,7 @@ class PersonaAgent(PersonalProgram):
         self,
         signature: str | type[dspy.Signature],
         *,
-        history: Iterable[Interaction] | EpisodicMemory = (),
+        history: Iterable[Interaction | Mapping[str, Any]] | EpisodicMemory = (),
         persona: Persona | None = None,
         user_id: str | None = None,
         recall_k: int | None = None,
@@ -72,10 +74,12 @@ class PersonaAgent(PersonalProgram):
     ) -> None:
         if episodes_as not in ("turns", "block"):
             raise InputError(f"episodes_as {episodes_as!r}: expected 'turns' or 'block'")
-        memory = history if isinstance(history, EpisodicMemory) else EpisodicMemory(history, user_id=user_id)
+        memory = memory_of(history, user_id)
         act = actions if isinstance(actions, Act) else Act(policy=actions, recall=Recall(k=recall_k))
         super().__init__(memory=memory, persona=persona, user_id=user_id, recall=act.recall)
         declared: Any = dspy.ensure_signature(signature)
+        if not declared.input_fields or not declared.output_fields:
+            raise InputError(f"signature {signature!r}: expected an input and an output, such as 'question -> answer'")
         self.query_field = next(iter(declared.input_fields))
         self.response_field, field = next(iter(declared.output_fields.items()))
         self.kind = ResponseKind.of_field(field, [i.response for i in memory.interactions])
@@ -85,21 +89,27 @@ class PersonaAgent(PersonalProgram):
         self.adapter = adapter
         self._settle_persona()
 
-    def forward(self, **inputs: Any) -> PersonaPrediction:
-        return drive(self._flow(inputs))
+    def forward(self, *args: Any, **inputs: Any) -> PersonaPrediction:
+        return drive(self._flow(self._named(args, inputs)))
 
-    async def aforward(self, **inputs: Any) -> PersonaPrediction:
-        return await adrive(self._flow(inputs))
+    async def aforward(self, *args: Any, **inputs: Any) -> PersonaPrediction:
+        return await adrive(self._flow(self._named(args, inputs)))
+
+    def _named(self, args: tuple[Any, ...], inputs: dict[str, Any]) -> dict[str, Any]:
+        if args:
+            fields = ", ".join(f"{name}=..." for name in self._input_names())
+            raise InputError(f"positional arguments {args!r}: expected inputs by name, agent({fields})")
+        return inputs
 
     def _flow(self, inputs: dict[str, Any]) -> Steps[PersonaPrediction]:
         query = self._query(inputs)
         with self._answering(query) as answer:
-            with as_persona(answer.prompt, adapter=self.adapter, lm=self._lm()):
+            with as_persona(answer.prompt, adapter=self.adapter, lm=self.own_lm()):
                 looked_up = yield Ask(self.act, {"query": query})
 
             def respond(shown: _Shown) -> Steps[dspy.Prediction]:
                 episodes, observations = shown
-                with as_persona(answer.prompt, turns=self._shown(episodes), adapter=self.adapter, lm=self._lm()):
+                with as_persona(answer.prompt, turns=self._shown(episodes), adapter=self.adapter, lm=self.own_lm()):
                     arguments = {"inputs": inputs, "episodes": episodes, "observations": observations}
                     return (yield Ask(self.respond, arguments))
 
@@ -107,7 +117,7 @@ class PersonaAgent(PersonalProgram):
             return self._traced(prediction, answer, query)
 
     def _query(self, inputs: dict[str, Any]) -> str:
-        query = str(inputs.get(self.query_field, ""))
+        query = answer_text(inputs.get(self.query_field, ""))
         if not query.strip():
             raise InputError(f"{self.query_field} {query!r}: expected a query, such as agent({self.query_field}='...')")
         return query

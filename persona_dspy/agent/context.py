@@ -19,12 +19,23 @@ from persona_dspy.core import Persona, ResponseKind
 from persona_dspy.lm import Sizes, call_listeners, listening
 from persona_dspy.memory import EpisodicMemory, MemoryCut
 
-__all__ = ["Answering", "Turn", "answering", "current_answer", "recording"]
+__all__ = ["Answering", "Delivery", "Turn", "answering", "current_answer", "recording"]
 
 Turn = Mapping[str, Any]  # field name -> value, one past query and the user's own response
 
 
 _SMALL, _OFF = Sizes.small(), Steering.off()
+
+
+class Delivery:
+    """Counts the requests of one answer that had the persona in their system message; shared by its threads.
+    ``simulated``: the answer is asked for by an optimizer, as a prediction with a trace."""
+
+    def __init__(self, *, simulated: bool = False) -> None:
+        self.requests, self.simulated = 0, simulated
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Delivery:
+        return self  # an account of one answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +53,8 @@ class Answering:
         sizes: how much is shown.
         steering: what of the persona acts beside its text.
         recorder: who listens to calls and tools.
+        delivery: counts the requests that ``prompt`` went into.
+        simulated: the next program asked answers for an optimizer.
     """
 
     user_id: str | None = None
@@ -54,6 +67,8 @@ class Answering:
     sizes: Sizes = _SMALL
     steering: Steering = _OFF
     recorder: Recorder | None = None
+    delivery: Delivery | None = None
+    simulated: bool = False
 
 
 _NOBODY = Answering()

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import dspy
 from dspy.adapters.base import Adapter
 
 from persona_dspy.agent.actions import Act
-from persona_dspy.agent.program import PersonalProgram, PersonaPrediction
+from persona_dspy.agent.history import memory_of
+from persona_dspy.agent.program import PersonalProgram
 from persona_dspy.agent.prompt import as_persona
 from persona_dspy.agent.recall import Recall
 from persona_dspy.agent.steps import Ask, Steps, adrive, drive, drop_last, within_context
-from persona_dspy.core import Episode, Interaction, Persona, ResponseKind
+from persona_dspy.core import Episode, Interaction, Persona, ResponseKind, answer_text
 from persona_dspy.errors import InputError
 from persona_dspy.memory import EpisodicMemory
 
@@ -36,19 +38,28 @@ class Personalized(PersonalProgram):
     ) -> None:
         super().__init__(memory=memory, persona=persona, user_id=user_id, recall=Recall(k=recall_k))
         self.act = Act(policy="fixed", recall=self.recall)
+        for part in (program, *(part for _, part in program.named_sub_modules())):
+            if isinstance(part, PersonalProgram):
+                raise InputError(
+                    f"program {type(program).__name__!r}: it answers for user {part.user_id!r} already, and one answer "
+                    "has one persona; personalize the program inside, or type program.for_user(...)"
+                )
         self.program = _listed(program)
         predictors: list[Any] = self.program.predictors()
         if not predictors:
             raise InputError(f"program {type(program).__name__!r}: expected a dspy.Module with at least one predictor")
-        query, response = fields or (
-            next(iter(predictors[0].signature.input_fields)),
-            next(reversed(predictors[-1].signature.output_fields)),
-        )
+        inputs = [name for p in predictors for name in p.signature.input_fields]
+        outputs = [name for p in reversed(predictors) for name in reversed(p.signature.output_fields)]
+        if not fields and not (inputs and outputs):
+            raise InputError(
+                f"program {type(program).__name__!r}: expected predictors with an input and an output, such as "
+                "'question -> answer', or personalize(program, fields=('question', 'answer'))"
+            )
+        query, response = fields or (inputs[0], outputs[0])
         self.query_field, self.response_field = query, response
         found = [p.signature.output_fields[response] for p in predictors if response in p.signature.output_fields]
-        if not found and fields:
-            raise InputError(f"fields {fields!r}: no predictor has an output {response!r}; name one that exists")
         responses = [i.response for i in memory.interactions]
+        # A field that no predictor has may be one that the program's own code writes.
         self.kind = ResponseKind.of_field(found[-1], responses) if found else ResponseKind.of(str, responses)
         self.adapter = adapter
         plain = (dspy.Predict, dspy.ChainOfThought)
@@ -64,24 +75,42 @@ class Personalized(PersonalProgram):
                 f"is another, name it: {named}"
             ) from None
 
-    def forward(self, **inputs: Any) -> PersonaPrediction:
-        return drive(self._flow(inputs))
+    def forward(self, *args: Any, **inputs: Any) -> Any:
+        return drive(self._flow(args, inputs))
 
-    async def aforward(self, **inputs: Any) -> PersonaPrediction:
-        return await adrive(self._flow(inputs))
+    async def aforward(self, *args: Any, **inputs: Any) -> Any:
+        return await adrive(self._flow(args, inputs))
 
-    def _flow(self, inputs: dict[str, Any]) -> Steps[PersonaPrediction]:
-        query = str(inputs.get(self.query_field, ""))
+    def _flow(self, args: tuple[Any, ...], inputs: dict[str, Any]) -> Steps[Any]:
+        query = self._query(args, inputs)
         with self._answering(query) as answer:
 
-            def respond(episodes: Sequence[Episode]) -> Steps[dspy.Prediction]:
-                turns = self._turns(episodes)
-                with as_persona(answer.prompt, turns=turns, adapter=self.adapter, lm=self._lm()):
-                    return (yield Ask(self.program, inputs))
+            def respond(episodes: Sequence[Episode]) -> Steps[Any]:
+                with as_persona(answer.prompt, turns=self._turns(episodes), adapter=self._plain_adapter()):
+                    return (yield Ask(self.program, inputs, args))
 
             # What the program holds itself is its own to shorten.
-            prediction = yield from within_context(respond, (yield from self._recalled(query)), drop_last)
-            return self._traced(prediction, answer, query)
+            given = yield from within_context(respond, (yield from self._recalled(query)), drop_last)
+            return self._traced(given, answer, query)
+
+    def _plain_adapter(self) -> Adapter:
+        """The adapter that the program has without us: DSPy's default is ChatAdapter with its fallback."""
+        return self.adapter or dspy.settings.get("adapter") or dspy.ChatAdapter()
+
+    def _query(self, args: tuple[Any, ...], inputs: dict[str, Any]) -> str:
+        """The query among the arguments, however they were given; the first of them where none has its name."""
+        if self.query_field in inputs or not (args or inputs):
+            return answer_text(inputs.get(self.query_field, ""))
+        try:
+            forward: Any = getattr(type(self.program), "forward")  # noqa: B009 - a module's own, not dspy.Module's
+            bound = inspect.signature(forward).bind(self.program, *args, **inputs)
+            bound.apply_defaults()
+            named = dict(bound.arguments)
+        except (AttributeError, TypeError):  # the program itself says what is wrong
+            named = {}
+        if self.query_field in named:
+            return answer_text(named[self.query_field])
+        return answer_text((*args, *inputs.values())[0])
 
     def _recalled(self, query: str) -> Steps[Sequence[Episode]]:
         """As PersonaAgent recalls: the persona's rules have a say in the words, and in which of the found are shown."""
@@ -120,7 +149,7 @@ def personalize(
     program: dspy.Module,
     *,
     persona: Persona | None = None,
-    history: Iterable[Interaction] | EpisodicMemory = (),
+    history: Iterable[Interaction | Mapping[str, Any]] | EpisodicMemory = (),
     user_id: str | None = None,
     fields: tuple[str, str] | None = None,
     recall_k: int = 0,
@@ -132,13 +161,18 @@ def personalize(
     Args:
         persona: by default one of facts counted in ``history``.
         history: the user's interactions; needed for alignment and for past turns.
-        fields: names of the query (an input) and of the response (an output); by default the first input of the first
-            predictor and the last output of the last.
+        fields: names of the query (an input) and of the response (a field of what the program returns); by default
+            the first input of the first predictor and the last output of the last.
         recall_k: how many recalled episodes go in as past turns of predictors that have both fields; 0 = none.
 
+        adapter: by default the one the program has without us: the configured one, else ChatAdapter.
+
+    Positional arguments, ``dspy.Parallel``, ``batch``, ``asyncify`` and ``streamify`` work as with ``program``, and
+    what it returns - a prediction, text, a list, None - is returned; a prediction has a ``.trace``.
+
     Raises:
-        InputError: a program without predictors; a response field that none has; persona and history of different
-            users.
+        InputError: a program without predictors, without inputs or outputs, or with a persona already; persona and
+            history of different users. When called: no LM call carried the persona.
 
     Example:
         >>> brief = Persona.from_text("Likes brevity.", user_id="u")
@@ -146,7 +180,7 @@ def personalize(
         >>> [name for name, _ in mine.named_parameters()]
         ['program', 'persona']
     """
-    memory = history if isinstance(history, EpisodicMemory) else EpisodicMemory(history, user_id=user_id)
+    memory = memory_of(history, user_id)
     return Personalized(
         program, memory=memory, persona=persona, user_id=user_id, fields=fields, recall_k=recall_k, adapter=adapter
     )

@@ -1,8 +1,9 @@
-"""PersonalProgram: the base of every program with a persona, and PersonaPrediction, what it returns."""
+"""PersonalProgram: the base of every program with a persona."""
 
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,8 +13,11 @@ from typing import Any, Protocol, Self
 
 import dspy
 
-from persona_dspy.agent.context import Answering, Turn, answering, current_answer, recording
+from persona_dspy.agent.context import Answering, Delivery, Turn, answering, current_answer, recording
+from persona_dspy.agent.history import memory_of
 from persona_dspy.agent.instructions import described
+from persona_dspy.agent.pickling import pickled
+from persona_dspy.agent.prediction import PersonaPrediction, as_prediction, response_text
 from persona_dspy.agent.recall import Recall
 from persona_dspy.agent.steering import Steering
 from persona_dspy.agent.trace import Trace
@@ -24,40 +28,13 @@ from persona_dspy.core import (
     Persona,
     PersonaParameter,
     ResponseKind,
-    answer_text,
     clip_tokens,
 )
 from persona_dspy.errors import InputError
 from persona_dspy.lm import Sizes
 from persona_dspy.memory import EpisodicMemory, MemoryCut, facts
 
-__all__ = ["PersonaPrediction", "PersonalProgram", "Watcher"]
-
-
-class PersonaPrediction(dspy.Prediction):
-    """A prediction that can say how it came about: ``.trace``, a ``Trace``; not one of its output fields.
-
-    Example:
-        >>> trace = Trace(user_id="u1", query="A heist.", persona_version=1, persona="Likes comedies.")
-        >>> prediction = PersonaPrediction.of(dspy.Prediction(tag="comedy"), trace)
-        >>> prediction.tag, prediction.trace.query, prediction.keys()
-        ('comedy', 'A heist.', ['tag'])
-    """
-
-    _trace: Trace | None = None
-
-    @property
-    def trace(self) -> Trace:
-        if self._trace is None:
-            raise InputError("prediction.trace: expected a prediction of a PersonaAgent; this one has no trace")
-        return self._trace
-
-    @classmethod
-    def of(cls, prediction: dspy.Prediction, trace: Trace) -> PersonaPrediction:
-        made = cls()
-        vars(made).update(vars(prediction))
-        vars(made)["_trace"] = trace
-        return made
+__all__ = ["PersonalProgram", "Watcher"]
 
 
 class Watcher(Protocol):
@@ -133,10 +110,13 @@ class PersonalProgram(dspy.Module):
         return self._user_id
 
     def for_user(
-        self, user_id: str, history: Iterable[Interaction] | EpisodicMemory = (), persona: Persona | None = None
+        self,
+        user_id: str,
+        history: Iterable[Interaction | Mapping[str, Any]] | EpisodicMemory = (),
+        persona: Persona | None = None,
     ) -> Self:
         """This program for another user: the same predictors, another persona and memory. Light: nothing is copied."""
-        memory = history if isinstance(history, EpisodicMemory) else EpisodicMemory(history, user_id=user_id)
+        memory = memory_of(history, user_id)
         for named, other in (("persona", persona.user_id if persona else None), ("history", memory.user_id)):
             if other not in (None, user_id):
                 raise InputError(f"{named} of user {other!r}: expected user {user_id!r}")
@@ -176,9 +156,9 @@ class PersonalProgram(dspy.Module):
 
     def reset_copy(self) -> Self:
         """DSPy's, for optimizers that start from bare predictors: the persona is the user's, not theirs, and stays."""
-        copy = super().reset_copy()
-        copy.persona.value = self.persona.value
-        return copy
+        fresh = super().reset_copy()
+        fresh.persona.value = self.persona.value
+        return fresh
 
     def examples(self) -> list[dspy.Example]:
         """The user's interactions as DSPy examples, oldest first: a trainset for PersonaAlignment.
@@ -204,10 +184,21 @@ class PersonalProgram(dspy.Module):
     def simulate(self, example: dspy.Example, *, exclude: frozenset[str] = frozenset()) -> dspy.Prediction:
         """Answer a past interaction as if it were new: memory as it stood just before, minus ``exclude``.
 
-        An example without ``interaction_id`` sees all of memory but interactions with the same query.
+        An example without ``interaction_id`` sees all of memory but interactions with the same query. A program that
+        returns text, a list or None gives a prediction of the response field here.
+
+        Raises:
+            InputError: the program's prediction has no response field.
         """
-        with answering(cut=self._cut(example, exclude)):
-            return self(**example.inputs())
+        with answering(cut=self._cut(example, exclude), simulated=True):
+            answer = self(**example.inputs())
+        fields = list(answer.keys())
+        if self.response_field not in fields:
+            raise InputError(
+                f"prediction with the fields {fields!r}: expected {self.response_field!r}, the response; name the one "
+                f"that is: personalize(program, fields=({self.query_field!r}, {(fields or ['...'])[0]!r}))"
+            )
+        return answer
 
     def _cut(self, example: dspy.Example, exclude: frozenset[str]) -> MemoryCut:
         found = example.get("interaction_id")
@@ -325,13 +316,27 @@ class PersonalProgram(dspy.Module):
                 kind=self.kind,
                 sizes=self.sizes or Sizes.of(lm),
                 steering=self.steering or Steering.of(lm),
+                delivery=Delivery(simulated=current_answer().simulated),
+                simulated=False,  # programs inside answer as ever
             ) as answer,
         ):
             yield answer
 
-    def _traced(self, prediction: dspy.Prediction, answer: Answering, query: str) -> PersonaPrediction:
-        recorder, persona = answer.recorder, answer.persona
-        assert recorder is not None and persona is not None
+    def _traced(self, answer_given: Any, answer: Answering, query: str) -> Any:
+        """What the program returned; a prediction with its trace.
+
+        Raises:
+            InputError: the persona was in no request.
+        """
+        recorder, persona, delivery = answer.recorder, answer.persona, answer.delivery
+        assert recorder is not None and persona is not None and delivery is not None
+        if answer.prompt and not delivery.requests:
+            raise InputError(
+                f"answer for user {self._user_id!r}: no LM call carried the persona. It reaches DSPy's predictors by "
+                "dspy.context: start threads inside forward with dspy.Parallel (or contextvars.copy_context().run), "
+                "give an adapter of your own to personalize(program, adapter=...) instead of setting it in forward, "
+                "and call LMs by predictors"
+            )
         trace = Trace(
             user_id=self._user_id,
             query=query,
@@ -339,14 +344,51 @@ class PersonalProgram(dspy.Module):
             persona=answer.prompt,
             steps=tuple(sorted(recorder.steps, key=lambda step: step.at)),
             calls=tuple(sorted(recorder.calls, key=lambda call: call.at)),
-            response=answer_text(prediction.get(self.response_field, "")),
+            response=response_text(answer_given, self.response_field),
             started=recorder.started,
             seconds=round(recorder.now, 6),
         )
         send = dspy.settings.get("persona_traces")
         if send is not None and (send.simulated or answer.cut is None):
             send(trace)
-        return PersonaPrediction.of(prediction, trace)
+        if type(answer_given) is dspy.Prediction:
+            return PersonaPrediction.of(answer_given, trace)
+        if isinstance(answer_given, dspy.Prediction):  # of a class of the user's own
+            vars(answer_given)["_trace"] = trace
+        elif delivery.simulated:
+            return PersonaPrediction.of(as_prediction(answer_given, self.response_field), trace)
+        return answer_given
+
+    def load_state(self, state: Any, **options: Any) -> None:
+        """DSPy's; nothing changes where it raises.
+
+        Raises:
+            InputError: the state is another user's, or no state of such a program.
+        """
+        missing = [name for name, _ in self.named_parameters() if name not in state]
+        if missing:
+            raise InputError(
+                f"saved state with {sorted(set(state) - {'metadata'})!r}: expected {missing!r} too, as "
+                f"{type(self).__name__}.save writes it; load a plain program's file into that: plain.load(path), then "
+                "personalize(plain, persona=...); a persona JSON is read by load_persona(path)"
+            )
+        super().load_state(state, **options)
+
+    def __copy__(self) -> Self:
+        twin = object.__new__(type(self))
+        vars(twin).update(self.__getstate__(), history=[], callbacks=[])
+        return twin
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        state = {name: copy.deepcopy(value, memo) for name, value in self.__getstate__().items()}
+        vars(twin).update(state, history=[], callbacks=[])
+        return twin
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled without what is this process's or nobody else's business: the memory, keys of LMs, locks."""
+        return pickled(self)
 
 
 def _respelled(kind: ResponseKind, interaction: Interaction) -> Interaction:

@@ -65,7 +65,7 @@ class _PersonaMixin:
         return [{"role": "user", "content": query.strip()}, {"role": "assistant", "content": response}]
 
     def format(self, signature: Any, demos: list[Any], inputs: dict[str, Any]) -> list[dict[str, Any]]:
-        messages = super().format(signature, demos, inputs)  # type: ignore[misc]
+        messages = _with_persona(super().format(signature, demos, inputs))  # type: ignore[misc]
         prompt_ready()
         return [
             {**m, "content": str(m["content"])} if isinstance(m.get("content"), _Formatted) else m for m in messages
@@ -101,6 +101,33 @@ class _PersonaMixin:
     async def acall(self, lm: Any, lm_kwargs: Any, signature: Any, demos: Any, inputs: Any) -> list[dict[str, Any]]:
         with reserved(), adapter_call(lm):
             return await super().acall(lm, lm_kwargs, signature, demos, inputs)  # type: ignore[misc]
+
+
+def _with_persona(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Messages with the persona in the system message, also where an adapter writes that without being asked for it
+    (``TwoStepAdapter``, templates of a user's own); counts them as delivered."""
+    answer = current_answer()
+    if not answer.prompt:
+        return messages
+    system = next((m for m in messages if m.get("role") in ("system", "developer")), None)
+    if system is None:
+        messages = [{"role": "system", "content": answer.prompt}, *messages]
+    elif answer.prompt not in str(_text_of(system["content"])):
+        changed = {**system, "content": _appended(system["content"], answer.prompt)}
+        messages = [changed if m is system else m for m in messages]
+    if answer.delivery is not None:
+        answer.delivery.requests += 1
+    return messages
+
+
+def _text_of(content: Any) -> str:
+    return content if isinstance(content, str) else "".join(str(part.get("text", "")) for part in content or ())
+
+
+def _appended(content: Any, persona: str) -> Any:
+    if isinstance(content, list):
+        return [*content, {"type": "text", "text": f"\n\n{persona}"}]
+    return f"{content}\n\n{persona}" if content else persona
 
 
 class _Formatted(str):
@@ -176,7 +203,7 @@ def _personal_class(base: type[Adapter]) -> type[Adapter]:
 def personal_adapter(base: Adapter | None = None, lm: Any = None) -> Adapter:
     """``base`` (or the adapter that suits ``lm``) as one that carries the persona; ``base`` itself is not changed.
 
-    Without ``base``: DSPy's configured adapter; else TerseJSON where the LM keeps to a schema (typed answers then
+    Without ``base``: DSPy's configured adapter; else TerseJSON where ``lm`` keeps to a schema (typed answers then
     always parse, also with a 135M model), else ChatAdapter. Under stream listeners, which take an unset adapter for
     ChatAdapter, that one.
     """

@@ -35,12 +35,13 @@ class Ask:
 
     module: dspy.Module
     arguments: dict[str, Any] = field(default_factory=dict)
+    positional: tuple[Any, ...] = ()
 
     def run(self) -> Any:
-        return self.module(**self.arguments)
+        return self.module(*self.positional, **self.arguments)
 
     async def arun(self) -> Any:
-        return await self.module.acall(**self.arguments)
+        return await self.module.acall(*self.positional, **self.arguments)
 
 
 @dataclass(frozen=True, slots=True)

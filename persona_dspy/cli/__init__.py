@@ -21,6 +21,7 @@ from persona_dspy.cli import models as _models
 from persona_dspy.cli import personas as _personas
 from persona_dspy.cli import report as _report
 from persona_dspy.cli import reproduce as _reproduce
+from persona_dspy.cli import serve as _serve
 from persona_dspy.cli import status as _status
 from persona_dspy.cli import store as _store
 from persona_dspy.errors import PersonaError
@@ -59,6 +60,7 @@ _forget.register(app)
 _judge.register(app)
 _report.register(app)
 _reproduce.register(app)
+_serve.register(app)
 
 
 # Typer carries a click of its own, whose errors the click package's classes do not catch.

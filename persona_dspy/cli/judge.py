@@ -37,6 +37,10 @@ Lm = Annotated[str, typer.Option(help="local, local:1.5b, local:/path/model.gguf
 Out = Annotated[Path, typer.Option(help="Folder for answers and tables; a rerun goes on there.")]
 Ablations = Annotated[str, typer.Option(help="Of the persona system: all, or names separated by commas.")]
 OptimizerCalls = Annotated[int | None, typer.Option(min=1, help="LM calls that any optimizer may spend on a user.")]
+Predict = Annotated[
+    Path | None,
+    typer.Option(help="Write the answers in LaMP's own form; queries whose answers are withheld are asked too."),
+]
 BudgetCalls = Annotated[int | None, typer.Option(min=0, help="LM calls of this run at most; the same command goes on.")]
 BudgetTokens = Annotated[int | None, typer.Option(min=0, help="Tokens of this run at most.")]
 BudgetUsd = Annotated[float | None, typer.Option(min=0, help="US dollars of this run at most, where prices are known.")]
@@ -90,6 +94,7 @@ def evaluate_command(  # noqa: PLR0913 - a command's options
     budget_tokens: BudgetTokens = None,
     budget_usd: BudgetUsd = None,
     seed: Seed = 0,
+    predict: Predict = None,
     estimate: EstimateOption = False,
     calls_per_second: CallsPerSecond = 1.0,
     tracking_uri: TrackingUri = None,
@@ -113,13 +118,15 @@ def evaluate_command(  # noqa: PLR0913 - a command's options
     options |= {"ablations": every if ablations == "all" else _split(ablations)}
     options |= {"cold": [_whole(n) for n in _split(cold)], "skip_bad_rows": skip_bad_rows, "queries": queries}
     options |= {"task": task, "systems": _split(systems), "lm": lm, "users": chosen_users(users), "out": out}
-    experiment = Experiment(source, **options)
+    experiment = Experiment(source, unanswered=predict is not None, **options)
     if estimate:
         told_of_bad_rows(experiment)
         print_estimate(estimate_evaluation(experiment), calls_per_second, as_json=json_output)
         return 0
     budget = Budget(calls=budget_calls, tokens=budget_tokens, usd=budget_usd, seconds=seconds)
-    return judge(experiment, workers=workers, budget=budget, tracking_uri=tracking_uri, as_json=json_output)
+    return judge(
+        experiment, workers=workers, budget=budget, tracking_uri=tracking_uri, predict=predict, as_json=json_output
+    )
 
 
 def pull_command(

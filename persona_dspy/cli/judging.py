@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -16,9 +19,18 @@ __all__ = ["chosen_users", "judge", "told_of_bad_rows"]
 
 
 def judge(
-    experiment: Experiment, *, workers: int | None, budget: Budget, tracking_uri: str | None, as_json: bool = False
+    experiment: Experiment,
+    *,
+    workers: int | None,
+    budget: Budget,
+    tracking_uri: str | None,
+    predict: Path | None = None,
+    as_json: bool = False,
 ) -> int:
-    """Run, or go on with, an evaluation and show its table; 0 when all is answered, else 1."""
+    """Run, or go on with, an evaluation and show its table; 0 when all is answered, else 1.
+
+    ``predict``: the file for the answers of the first system in LaMP's form, beside it those of the others.
+    """
     from persona_dspy.tracking import tracker_for
 
     told_of_bad_rows(experiment)
@@ -27,8 +39,23 @@ def judge(
         evaluation = experiment.run(
             workers=workers, budget=budget, tracker=tracker, on_start=view.start, on_row=view.row
         )
-    view.close(evaluation, tracker.where)
+    written = _predicted(experiment, evaluation, predict) if predict is not None else []
+    view.close(evaluation, tracker.where, written)
     return 0 if evaluation.complete else 1
+
+
+def _predicted(experiment: Experiment, evaluation: Evaluation, path: Path) -> list[Path]:
+    """Write each asked system's predictions, references left out unless nothing else was asked."""
+    from persona_dspy.core import write_text
+    from persona_dspy.judge import REFERENCES
+
+    answered = {r.system for r in evaluation.answers if r.kind == "answer"}
+    names = [v.name for v in experiment.chosen if v.name in answered]
+    names = [n for n in names if n.partition("@")[0] not in REFERENCES] or names
+    files = [path, *(path.with_name(f"{path.stem}-{name}{path.suffix}") for name in names[1:])]
+    for name, file in zip(names, files, strict=False):
+        write_text(file, json.dumps(evaluation.predictions(name), ensure_ascii=False) + "\n")
+    return files[: len(names)]
 
 
 def told_of_bad_rows(experiment: Experiment) -> None:
@@ -80,7 +107,7 @@ class _View:
                 self.bar, advance=row.kind == "answer", description=f"{row.system}, {row.user_id[:20]}"
             )
 
-    def close(self, evaluation: Evaluation, where: str) -> None:
+    def close(self, evaluation: Evaluation, where: str, predicted: Sequence[Path] = ()) -> None:
         from rich.markup import escape
         from rich.table import Table
 
@@ -90,13 +117,14 @@ class _View:
         if self.as_json:
             systems = [columns(s, task) for s in found]
             ended = {"complete": evaluation.complete, "stopped": evaluation.stopped}
-            print_json({"task": task.name, **ended, "out": str(out), "runs": where, "systems": systems})
+            files = {"predictions": [str(file) for file in predicted]} if predicted else {}
+            print_json({"task": task.name, **ended, "out": str(out), "runs": where, "systems": systems, **files})
             return
         rows = [cells(s, task) for s in found]
         titles = list(dict.fromkeys(title for row in rows for title in row))
         costs = titles.index("unparsed") if titles else 0  # a terminal is too narrow for all columns in one table
         named = f"{task.title}: held-out queries, intervals over users"
-        for name, shown in ((named, titles[:costs]), ("What it took", ["system", *titles[costs:]])):
+        for name, shown in ((named, titles[:costs]), ("What it took", ["system", *titles[costs:]])) if rows else ():
             table = Table(title=name)
             for title in shown:
                 table.add_column(title, justify="left" if title == "system" else "right", no_wrap=title == "system")
@@ -107,6 +135,10 @@ class _View:
             self.console.print(note, markup=False, highlight=False)
         if not evaluation.complete:
             self.console.print(f"not all is answered, {evaluation.stopped}; the same command goes on", markup=False)
+        if not rows:
+            self.console.print("nothing to score: no answers, or the right ones are withheld")
+        for file in predicted:
+            self.console.print(f"predictions: {file}", markup=False, highlight=False, soft_wrap=True)
         self.console.print(f"answers and tables are in {out}/", markup=False, highlight=False, soft_wrap=True)
         if where:
             self.console.print(f"see the runs: {where}", markup=False, highlight=False, soft_wrap=True)

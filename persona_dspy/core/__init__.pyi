@@ -27,11 +27,13 @@ from .interactions import Interaction as Interaction
 from .interactions import Usage as Usage
 from .interactions import in_time_order as in_time_order
 from .interactions import parse_time as parse_time
+from .interactions import time_order as time_order
 from .intervals import Interval as Interval
 from .intervals import Paired as Paired
 from .intervals import mean_interval as mean_interval
 from .intervals import paired_difference as paired_difference
 from .metrics import HIGHER_IS_BETTER as HIGHER_IS_BETTER
+from .metrics import metric_score as metric_score
 from .metrics import parse_number as parse_number
 from .persona import BULLET_TOKENS as BULLET_TOKENS
 from .persona import NOTHING_ELSE as NOTHING_ELSE
@@ -44,6 +46,7 @@ from .persona import Section as Section
 from .persona import Strength as Strength
 from .scales import Scale as Scale
 from .scales import number_of as number_of
+from .scales import written as written
 from .spelling import match_label as match_label
 from .spelling import spellings as spellings
 from .survey import AnswerSurvey as AnswerSurvey

@@ -139,7 +139,7 @@ def load_document(path: str | os.PathLike[str]) -> PersonaDocument:
     """
     file = Path(path)
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = json.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise PersonaFormatError(
             f"{str(path)!r}: no such file; expected a persona JSON, such as personas/u1.json"

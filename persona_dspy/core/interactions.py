@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, date, datetime
 from hashlib import sha256
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any
 
 from persona_dspy.errors import InputError
 
-__all__ = ["Episode", "Feedback", "Interaction", "Usage", "in_time_order", "parse_time"]
+__all__ = ["Episode", "Feedback", "Interaction", "Usage", "in_time_order", "parse_time", "time_order"]
 
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
-def parse_time(value: object) -> datetime | None:
-    """A time from an ISO date or date-time, a bare year (``"1995"`` or ``1995``), a ``date``/``datetime`` or None.
+_NO_TIME = {"", "nat", "nan", "na", "n/a", "<na>", "null", "none"}
+_EPOCHS = ((1e8, 1e11, 1.0), (1e11, 1e14, 1e3), (1e14, 1e17, 1e6), (1e17, 1e19, 1e9))  # least, most, units a second
 
-    Returns an aware UTC ``datetime``; naive values are taken as UTC.
+
+def parse_time(value: object) -> datetime | None:
+    """A time from an ISO date or date-time, a bare year (``"1995"`` or ``1995``), seconds since 1970 (or milli-,
+    micro-, nanoseconds), a ``date``/``datetime``; None for None and what tables write for none (NaN, NaT, NA).
+
+    Returns an aware UTC ``datetime``; naive values are taken as UTC. Numbers below 1e8 are no seconds.
 
     Raises:
         InputError: the value is none of these.
 
     Example:
-        >>> parse_time("2026-01-03").isoformat()
-        '2026-01-03T00:00:00+00:00'
+        >>> parse_time("2026-01-03").isoformat(), parse_time(1767398400).isoformat()
+        ('2026-01-03T00:00:00+00:00', '2026-01-03T00:00:00+00:00')
     """
-    if value is None or value == "":
+    if value is None or value != value or str(value).strip().casefold() in _NO_TIME:
         return None
     if isinstance(value, datetime):
         return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
@@ -38,9 +44,21 @@ def parse_time(value: object) -> datetime | None:
     try:
         if text.isdigit() and len(text) == 4:
             return datetime(int(text), 1, 1, tzinfo=UTC)
+        if (seconds := _epoch_seconds(text)) is not None and not isinstance(value, bool):
+            return datetime.fromtimestamp(seconds, UTC)
         return parse_time(datetime.fromisoformat(text))
+    except (ValueError, OverflowError, OSError):
+        raise InputError(
+            f"time {value!r}: expected an ISO date such as '2026-01-31', a year such as 1995 or seconds since 1970"
+        ) from None
+
+
+def _epoch_seconds(text: str) -> float | None:
+    try:
+        number = float(text)
     except ValueError:
-        raise InputError(f"time {value!r}: expected an ISO date such as '2026-01-31' or a year such as 1995") from None
+        return None
+    return next((number / units for least, most, units in _EPOCHS if least <= number < most), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,11 +110,32 @@ def _remake(*values: Any) -> Interaction:
 
 
 def in_time_order(interactions: Iterable[Interaction]) -> list[Interaction]:
-    """Interactions of one user, oldest first: by time if all have one, else in the order given (stable)."""
+    """Interactions of one user, oldest first: see ``time_order``."""
     items = list(interactions)
-    if all(i.time is not None for i in items):
-        items.sort(key=lambda i: i.time)  # type: ignore[arg-type,return-value]
-    return items
+    return [items[place] for place in time_order([i.time for i in items])]
+
+
+def time_order(times: Sequence[datetime | None]) -> list[int]:
+    """Places of what happened at ``times``, oldest first.
+
+    By time; where some have none, each of them right after what it came after in the order given, that is read from its
+    old end: a log may be written newest first. Where half or more have none, the order given.
+
+    Example:
+        >>> day = [datetime(2026, 1, n, tzinfo=UTC) for n in range(1, 5)]
+        >>> time_order([day[3], None, day[1], day[0]])
+        [3, 2, 1, 0]
+    """
+    places = list(range(len(times)))
+    dated = [time for time in times if time is not None]
+    if 2 * len(dated) <= len(times):
+        return places
+    if len(dated) < len(times) and dated[0] > dated[-1] and all(a >= b for a, b in pairwise(dated)):
+        places.reverse()
+    latest, keys = min(dated), dict[int, datetime]()
+    for place in places:
+        latest = keys[place] = times[place] or latest
+    return sorted(places, key=lambda place: keys[place])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

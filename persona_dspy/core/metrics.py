@@ -8,10 +8,11 @@ its own that would make a score depend on the network.
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -24,6 +25,7 @@ __all__ = [
     "exact_match",
     "macro_f1",
     "mae",
+    "metric_score",
     "parse_number",
     "parse_rating",
     "rmse",
@@ -98,6 +100,54 @@ def text_overlap(gold: str, answer: str) -> float:
     """
     gold, answer = gold.strip(), answer.strip()
     return float(bool(gold)) if gold == answer else _rouge("rougeL", gold, answer, any_script=True)
+
+
+def metric_score(result: Any, name: str, example: str) -> tuple[float, str]:
+    """The score in [0, 1] and the feedback text that a user's own metric gave.
+
+    Args:
+        result: a number (``bool`` too), or a mapping or ``dspy.Prediction`` with ``score`` and, if any, ``feedback``.
+        name, example: the metric's name and the example's id, for the error.
+
+    Raises:
+        InputError: anything else; the message names metric and example, and what to return.
+
+    Example:
+        >>> metric_score({"score": 0.5, "feedback": "too long"}, "mine", "i1"), metric_score(True, "mine", "i1")
+        ((0.5, 'too long'), (1.0, ''))
+    """
+    given, feedback = result, ""
+    if isinstance(result, Mapping) or hasattr(result, "toDict"):
+        fields: dict[str, Any] = dict(result.items())
+        given, feedback = fields.get("score"), str(fields.get("feedback") or "")
+        hint = "" if "score" in fields else f"it has {sorted(fields)!r} and no 'score'"
+    else:
+        hint = _slip(result)
+    number = None
+    if not hint and given is not None and not isinstance(given, str | bytes):
+        try:
+            number = float(given)
+        except (TypeError, ValueError):
+            number = None
+    if number is None or not 0 <= number <= 1:  # nan is not
+        told = f" ({hint})" if hint else ""
+        raise InputError(
+            f"metric {name!r} gave {given!r} on example {example!r}{told}: expected a score in [0, 1], or "
+            "dspy.Prediction(score=..., feedback=...)"
+        )
+    return number, feedback
+
+
+def _slip(result: Any) -> str:
+    """What is wrong with a metric's result, where that can be told by its type."""
+    if inspect.iscoroutine(result):
+        result.close()
+        return "a metric is called without await: make it a plain function"
+    if result is None:
+        return "does a branch end without return?"
+    if isinstance(result, tuple | list):
+        return "score and feedback go into one dspy.Prediction"
+    return ""
 
 
 def accuracy(golds: Sequence[str], answers: Sequence[str]) -> float:

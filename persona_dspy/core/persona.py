@@ -10,7 +10,7 @@ from hashlib import sha256
 from typing import Any, Literal, get_args
 
 from dspy.predict.parameter import Parameter
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from persona_dspy.core.disk import persona_path, write_text
 from persona_dspy.core.text import clip_tokens, count_tokens, mentions, one_line
@@ -369,8 +369,18 @@ class PersonaParameter(Parameter):
     """
 
     def __init__(self, value: Persona, initial: Persona | None = None) -> None:
-        self.value = value
+        self._value = value
         self.initial = initial or value
+
+    @property
+    def value(self) -> Persona:
+        return self._value
+
+    @value.setter
+    def value(self, persona: Persona) -> None:
+        if persona.user_id != self._value.user_id:
+            raise InputError(_other_user(persona, self._value.user_id))
+        self._value = persona
 
     def reset(self) -> None:
         """Back to the initial persona."""
@@ -381,9 +391,26 @@ class PersonaParameter(Parameter):
         return {"value": self.value.model_dump(mode="json"), "initial": self.initial.model_dump(mode="json")}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Inverse of ``dump_state``; nothing changes where the state cannot be read."""
-        value, initial = Persona.model_validate(state["value"]), Persona.model_validate(state["initial"])
-        self.value, self.initial = value, initial
+        """Inverse of ``dump_state``; nothing changes where it raises.
+
+        Raises:
+            InputError: the state is no persona, or another user's.
+        """
+        try:
+            value, initial = Persona.model_validate(state["value"]), Persona.model_validate(state["initial"])
+        except (KeyError, TypeError, ValidationError) as error:
+            raise InputError(f"saved persona: {error}; expected what program.save(...) of a program wrote") from None
+        for persona in (value, initial):
+            if persona.user_id != self._value.user_id:
+                raise InputError(_other_user(persona, self._value.user_id))
+        self._value, self.initial = value, initial
 
     def __repr__(self) -> str:
         return f"PersonaParameter(user_id={self.value.user_id!r}, version={self.value.version})"
+
+
+def _other_user(persona: Persona, user_id: str) -> str:
+    return (
+        f"persona of user {persona.user_id!r}: expected user {user_id!r}; one program answers for one user, make this "
+        f"one for the other: program.for_user({persona.user_id!r})"
+    )

@@ -1,11 +1,13 @@
 """Files to user histories: a file of any size is read with one user in memory.
 
-Three forms, told apart by content: JSON lines of interactions; LaMP's official ``questions.json`` with
+Forms, told apart by content: JSON lines, or a JSON array, of interactions; LaMP's official ``questions.json`` with
 ``outputs.json`` beside it (one question a user); OPPU-style ``users.json`` (several questions a user).
 """
 
 from __future__ import annotations
 
+import json
+import warnings
 from collections.abc import Collection, Iterator
 from contextlib import closing
 from functools import partial
@@ -26,7 +28,7 @@ from persona_dspy.data.interaction_rows import (
     text_id,
 )
 from persona_dspy.data.joining import join_users
-from persona_dspy.data.lamp import get_task
+from persona_dspy.data.lamp import get_task, task_of_row
 from persona_dspy.data.tasks import Place, Task
 from persona_dspy.data.user_rows import FirstRows, UserRows
 from persona_dspy.errors import InputError, UnknownUser
@@ -80,6 +82,8 @@ def read_users(
     file_task = detect_task(path, task)
     if form == "lines":
         histories = _from_lines(path, file_task, wanted, rules)
+    elif _is_flat(path):
+        histories = _from_flat(path, file_task, wanted, rules)
     elif file_task is None:
         raise Place(file=str(path)).error("task", task, "a LaMP task", "Name it, such as --task lamp-2m")
     else:
@@ -89,7 +93,8 @@ def read_users(
 
 
 def detect_task(path: str | Path, task: Task | str | None = None) -> Task | None:
-    """The task of a file: ``task`` where it is one or names one; else by ``outputs.json`` beside it; else None.
+    """The task of a file: ``task`` where it is one or names one; else by ``outputs.json`` beside it; else by the form
+    of its first row; else None.
 
     A signature such as ``"description -> tag"`` names no task (see ``infer_task``). "LaMP_2" is told apart by what
     the first profile holds.
@@ -103,8 +108,10 @@ def detect_task(path: str | Path, task: Task | str | None = None) -> Task | None
     if task and "->" not in task:
         return get_task(task)
     outputs = outputs_path(path)
-    if rows.file_form(path) == "lines" or not outputs.exists():
+    if rows.file_form(path) == "lines":
         return None
+    if not outputs.exists():
+        return next((task_of_row(row) for _, row in rows.array_rows(path)), None)
     name, _ = rows.read_golds(outputs)
     if "".join(c for c in name.casefold() if c.isalnum()) != "lamp2":
         return get_task(name)
@@ -153,7 +160,47 @@ def _from_lines(path: Path, task: Task | None, wanted: frozenset[str] | None, ru
                 new = rules.attempt(partial(_admitted, row, task, ids, at))
                 if new:
                     interactions.append(new)
-            yield UserHistory(user_id=user_id, interactions=tuple(in_time_order(interactions)))
+            yield _history(path, user_id, interactions)
+
+
+def _is_flat(path: Path) -> bool:
+    """Whether a JSON array holds interactions, as JSON lines do, and no users."""
+    _, first = next(rows.array_rows(path), (0, None))
+    return isinstance(first, dict) and "profile" not in first and "response" in first
+
+
+def _from_flat(path: Path, task: Task | None, wanted: frozenset[str] | None, rules: Rules) -> Iterator[UserHistory]:
+    with closing(UserRows()) as own_rows:
+        for position, row in rows.array_rows(path):
+            at = Place(file=str(path), row_id=f"#{position}")
+            user_id = rules.attempt(partial(_checked_row, row, task, wanted, at))
+            if user_id:
+                own_rows.add(user_id, position, json.dumps(row))
+        for own in own_rows.by_user():
+            ids, interactions, user_id = UniqueIds(), list[Interaction](), ""
+            for position, text in own:
+                row, at = json.loads(text), Place(file=str(path), row_id=f"#{position}")
+                user_id = text_id(row, "user_id", at)
+                new = rules.attempt(partial(_admitted, row, task, ids, at))
+                if new:
+                    interactions.append(new)
+            yield _history(path, user_id, interactions)
+
+
+def _checked_row(row: Any, task: Task | None, wanted: frozenset[str] | None, at: Place) -> str | None:
+    if not isinstance(row, dict):
+        raise at.error(None, row, 'an object such as {"user_id": "u1", "query": "...", "response": "..."}')
+    user_id = text_id(row, "user_id", at)
+    return line_interaction(row, task, at).user_id if wanted is None or user_id in wanted else None
+
+
+def _history(path: Path, user_id: str, interactions: list[Interaction]) -> UserHistory:
+    undated = sum(i.time is None for i in interactions)
+    if 0 < undated < len(interactions):
+        order = "by their neighbours' times" if 2 * undated < len(interactions) else "as the file has them"
+        told = f"{undated} of {len(interactions)} interactions have no time; they are put {order}"
+        warnings.warn(f"{path}: user {user_id!r}: {told}", stacklevel=2)
+    return UserHistory(user_id=user_id, interactions=tuple(in_time_order(interactions)))
 
 
 def _admitted(row: dict[str, Any], task: Task | None, ids: UniqueIds, at: Place) -> Interaction:
@@ -174,7 +221,7 @@ def _from_array(
     golds: dict[str, Any] | None = None
     with closing(FirstRows()) as first_rows:
         for position, row in rows.array_rows(path):
-            if golds is None and isinstance(row, dict) and "input" in row:
+            if golds is None and isinstance(row, dict) and "input" in row and not {"output", "gold"} & set(row):
                 golds = _official_golds(path)
             at = Place(file=str(path), row_id=f"#{position}")
             user = rules.attempt(partial(array_user, row, task, golds, wanted, at, rules))
@@ -192,9 +239,12 @@ def _repeated(file: str, user_id: str, first: int, again: int) -> None:
     raise Place(file=file, row_id=user_id).error("user_id", f"rows {first} and {again}", "each user in one row", hint)
 
 
-def _official_golds(path: Path) -> dict[str, Any]:
+def _official_golds(path: Path) -> dict[str, Any] | None:
+    """Golds by question id; None for a test split, whose golds LaMP keeps to itself."""
     outputs = outputs_path(path)
-    if not outputs.exists():
-        hint = "Put it beside the questions file (persona-dspy data pull fetches both)"
-        raise Place(file=str(outputs)).error(None, "no such file", f"the golds of {path.name}", hint)
-    return rows.read_golds(outputs)[1]
+    if outputs.exists():
+        return rows.read_golds(outputs)[1]
+    if "test" in path.stem.casefold():
+        return None
+    hint = "Put it beside the questions file (persona-dspy data pull fetches both); a test split has 'test' in its name"
+    raise Place(file=str(outputs)).error(None, "no such file", f"the golds of {path.name}", hint)

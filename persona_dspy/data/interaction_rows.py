@@ -10,8 +10,8 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from persona_dspy.core import Interaction
-from persona_dspy.data.tasks import Place, Task, checked_text, read_time
+from persona_dspy.core import Interaction, time_order
+from persona_dspy.data.tasks import Place, Task, answered, checked_text, read_time
 from persona_dspy.errors import DataError
 
 __all__ = ["BadRow", "Question", "Rules", "UniqueIds", "UserHistory", "array_user", "line_interaction", "text_id"]
@@ -90,7 +90,7 @@ def text_id(row: Mapping[str, Any], key: str, at: Place) -> str:
         DataError: missing, blank, or neither text nor a whole number.
     """
     value = row.get(key)
-    if isinstance(value, float):
+    if isinstance(value, float) and not value.is_integer():  # 7.0 is how some tables write 7
         raise at.error(key, value, "a text or a whole number")
     return checked_text(value, at, key, "a text or a whole number that is not empty")
 
@@ -118,7 +118,7 @@ def line_interaction(row: dict[str, Any], task: Task | None, at: Place) -> Inter
     Raises:
         DataError: a field is missing, blank, of the wrong type or unknown.
     """
-    unknown = next((key for key in row if key not in _FIELDS), None)
+    unknown = next((key for key in row if key not in (*_FIELDS, "title")), None)
     if unknown is not None:
         near = difflib.get_close_matches(unknown, _FIELDS, n=1)
         hint = f"Did you mean {near[0]!r}?" if near else f'Put extras under "metadata": {{{unknown!r}: ...}}'
@@ -127,12 +127,13 @@ def line_interaction(row: dict[str, Any], task: Task | None, at: Place) -> Inter
     metadata = row.get("metadata") or {}
     if not isinstance(metadata, dict):
         raise at.error("metadata", metadata, "an object such as {}")
+    if row.get("title") not in (None, ""):
+        metadata = {"title": checked_text(row["title"], at, "title"), **metadata}
     for key, value in metadata.items():
         if isinstance(value, str) and value.strip():
             checked_text(value, at, f"metadata.{key}")
-    wanted = "the user's own response, as text"
     response = row.get("response")
-    text = task.parse_response(response, at) if task else checked_text(response, at, "response", wanted)
+    text = task.parse_response(response, at) if task else answered(response, at)
     return Interaction(
         user_id=text_id(row, "user_id", at),
         query=query,
@@ -169,6 +170,8 @@ def array_user(
         questions = _questions(row["query"], task, at, rules)
     elif "input" in row:
         questions = (_question(row, task, golds, at),)
+    elif "user_id" in row:
+        questions = ()
     else:
         raise at.error("input", None, _ROW)
     return UserHistory(user_id=user_id, interactions=_profile(profile, user_id, task, at, rules), questions=questions)
@@ -199,7 +202,8 @@ def _question(row: Any, task: Task, golds: Mapping[str, Any] | None, at: Place) 
     query = task.parse_input(row.get("input"), at)
     if golds is not None and question_id not in golds:
         raise at.error("id", question_id, "an id that outputs.json has a gold for")
-    gold = row.get("gold") if golds is None else golds[question_id]
+    own = next((row[key] for key in ("gold", "output") if row.get(key) is not None), None)
+    gold = own if golds is None else golds[question_id]
     return Question(
         id=question_id,
         query=query,
@@ -221,8 +225,7 @@ def _profile(items: list[Any], user_id: str, task: Task, at: Place, rules: Rules
         time = rules.attempt(partial(_dated, value, inner))
         if time:
             dated.append((time[0], inner, item))
-    if all(time is not None for time, _, _ in dated):
-        dated.sort(key=lambda entry: entry[0])  # type: ignore[arg-type,return-value]  # stable: file order on a draw
+    dated = [dated[place] for place in time_order([time for time, _, _ in dated])]
     ids, interactions = UniqueIds(), list[Interaction]()
 
     def build(item: Any, inner: Place) -> Interaction:

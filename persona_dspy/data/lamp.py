@@ -14,7 +14,7 @@ from persona_dspy.data import citation
 from persona_dspy.data.tasks import Task
 from persona_dspy.errors import InputError
 
-__all__ = ["Task", "get_task", "infer_task", "task_names"]
+__all__ = ["Task", "get_task", "infer_task", "task_names", "task_of_row"]
 
 _REMAINS = re.compile(r"https?://\S+|www\.\S+|[^\w\s@'’]|_")
 _STRETCHED = re.compile(r"(\w)\1{2,}")
@@ -148,6 +148,10 @@ _TASKS = (
         input_pattern=r"(?is)\bemail:(.*)$",
         item_query=("text",),
         item_response="title",
+        licence=(
+            "LaMP's public files of this task hold ids in place of the mails, which are the licensed Avocado corpus "
+            "(LDC2015T03): fill them in with LaMP's own script first"
+        ),
     ),
     Task(
         name="lamp-7",
@@ -189,6 +193,22 @@ def get_task(name: str) -> Task:
         if task.name.replace("-", "") == short:
             return task
     raise InputError(f"task {name!r}: expected one of {', '.join(_BY_NAME)}")
+
+
+def task_of_row(row: object) -> Task | None:
+    """The one task whose official form a row of a questions file has; None where none or several fit."""
+    if not isinstance(row, Mapping) or not isinstance(row.get("input"), str):
+        return None
+    profile = row.get("profile")
+    first = profile[0] if isinstance(profile, list) and profile else {}
+    keys = set(first) if isinstance(first, Mapping) else set()
+    fitting = [task for task in _TASKS if re.search(task.input_pattern, str(row["input"]))]
+    if keys:
+        needed = {task.name: {*task.item_query, task.item_response} - {""} for task in fitting}
+        fitting = [task for task in fitting if needed[task.name] <= keys]
+        most = max((len(needed[task.name]) for task in fitting), default=0)
+        fitting = [task for task in fitting if len(needed[task.name]) == most]
+    return fitting[0] if len(fitting) == 1 else None
 
 
 def infer_task(

@@ -6,12 +6,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import isfinite
 from typing import Annotated, Any, Literal
 
-from persona_dspy.core import FREE_TEXT, Interaction, ResponseKind, Scale, metrics, parse_time
+from persona_dspy.core import FREE_TEXT, Interaction, ResponseKind, Scale, metrics, parse_time, written
 from persona_dspy.errors import DataError, InputError
 
-__all__ = ["Place", "Task", "checked_text", "read_time"]
+__all__ = ["Place", "Task", "answered", "checked_text", "read_time"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +60,7 @@ class Task:
         item_extras: keys of a profile item kept as metadata. None that tells the response.
         make_pair: builds (query, response) where a profile item holds no such pair.
         make_query: builds the query from the groups of ``input_pattern`` where it is more than the last one.
+        licence: what to do about texts that the public files do not hold.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Task:
     item_extras: tuple[str, ...] = ()
     make_pair: Callable[[Mapping[str, str], Sequence[Interaction], str], tuple[str, str]] | None = None
     make_query: Callable[..., str] | None = None
+    licence: str = ""
 
     @property
     def kind(self) -> Literal["labels", "rating", "text"]:
@@ -106,7 +109,8 @@ class Task:
         official = checked_text(text, at, "input", f"the official input of {self.name}, not an empty one")
         match = re.search(self.input_pattern, official)
         if match is None:
-            raise at.error("input", text, f"an official input of {self.name} ({self.title})", "Check --task")
+            hint = " ".join(["Check --task.", self.licence]).strip()
+            raise at.error("input", text, f"an official input of {self.name} ({self.title})", hint)
         groups = [g.strip() for g in match.groups()]
         if not all(groups):
             raise at.error("input", text, "text after the instruction, not nothing")
@@ -125,7 +129,7 @@ class Task:
             'comedy'
         """
         at = at or Place()
-        text = checked_text(value, at, field, "the user's own response, as text")
+        text = answered(value, at, field)
         answer = self._responses.read(text)
         if answer is None:
             raise at.error(field, value, self._expected)
@@ -167,7 +171,7 @@ class Task:
         else:
             query = next((texts[k] for k in self.item_query if texts[k]), "")
             if not query:
-                raise at.error(self.item_query[0], item.get(self.item_query[0]), "text that is not empty")
+                raise at.error(self.item_query[0], item.get(self.item_query[0]), "text that is not empty", self.licence)
             response = self.parse_response(item.get(self.item_response), at, self.item_response)
         item_id = "" if item.get("id") is None else item["id"]
         if isinstance(item_id, bool) or not isinstance(item_id, str | int):
@@ -271,12 +275,18 @@ def checked_text(value: object, at: Place, field: str, expected: str = "text tha
         DataError: blank, of another type, or holding what no database and no UTF-8 file can (NUL, half a surrogate
             pair).
     """
-    if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or value != value or not str(value).strip():
         raise at.error(field, value, expected)
-    text = str(value).strip()
+    text = written(value) if isinstance(value, float) and isfinite(value) else str(value).strip()
     if _UNSTORABLE.search(text):
         raise at.error(field, value, "text without NUL characters and half surrogate pairs", "Clean the text")
     return text
+
+
+def answered(value: object, at: Place, field: str = "response") -> str:
+    """``checked_text`` of a user's response; JSON's true and false are answers too."""
+    plain = str(value).lower() if isinstance(value, bool) else value
+    return checked_text(plain, at, field, "the user's own response, as text")
 
 
 def read_time(value: object, at: Place, field: str) -> Any:
@@ -284,7 +294,9 @@ def read_time(value: object, at: Place, field: str) -> Any:
     try:
         return parse_time(value)
     except (InputError, OverflowError):
-        raise at.error(field, value, "an ISO date such as 2026-01-31 or a year such as 1995") from None
+        raise at.error(
+            field, value, "an ISO date such as 2026-01-31, a year such as 1995, or seconds since 1970"
+        ) from None
 
 
 @lru_cache(maxsize=256)  # users differ in their labels: not one class for each of a fleet, for ever

@@ -54,6 +54,9 @@ class FleetFolder:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        there = next((p for p in (self.path, *self.path.parents) if p.exists()), self.path)
+        if there.exists() and not there.is_dir():
+            raise InputError(f"fleet folder {str(path)!r}: {str(there)!r} is a file; expected a folder, or a new name")
         self._hidden = _hidden_folder(self.path)
         self.calls = CallFolder(self._hidden / "calls")
         self._writing = threading.Lock()

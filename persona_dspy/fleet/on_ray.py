@@ -13,6 +13,7 @@ from collections.abc import Generator, Iterator
 from functools import partial
 from typing import Any
 
+from persona_dspy.agent import keys_pickled
 from persona_dspy.errors import InputError
 from persona_dspy.fleet.pipe import Pipe
 from persona_dspy.fleet.scheduler import RemoteWorker, Scheduler, packed_setup, shares
@@ -52,7 +53,9 @@ def on_ray(
         )
     try:
         cpus = processes or int(ray.cluster_resources().get("CPU", 1)) or 1
-        start_worker = partial(ActorWorker, ray, ray.put(setup))
+        with keys_pickled():
+            placed = ray.put(setup)
+        start_worker = partial(ActorWorker, ray, placed)
         scheduler = Scheduler(start_worker, shares(workers, cpus), fleet, observers)
         try:
             yield from scheduler.results(todo)

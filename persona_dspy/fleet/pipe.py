@@ -13,6 +13,8 @@ from typing import Any
 
 import cloudpickle
 
+from persona_dspy.agent import keys_pickled
+
 __all__ = ["Pipe"]
 
 
@@ -34,7 +36,8 @@ class Pipe:
     @staticmethod
     def packed(*message: Any) -> bytes:
         """A message as bytes for ``post``. Raises whatever an object that cannot be pickled raises."""
-        return cloudpickle.dumps(message)
+        with keys_pickled():
+            return cloudpickle.dumps(message)
 
     @staticmethod
     def unpacked(message: bytes) -> tuple[Any, ...]:

@@ -166,7 +166,11 @@ class UserWork:
             student = self.program.for_user(history.user_id, history.interactions)
         else:
             student = _recording(self.program(history))
-        return self.optimizer.compile(student, trainset=student.examples())
+        examples = student.examples()
+        if not examples:
+            student.alignment = Alignment(user_id=history.user_id, stopped="no history: the initial persona stays")
+            return student
+        return self.optimizer.compile(student, trainset=examples)
 
     def _document(self, history: History, aligned: PersonalProgram) -> PersonaDocument:
         alignment = aligned.alignment or Alignment(user_id=history.user_id)

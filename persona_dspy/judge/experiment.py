@@ -81,7 +81,7 @@ class Evaluation:
         if len(set(ids)) < len(ids):
             repeated = next(i for i in ids if ids.count(i) > 1)
             raise InputError(f"query {repeated!r}: asked of two users; expected ids that are unique within the file")
-        name = self.task.name.replace("lamp-", "LaMP_").replace("2m", "2M").replace("2n", "2N")
+        name = self.task.name.replace("lamp-", "LaMP_").removesuffix("m").removesuffix("n")  # both halves of LaMP_2
         return {"task": name, "golds": [{"id": r.query_id, "output": r.answer} for r in rows]}
 
     def __str__(self) -> str:
@@ -236,10 +236,11 @@ class Experiment:
 
     def evaluation(self, results: Results, complete: bool, stopped: str = "") -> Evaluation:
         """The rows of this experiment's users, queries and systems, scored."""
-        ids = {(p.user_id, q.id) for p in self.people for q in p.queries}
+        ids = {(p.user_id, q.id): n for n, (p, q) in enumerate((p, q) for p in self.people for q in p.queries)}
         names = [v.name for v in self.chosen]
         rows = [r for r in results.rows if r.system in names]
         rows = [r for r in rows if r.kind != "answer" or (r.user_id, r.query_id) in ids]
+        rows.sort(key=lambda r: ids.get((r.user_id, r.query_id), -1))  # the data's order, whoever was done first
         scored = sum(q.gold is not None for p in self.people for q in p.queries)
         found = standings(rows, self.task, names, expected=scored, seed=self.setting.seed)
         return Evaluation(

@@ -150,7 +150,8 @@ def read_people(
         histories = iter(longest(histories, most))
     people = cases(histories, known, queries=queries, unanswered=unanswered, text=text)
     if not people:
-        expected = "users with held-out queries or 2 interactions"
+        expected = "users with queries whose answers are known (outputs.json beside a questions.json), or with 2 "
+        expected += "interactions; where answers are withheld: --predict FILE, or evaluate(..., unanswered=True)"
         raise DataError(where, expected=expected, value="none")
     return scored_as(people), people, digest
 

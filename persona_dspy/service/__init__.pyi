@@ -1,6 +1,11 @@
 from .align_user import Aligner as Aligner
 from .alignments import Outcome as Outcome
 from .alignments import Pace as Pace
+from .metrics import Metrics as Metrics
 from .personas import Personas as Personas
 from .personas import ServiceOptions as ServiceOptions
+from .proxy import ProxyOptions as ProxyOptions
+from .proxy import proxy_app as proxy_app
 from .queue import ObservationQueue as ObservationQueue
+from .tokens import checked_token as checked_token
+from .tokens import user_token as user_token

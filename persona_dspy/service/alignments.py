@@ -7,8 +7,9 @@ import logging
 import secrets
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from persona_dspy.errors import StoreError
@@ -83,6 +84,7 @@ class Alignments:
         self._requests: OrderedDict[str, _Request] = OrderedDict()
         self._running: dict[str, Lease | None] = {}
         self._outcomes: OrderedDict[str, Outcome] = OrderedDict()
+        self._observing: Counter[str] = Counter()
         self._seen: dict[str, tuple[DueUser, float]] = {}  # since when a due user has looked like this
         self._threads: list[threading.Thread] = []
         self._context = contextvars.copy_context()
@@ -95,6 +97,19 @@ class Alignments:
                 return
             self._requests[user_id] = _Request(context or self._context.copy(), over)
             self._state.notify_all()
+
+    @contextmanager
+    def observing(self, user_id: str) -> Generator[None]:
+        """Around an interaction that may make a user due, and its ``request``: the context of that request counts,
+        not that in which this object was made."""
+        with self._state:
+            self._observing[user_id] += 1
+        try:
+            yield
+        finally:
+            with self._state:
+                self._observing[user_id] -= 1
+                self._observing += Counter()  # drops zeros
 
     def start(self) -> None:
         """Start the threads, once; those of a process that forked are not its children's."""
@@ -237,7 +252,7 @@ class Alignments:
     def _request_due(self) -> None:
         now, due = time.monotonic(), self._store.due_users(self._every)
         with self._state:
-            own = set(self._running) | set(self._requests)
+            own = {*self._running, *self._requests, *self._observing}
         self._seen = {
             user.user_id: known if (known := self._seen.get(user.user_id)) and known[0] == user else (user, now)
             for user in due
@@ -249,8 +264,9 @@ class Alignments:
             if user.holder:
                 if unchanged > self.pace.lease:
                     self.request(user.user_id, over=user)
-            elif not user.failures or unchanged > self._delay(user.failures):
+            elif unchanged > self._delay(user.failures):
                 self.request(user.user_id)
 
     def _delay(self, failures: int) -> float:
-        return min(self.pace.retry * 2 ** min(failures - 1, 20), _LONGEST_RETRY)
+        """Seconds for which a due user is left alone: at first to the process that observed the user."""
+        return min(self.pace.retry * 2 ** min(failures - 1, 20), _LONGEST_RETRY) if failures else self.pace.poll

@@ -229,6 +229,27 @@ class Personas:
         except UnknownUser:
             return []
 
+    def export(self, user_id: str) -> dict[str, Any]:
+        """Everything the store holds of a user, JSON-safe: interactions, oldest first, and every persona version.
+
+        Raises:
+            UnknownUser: nothing is kept of the user.
+        """
+        interactions = [
+            {
+                "id": one.id,
+                "query": one.query,
+                "response": one.response,
+                "time": one.time.isoformat() if one.time else None,
+                "metadata": dict(one.metadata),
+            }
+            for one in self.store.episodes(user_id)
+        ]
+        versions = [
+            {"current": one.current, "created": one.created, "persona": one.document} for one in self.history(user_id)
+        ]
+        return {"user_id": user_id, "interactions": interactions, "versions": versions}
+
     def last(self, user_id: str) -> Outcome | None:
         """How the user's latest alignment in this process ended; None before the first."""
         return self._alignments.last(user_id)
@@ -282,18 +303,19 @@ class Personas:
     def keep(self, user: OpenUser, interaction: Interaction) -> None:
         """For programs of this service: what ``observe`` of one of them is told."""
         self._check_process()
-        try:
-            with self._reader.reach.asking():
-                due = self.store.observe(user.user_id, [interaction]).due
-        except StoreError:
-            if self._queue is None:
-                raise
-            self._queue.add(interaction, life=user.state.life if user.state is not None else None)
-            user.remember(interaction)
-            return
+        with self._alignments.observing(user.user_id):
+            try:
+                with self._reader.reach.asking():
+                    due = self.store.observe(user.user_id, [interaction]).due
+            except StoreError:
+                if self._queue is None:
+                    raise
+                self._queue.add(interaction, life=user.state.life if user.state is not None else None)
+                user.remember(interaction)
+                return
+            if due >= self.every:
+                self._alignments.request(user.user_id, context=contextvars.copy_context())
         user.refresh(user.program)
-        if due >= self.every:
-            self._alignments.request(user.user_id, context=contextvars.copy_context())
 
     def _user(self, user_id: str) -> OpenUser:
         """The user, ready to answer; the least recently used of too many is closed."""

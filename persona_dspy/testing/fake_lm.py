@@ -119,6 +119,9 @@ class FakeEngine:
     def __deepcopy__(self, memo: dict[int, Any]) -> FakeEngine:
         return self  # one account of calls, however often DSPy copies the LM
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.handlers,)  # another process has an account of its own
+
     def complete(self, request: Request) -> Response:
         prompt = Prompt.of(request)
         with self._lock:

@@ -303,6 +303,12 @@ class MlflowTracker:
         try:
             client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
             experiment = client.get_experiment_by_name(self.experiment)
+            if experiment is not None and experiment.lifecycle_stage == "deleted":
+                raise RunError(
+                    f"MLflow experiment {self.experiment!r} was deleted; expected one that is active, type: "
+                    f"MLFLOW_TRACKING_URI={self.uri} mlflow experiments restore --experiment-id "
+                    f"{experiment.experiment_id}; --tracking-uri off goes without"
+                )
             self._experiment_id = (
                 experiment.experiment_id if experiment else client.create_experiment(self.experiment, self._artifacts())
             )
@@ -348,6 +354,6 @@ def _failures() -> tuple[type[Exception], ...]:
 
 def tracker_for(uri: str | None, *, runs: Runs = "sampled", register: bool = False) -> Tracker:
     """The tracker of a ``--tracking-uri``: ``off`` = none, None = a SQLite file ``mlflow.db`` in this folder."""
-    if uri == "off":
+    if uri is not None and uri.strip().casefold() == "off":
         return NullTracker()
     return MlflowTracker(uri or "sqlite:///mlflow.db", runs=runs, register=register)

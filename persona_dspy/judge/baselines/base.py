@@ -5,7 +5,7 @@ None of them has a persona: what they know of a user comes from memory alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import dspy
@@ -19,6 +19,7 @@ from persona_dspy.agent import (
     as_persona,
     drive,
     drop_last,
+    memory_of,
     narrowed,
     own_labels,
     within_context,
@@ -53,7 +54,7 @@ class Baseline(dspy.Module):
         self,
         signature: str | type[dspy.Signature],
         *,
-        history: Iterable[Interaction] | EpisodicMemory = (),
+        history: Iterable[Interaction | Mapping[str, Any]] | EpisodicMemory = (),
         user_id: str | None = None,
         k: int = 4,
         turn_tokens: int = 96,
@@ -61,7 +62,7 @@ class Baseline(dspy.Module):
         adapter: Adapter | None = None,
     ) -> None:
         super().__init__()
-        self.memory = history if isinstance(history, EpisodicMemory) else EpisodicMemory(history, user_id=user_id)
+        self.memory = memory_of(history, user_id)
         declared: Any = dspy.ensure_signature(signature)
         self.query_field = next(iter(declared.input_fields))
         self.response_field, field = next(iter(declared.output_fields.items()))
