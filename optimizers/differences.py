@@ -20,7 +20,7 @@ def differences(ours: str, own: str, *, most: int = 12) -> list[str]:
 
     Example:
         >>> differences("Dear Ana, thanks a lot for your mail.", "Hi Ana, thanks for your mail.")
-        ['"Dear" -> "Hi" (before: "Ana, thanks")', 'dropped "a lot" (after: "Dear Ana, thanks")']
+        ['"Dear" -> "Hi" (before: "Ana, thanks")', 'dropped "a lot" (after: "Ana, thanks")']
     """
     before, after = (list(_TOKEN.finditer(text)) for text in (ours, own))
     if max(len(before), len(after)) > _MOST:

@@ -72,7 +72,7 @@ class PersonaAlignment(Teleprompter):
         >>> PersonaAlignment(recent=3, epochs=3).get_params()["recent"]
         3
         >>> PersonaAlignment(auto="light").calls(40)
-        29
+        41
     """
 
     def __init__(  # noqa: PLR0913 - keyword-only, each with a default

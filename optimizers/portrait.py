@@ -169,7 +169,7 @@ def chosen(past: Sequence[Interaction], most: int, tokens: int) -> list[Interact
     Example:
         >>> past = [Interaction(user_id="u", query=f"film {n}", response="ab"[n == 1], id=str(n)) for n in range(9)]
         >>> [i.id for i in chosen(past, 4, 1000)]
-        ['1', '5', '7', '8']
+        ['1', '6', '7', '8']
     """
     cost = {i.id: count_tokens(i.query) + count_tokens(i.response) + 12 for i in past}
     if len(past) <= most and sum(cost.values()) <= tokens:

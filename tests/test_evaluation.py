@@ -83,7 +83,7 @@ def test_users_by_name_number_and_length(tmp_path):
 
 
 def test_the_default_point_of_a_curve_is_the_plain_row(tmp_path):
-    options = {"systems": ["persona", "rag@k=4"], "scale": ["epochs=1,3", "k=2,4"], "references": False}
+    options = {"systems": ["persona", "rag@k=12"], "scale": ["epochs=1,3", "k=2,12"], "references": False}
     names = [v.name for v in Experiment(past(), out=tmp_path, **options).chosen]
     assert names == ["persona", "rag", "persona@epochs=1", "persona@k=2"]
     names = [v.name for v in Experiment(past(), out=tmp_path, **options, epochs=1).chosen]

@@ -13,7 +13,7 @@ import dspy
 import pytest
 from requests_seen import messages, seen_lm
 
-from optimizers import EditProposer, PersonaAlignment, simulation
+from optimizers import KeywordProposer, PersonaAlignment, simulation
 from persona_dspy.agent.actions import Act
 from persona_dspy.agent.agent import PersonaAgent, personalize
 from persona_dspy.agent.knowledge import Document, LocalCorpus
@@ -297,7 +297,7 @@ def learn(canary):
     model = seen_lm(learning_lm(canary))
     everything = lambda example, prediction, trace=None: 0.0  # noqa: E731 - nothing is ever right
     with dspy.context(lm=model):
-        aligned = PersonaAlignment(everything, epochs=2, proposer=EditProposer(), summary=SemanticMemory())
+        aligned = PersonaAlignment(everything, epochs=2, proposer=KeywordProposer(), summary=SemanticMemory())
         done = aligned.compile(program, trainset=program.examples())
     learning = [p for p in model.engine.calls if {"about_the_user", "edits", "lines"} & set(p.outputs)]
     trials = [edit for step in done.alignment.steps for trial in step.trials for edit in trial.edits]

@@ -20,7 +20,10 @@ def test_it_says_less_after_the_query_and_the_same_elsewhere():
     plain, terse = asked(dspy.JSONAdapter()), asked(TerseJSON())
     assert len(terse.user) < len(plain.user)
     assert "Literal" in plain.user and "Literal" not in terse.user
-    assert (terse.system, terse.schema) == (plain.system, plain.schema)
+    assert terse.schema == plain.schema
+    assert "# note" in plain.system and "# note" not in terse.system, "a comment in a template is copied"
+    head, objective = "Your input fields are", "your objective is"
+    assert all(part in terse.system and part in plain.system for part in (head, objective))
     assert terse.choices("tag") == ("drama", "horror")
 
 

@@ -25,6 +25,15 @@ KeptIn = Annotated[
 ]
 
 
+Reflector = Annotated[str | None, typer.Option(help="A stronger LM that writes portraits and edits; by default --lm.")]
+Amount = Annotated[Literal["light", "medium", "heavy"], typer.Option(help="Calls a user: some 20, 40 or 100.")]
+
+Runs = Annotated[
+    Literal["all", "sampled", "none"], typer.Option(help="Users with an MLflow run of their own; a table has all.")
+]
+Engine = Annotated[Literal["local", "ray"], typer.Option(help="This machine, or workers on a Ray cluster.")]
+
+
 def register(app: typer.Typer) -> None:
     """Add the command."""
     app.command("compile")(compile_command)
@@ -39,19 +48,13 @@ def compile_command(  # noqa: PLR0913 - a command's options
     task: Annotated[str | None, typer.Option(help="lamp-1 ... lamp-7, or fields such as 'film -> tag'.")] = None,
     lm: Annotated[str, typer.Option(help="local, local:/path/model.gguf, or any name dspy.LM takes.")] = "local",
     users: Annotated[str | None, typer.Option(help="How many users at most, or ids separated by commas.")] = None,
-    reflection_lm: Annotated[
-        str | None, typer.Option(help="A stronger LM that writes portraits and edits; by default --lm.")
-    ] = None,
-    auto: Annotated[
-        Literal["light", "medium", "heavy"], typer.Option(help="Calls a user: some 20, 40 or 100.")
-    ] = "medium",
+    reflection_lm: Reflector = None,
+    auto: Amount = "medium",
     recent: Annotated[int | None, typer.Option(min=1, help="Interactions simulated a step (the paper's n).")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Steps at most.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Users at once; each has one LM call in flight.")] = 2,
     processes: Annotated[int | None, typer.Option(min=1, help="Share remote LMs' workers out to so many.")] = None,
-    engine: Annotated[
-        Literal["local", "ray"], typer.Option(help="This machine, or workers on a Ray cluster.")
-    ] = "local",
+    engine: Engine = "local",
     resume: Annotated[bool, typer.Option(help="Go on where an earlier compile into --out ended.")] = False,
     store: KeptIn = None,
     budget_calls: Annotated[int | None, typer.Option(min=0, help="LM calls at most, all users together.")] = None,
@@ -61,9 +64,7 @@ def compile_command(  # noqa: PLR0913 - a command's options
     user_budget_tokens: Annotated[int | None, typer.Option(min=0, help="Tokens at most for one user.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of sampling in the LM.")] = 0,
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow URI, or 'off'. Default: sqlite:///mlflow.db")] = None,
-    runs: Annotated[
-        Literal["all", "sampled", "none"], typer.Option(help="Users with an MLflow run of their own; a table has all.")
-    ] = "sampled",
+    runs: Runs = "sampled",
     register_prompts: Annotated[bool, typer.Option(help="Put personas into MLflow's Prompt Registry.")] = False,
     progress: Annotated[Literal["bar", "lines", "quiet"], typer.Option(help="lines = JSON lines for logs.")] = "bar",
     skip_bad_rows: Annotated[bool, typer.Option(help="Skip rows that cannot be used, and count them.")] = False,
@@ -72,7 +73,7 @@ def compile_command(  # noqa: PLR0913 - a command's options
     estimate: EstimateOption = False,
     calls_per_second: CallsPerSecond = 1.0,
     retrieval: Retrieval = "bm25",
-    fresh: Annotated[bool, typer.Option(help="Compile all users anew in a folder that holds a finished run.")] = False,
+    fresh: Annotated[bool, typer.Option(help="Compile all users anew into a folder that is finished.")] = False,
     json_output: JsonOption = False,
 ) -> int:
     """Learn a persona for each user from the user's recent interactions.
@@ -91,8 +92,8 @@ def compile_command(  # noqa: PLR0913 - a command's options
     program = _Program(source_.known, source_.task, source_.answers, retrieval)
     budget = Budget(calls=budget_calls, tokens=budget_tokens, usd=budget_usd)
     own = Budget(calls=user_budget_calls, tokens=user_budget_tokens)
-    options: dict[str, Any] = {"recent": recent, "epochs": epochs, "seed": seed, "as_in_paper": in_paper}
-    options |= {"auto": auto, "reflection_lm": reflection_lm}
+    options: dict[str, Any] = {"auto": auto, "recent": recent, "epochs": epochs, "reflection_lm": reflection_lm}
+    options |= {"seed": seed, "as_in_paper": in_paper}
     options |= {"workers": workers, "processes": processes, "engine": engine, "resume": resume}
     options |= {"progress": progress, "json": json_output, "total": total}
     if estimate:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Self
@@ -81,7 +82,9 @@ def _window(model: str) -> int:
     """Tokens of a model's context, from LiteLLM's list where it is installed and knows the model."""
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # or its import asks the network for prices
     try:
-        import litellm
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pydantic's, about LiteLLM's own types
+            import litellm
     except ImportError:
         return _UNKNOWN
     known = litellm.model_cost.get(model) or litellm.model_cost.get(model.partition("/")[2]) or {}
