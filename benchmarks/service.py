@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,7 @@ def proxied(folder: Path, users: int, blocks: int, flying: int) -> dict[str, lis
     environment = {**os.environ, "PERSONA_DSPY_TOKEN": TOKEN}
     proxy = subprocess.Popen([sys.executable, "-c", code, *words], env=environment, stderr=subprocess.DEVNULL)
     try:
-        for _ in range(600):
+        while proxy.poll() is None and provider.is_alive():
             try:
                 httpx.get(f"http://127.0.0.1:{port}/health")
                 httpx.post(f"http://127.0.0.1:{upstream}/v1/chat/completions", json={"messages": []})
@@ -161,29 +162,23 @@ def proxied(folder: Path, users: int, blocks: int, flying: int) -> dict[str, lis
         provider.kill()
 
 
-def report(words: argparse.Namespace) -> str:
-    lines = ["# What a service costs", "", *(__doc__ or "").splitlines()[0:1], *(__doc__ or "").splitlines()[1:], ""]
+def report(words: argparse.Namespace) -> Iterator[str]:
+    yield "# What a service costs\n\n" + (__doc__ or "")
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         urls = {"SQLite": f"sqlite:///{folder}/s.db", **({"PostgreSQL": words.postgres} if words.postgres else {})}
-        lines += [
-            f"## Answers, {words.users:,} users in the store",
-            "",
-            "| store | program | CPU ms an answer |",
-            "|---|---|---|",
-        ]
+        yield f"## Answers, {words.users:,} users in the store\n\n| store | program | CPU ms an answer |\n|---|---|---|"
         for store, url in urls.items():
             for name, ms in answers(url, words.users, words.blocks).items():
-                lines.append(f"| {store} | {name} | {ms:.2f} |")
-        lines += ["", "## Memory", "", "| users served | resident MB |", "|---|---|"]
-        lines += [f"| {n:,} | {mb:.0f} |" for n, mb in resident_mb(urls["SQLite"], words.users, words.served)]
-        seconds = proxied(folder, words.users, words.blocks, words.flying)
-        lines += ["", f"## Proxy, {words.flying} requests in flight, a provider of 200 ms", ""]
-        lines += ["| way | requests | median ms | p99 ms |", "|---|---|---|---|"]
-        for name, found in seconds.items():
+                yield f"| {store} | {name} | {ms:.2f} |"
+        yield f"\n## Proxy, {words.flying} requests in flight, a provider of 200 ms\n"
+        yield "| way | requests | median ms | p99 ms |\n|---|---|---|---|"
+        for name, found in proxied(folder, words.users, words.blocks, words.flying).items():
             cuts = statistics.quantiles(found, n=100)
-            lines.append(f"| {name} | {len(found):,} | {cuts[49] * 1000:.1f} | {cuts[98] * 1000:.1f} |")
-    return "\n".join(lines) + "\n"
+            yield f"| {name} | {len(found):,} | {cuts[49] * 1000:.1f} | {cuts[98] * 1000:.1f} |"
+        yield "\n## Memory\n\n| users served | resident MB |\n|---|---|"
+        for served, mb in resident_mb(urls["SQLite"], words.users, words.served):
+            yield f"| {served:,} | {mb:.0f} |"
 
 
 def main() -> None:
@@ -195,10 +190,12 @@ def main() -> None:
     parser.add_argument("--postgres", help="URL of an empty database")
     parser.add_argument("--write", type=Path)
     words = parser.parse_args()
-    text = report(words)
-    print(text)
+    parts: list[str] = []
+    for part in report(words):
+        print(part, flush=True)
+        parts.append(part)
     if words.write:
-        words.write.write_text(text)
+        words.write.write_text("\n".join(parts) + "\n")
 
 
 if __name__ == "__main__":
