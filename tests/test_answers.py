@@ -15,7 +15,8 @@ from pydantic import BaseModel, Field
 
 from optimizers import PersonaAlignment
 from persona_dspy import Interaction, PersonaAgent, personalize
-from persona_dspy.core.answers import ResponseKind, answer_text
+from persona_dspy.core.answer_types import answer_text
+from persona_dspy.core.answers import ResponseKind
 from persona_dspy.core.scales import declared_scale, number_of, observed_scale
 from persona_dspy.core.spelling import bare, match_label, spellings, truth
 from persona_dspy.errors import InputError
@@ -200,6 +201,7 @@ TYPED = [
     (Tag, "HORROR", Tag.HORROR),
     (Numbered, "comedy", Numbered.COMEDY),
     (Stars, "2", Stars.TWO),
+    (Stars, "Two", Stars.TWO),
     (Tag | None, "none", None),
     (Literal[1, 2, 3], "2.0", 2),
     (Annotated[float, Field(ge=0.5, le=5)], "4.50", 4.5),

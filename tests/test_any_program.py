@@ -383,3 +383,29 @@ def test_copies_keep_memory_and_are_apart(name):
     twin = mine.deepcopy()
     twin.persona.value = Persona.from_text("Later.", user_id="ana")
     assert mine.persona.value == ANA
+
+
+class Stages(dspy.Module):
+    def __init__(self):
+        super().__init__()
+        self.stages = {"rewrite": dspy.Predict("question -> words")}
+        self.answer = dspy.ChainOfThought("question, words -> answer")
+
+    def forward(self, question):
+        return self.answer(question=question, words=self.stages["rewrite"](question=question).words)
+
+
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [
+        (Stages, ["stages['rewrite']", "answer.predict"]),
+        (lambda: dspy.ChainOfThought("question -> answer"), ["predict"]),
+        (lambda: dspy.Predict("question -> answer"), ["Predict"]),
+    ],
+)
+def test_spans_keep_the_names_of_the_predictors(make, names):
+    with dspy.context(lm=FakeLM(says)):
+        trace = personalize(make(), persona=ANA)(question="well?").trace
+    assert [span.name for span in trace.spans() if span.kind == "LLM"] == names
+    known = {name for name, _ in make().named_predictors()} | {"Predict"}
+    assert set(names) <= known

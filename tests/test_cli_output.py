@@ -45,6 +45,7 @@ STORY = [
     ("ask", {"user_id", "response"}),
     ("report", {"out", "users", "bytes"}),
     ("evaluate", {"complete", "systems", "out"}),
+    ("reproduce", {"calls", "usd", "seconds", "parts"}),
     ("ingest", {"users", "new"}),
     ("compile", {"event", "user_id", "with_persona", "calls"}),
     ("history", {"versions"}),

@@ -289,6 +289,24 @@ def test_the_store_gets_versions_in_a_chain(tmp_path):
         assert store.rollback("synthetic-1").version == first.version
 
 
+def test_a_user_forgotten_during_a_compile_stays_forgotten(tmp_path):
+    """Typed in another process while the user's work was under way."""
+
+    class Forgets(PersonaAlignment):
+        def compile(self, student, *, trainset, valset=None, teacher=None):
+            aligned = super().compile(student, trainset=trainset)
+            with Store.open(tmp_path / "s.db") as other:
+                other.forget("synthetic-1")
+            return aligned
+
+    with Store.open(tmp_path / "s.db") as store, FleetFolder(tmp_path / "p") as folder:
+        store.add_episodes("synthetic-1", history(1).interactions)
+        results = fleet(lm_of(), [1, 2], store=store, folder=folder, optimizer=Forgets(epochs=1))
+        assert "forgotten" in results["synthetic-1"].error and results["synthetic-1"].document is None
+        assert results["synthetic-2"].document is not None
+        assert list(store.users()) == ["synthetic-2"] and not folder.file("synthetic-1").exists()
+
+
 def test_forget_leaves_numbers_only(tmp_path):
     lm, secret = lm_of(), "synthetic-1"
     with FleetFolder(tmp_path / "p") as folder:

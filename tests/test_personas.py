@@ -4,6 +4,7 @@ import asyncio
 import contextvars
 import multiprocessing
 import os
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -25,6 +26,7 @@ from persona_dspy.service.alignments import Pace
 from persona_dspy.service.personas import Personas, ServiceOptions
 from persona_dspy.store.store import Store
 from persona_dspy.testing.synthetic import SyntheticUser, rule_following_lm
+from persona_dspy.tracking.tracker import MlflowTracker
 from tests.test_store import server, store, url
 
 __all__ = ["server", "store", "url"]  # fixtures
@@ -594,3 +596,15 @@ def test_a_forked_process_is_told_to_make_its_own(tmp_path):
         assert "made after the fork" in said.get(timeout=20)
         child.join(10)
         assert os.getpid() == personas._process
+
+
+def test_alignments_are_runs_of_mlflow_and_are_forgotten_there(tmp_path, empty_mlflow):
+    shutil.copy(empty_mlflow, tmp_path / "mlflow.db")
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    with Store.open(tmp_path / "s.db") as store:
+        with service(store, Slow(go=True), tracker=MlflowTracker(uri, runs="all")) as personas:
+            observe(personas, "ana", 3)
+            assert personas.wait(10)
+        with service(store, Slow(go=True), tracker=MlflowTracker(uri)) as personas:
+            removed = {one.place: dict(one.removed) for one in personas.forget("ana")}
+    assert removed["MLflow"]["runs"] == 1 and removed["store"]["episodes"] == 3

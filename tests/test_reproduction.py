@@ -75,6 +75,9 @@ def test_files_are_found_by_what_their_outputs_say(tmp_path):
     assert find_sources(root / "films" / "questions.json", ["LaMP_2M"]) == {
         "lamp-2m": root / "films" / "questions.json"
     }
+    plain = root / "plain.jsonl"
+    plain.write_text('{"user_id": "u", "query": "q", "response": "r"}\n')
+    assert find_sources(plain) == {"plain": plain} and find_sources(plain, ["lamp-3"]) == {"lamp-3": plain}
     with pytest.raises(DataError, match="lamp-3"):
         find_sources(root, ["lamp-3"])
     (root / "films" / "users.json").write_text("[]")

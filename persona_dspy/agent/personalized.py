@@ -25,6 +25,8 @@ __all__ = ["Personalized", "personalize"]
 class Personalized(PersonalProgram):
     """Any DSPy program under a user's persona; made by ``personalize``."""
 
+    names_its_calls = True  # spans of LM calls are named by the program's predictors
+
     def __init__(
         self,
         program: dspy.Module,

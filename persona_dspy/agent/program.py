@@ -335,7 +335,7 @@ class PersonalProgram(dspy.Module):
                 f"answer for user {self._user_id!r}: no LM call carried the persona. It reaches DSPy's predictors by "
                 "dspy.context: start threads inside forward with dspy.Parallel (or contextvars.copy_context().run), "
                 "give an adapter of your own to personalize(program, adapter=...) instead of setting it in forward, "
-                "and call LMs by predictors"
+                "and call LMs by predictors; what the program answers without an LM, ask it without a persona"
             )
         trace = Trace(
             user_id=self._user_id,

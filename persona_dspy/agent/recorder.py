@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
+import dspy
 from dspy.utils.callback import BaseCallback
 from dspy.utils.callback_context import ACTIVE_CALL_ID
 
@@ -67,6 +69,7 @@ class Recorder(BaseCallback):
                 cached_tokens=usage.cached_tokens,
                 cached=cached,
                 failed=call.raised,
+                predictor=_predictor_name(),
             )
         )
 
@@ -95,6 +98,28 @@ class Recorder(BaseCallback):
                 failed=exception is not None,
             )
         )
+
+
+def _predictor_name() -> str:
+    """The predictor that is asking, by its attributes inside the innermost personalized program; "" outside of any."""
+    modules = list(dspy.settings.get("caller_modules") or ())
+    starts = [n for n, module in enumerate(modules) if getattr(type(module), "names_its_calls", False)]
+    if not starts:
+        return ""
+    inside = modules[starts[-1] + 1 :]  # the program itself, and from it down to the predictor
+    names = [_attribute(outer, inner) for outer, inner in pairwise(inside)]
+    return ".".join(names) or (type(inside[0]).__name__ if inside else "")
+
+
+def _attribute(outer: Any, inner: Any) -> str:
+    for name, value in vars(outer).items():
+        if value is inner:
+            return name
+        items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        key = next((key for key, item in items if item is inner), None)
+        if key is not None:
+            return f"{name}[{key!r}]"
+    return type(inner).__name__
 
 
 def recalled_of(episodes: Iterable[Episode]) -> tuple[Recalled, ...]:

@@ -48,7 +48,8 @@ class Step:
 class Call:
     """One LM call: what it was for, on which model, its tokens, and when (seconds since the query came).
 
-    ``cached``: DSPy's cache answered, no engine was asked and no tokens were paid.
+    ``cached``: DSPy's cache answered, no engine was asked and no tokens were paid. ``predictor``: which predictor of a
+    personalized program asked, as DSPy names it; empty where that is not known.
     """
 
     role: str
@@ -60,6 +61,7 @@ class Call:
     cached_tokens: int = 0
     cached: bool = False
     failed: bool = False
+    predictor: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,7 +180,7 @@ class Trace:
     def _call_span(self, call: Call, parent: int) -> Span:
         counts = {name: getattr(call, name) for name in ("input_tokens", "output_tokens", "cached_tokens", "cached")}
         return Span(
-            name=call.role,
+            name=call.predictor or call.role,
             kind="LLM",
             start_ns=self._ns(call.at),
             end_ns=self._ns(call.at + call.seconds),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from persona_dspy.cli.output import JsonOption, print_json
-from persona_dspy.cli.store import StoreOption, open_store, sqlite_file
+from persona_dspy.cli.store import StoreOption, open_store, queue_folder, sqlite_file
 
 if TYPE_CHECKING:
     from persona_dspy.fleet import Erasure
@@ -34,6 +34,10 @@ def forget(
     pages: Annotated[
         list[Path] | None, typer.Option(help="Folders of a PageCache, with what was looked up for users.")
     ] = None,
+    queue: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folders where a service's interactions wait. Default: that of serve, if there is one."),
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     json_output: JsonOption = False,
 ) -> int:
@@ -44,10 +48,19 @@ def forget(
     """
     from persona_dspy.agent import PageCache
     from persona_dspy.cli.programs import forgettable
+    from persona_dspy.errors import InputError
     from persona_dspy.fleet import dspy_cache_entries, forget_user
+    from persona_dspy.service import ObservationQueue
 
+    for folder in queue or ():
+        if not folder.is_dir():
+            raise InputError(
+                f"--queue {str(folder)!r}: no such folder; expected the queue of a service on this machine"
+            )
     places, missing = _places(store, out, tracking_uri)
-    caches = {str(folder): PageCache(folder) for folder in pages or ()}
+    caches: dict[str, Any] = {str(folder): PageCache(folder) for folder in pages or ()}
+    for folder in queue if queue is not None else [one for one in [queue_folder(store)] if one.is_dir()]:
+        caches[f"queue {folder}"] = ObservationQueue(folder)
     named = [*places["names"], *caches]
     if not yes and not typer.confirm(f"Remove everything kept of user {user!r} in {', '.join(named)}?", err=True):
         typer.echo("nothing was removed", err=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -27,30 +27,38 @@ def list_command(json_output: JsonOption = False) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from persona_dspy.lm import list_models, models_dir
+    from persona_dspy.lm import ENCODER, encoder_folder, list_models, models_dir
 
     if json_output:
-        rows = [{"name": r.name, "file": r.file, "bytes": r.size, "here": r.present} for r in list_models()]
-        print_json({"folder": str(models_dir()), "models": rows})
+        rows: list[dict[str, Any]] = [
+            {"name": r.name, "file": r.file, "bytes": r.size, "here": r.present} for r in list_models()
+        ]
+        encoder = {"name": ENCODER, "file": encoder_folder().name, "here": (encoder_folder() / "model.onnx").is_file()}
+        print_json({"folder": str(models_dir()), "models": rows, "encoders": [encoder]})
         return
     table = Table(title=f"Models in {models_dir()}")
     for column in ("name", "file", "MB", "here"):
         table.add_column(column)
     for row in list_models():
         table.add_row(row.name, row.file, f"{row.size / 1e6:.0f}", "yes" if row.present else "no")
+    here = (encoder_folder() / "model.onnx").is_file()
+    table.add_row(f"{ENCODER} (sentence encoder)", encoder_folder().name, "23", "yes" if here else "no")
     Console().print(table)
 
 
 def pull(
-    name: Annotated[str, typer.Argument(help="smol, half or 1.5b.")] = "smol", json_output: JsonOption = False
+    name: Annotated[
+        str, typer.Argument(help="smol, half or 1.5b; minilm: a sentence encoder for --retrieval dense.")
+    ] = "smol",
+    json_output: JsonOption = False,
 ) -> None:
     """Fetch a model, checked by sha256; does nothing where it is here already.
 
     Example: persona-dspy models pull smol
     """
-    from persona_dspy.lm import fetch_model
+    from persona_dspy.lm import ENCODER, fetch_encoder, fetch_model
 
-    file = str(fetch_model(name))
+    file = str(fetch_encoder() if name == ENCODER else fetch_model(name))
     if json_output:
         print_json({"name": name, "file": file})
     else:

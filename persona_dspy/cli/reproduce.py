@@ -65,7 +65,7 @@ def reproduce_command(  # noqa: PLR0913 - a command's options
     Every cell is computed once and kept: the same command goes on where it ended, and more sections, seeds or models
     add to what is there. The paper's own figures stand beside, marked as theirs.
 
-    Example: persona-dspy reproduce examples/movie_tags.jsonl --task lamp-2m --lm local --users 2 --sections table
+    Example: persona-dspy reproduce examples/movie_tags.jsonl --lm local --users 2 --estimate
     """
     from persona_dspy.cli.estimates import print_estimate
     from persona_dspy.cli.judging import chosen_users

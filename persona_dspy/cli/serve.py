@@ -12,7 +12,7 @@ import typer
 
 from persona_dspy.cli.output import JsonOption, print_json
 from persona_dspy.cli.serving import ServeSettings, alignment_lm
-from persona_dspy.cli.store import StoreOption, open_store, sqlite_file
+from persona_dspy.cli.store import StoreOption, open_store, queue_folder
 
 __all__ = ["register"]
 
@@ -51,8 +51,7 @@ def serve(  # noqa: PLR0913 - one option each
     from persona_dspy.lm import home_dir
 
     where = str(home_dir() / "personas.db") if store is None else store
-    file = sqlite_file(where)
-    waiting = queue or (Path(f"{file}.queue") if file is not None else home_dir() / "queue")
+    waiting = queue or queue_folder(where)
     settings = ServeSettings(
         store=where,
         upstream=upstream,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from persona_dspy.store import Store, StoredPersona
     from persona_dspy.tracking import MlflowTracker
 
-__all__ = ["StoreOption", "document_of", "is_file", "open_store", "register", "sqlite_file"]
+__all__ = ["StoreOption", "document_of", "is_file", "open_store", "queue_folder", "register", "sqlite_file"]
 
 StoreOption = Annotated[
     str | None,
@@ -63,6 +63,19 @@ def sqlite_file(url: str) -> Path | None:
     if not separator:
         return Path(url)
     return Path(rest.removeprefix("/").partition("?")[0]) if scheme.startswith("sqlite") else None
+
+
+def queue_folder(store: str | None) -> Path:
+    """Where interactions wait for a store, unless another folder is named: beside its file, or in the home folder.
+
+    Example:
+        >>> queue_folder("sqlite:///personas.db")
+        PosixPath('personas.db.queue')
+    """
+    from persona_dspy.lm import home_dir
+
+    file = sqlite_file(str(home_dir() / "personas.db") if store is None else store)
+    return Path(f"{file}.queue") if file is not None else home_dir() / "queue"
 
 
 def is_file(name: str) -> bool:

@@ -5,9 +5,9 @@ from .alignment import Outcome as Outcome
 from .alignment import Scores as Scores
 from .alignment import Trial as Trial
 from .alignment import UsageRecord as UsageRecord
+from .answer_types import answer_text as answer_text
 from .answers import FREE_TEXT as FREE_TEXT
 from .answers import ResponseKind as ResponseKind
-from .answers import answer_text as answer_text
 from .answers import own_labels as own_labels
 from .disk import persona_file_name as persona_file_name
 from .disk import user_key as user_key

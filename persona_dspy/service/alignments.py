@@ -207,9 +207,9 @@ class Alignments:
                 self._tell(outcome)
                 due = self._store.due(user_id)
                 if due is not None and due.new >= self._every and not outcome.error:
-                    with self._state:
+                    with self._state:  # at once: whoever waits for the end must not see a gap
                         del self._running[user_id]
-                    self.request(user_id, context=contextvars.copy_context())
+                        self.request(user_id, context=contextvars.copy_context())
         except StoreError as failure:
             _log.warning("user %r waits for the alignment: %s", user_id, failure)
         finally:

