@@ -17,6 +17,7 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import platform
 import resource
@@ -145,6 +146,52 @@ def throughput(users: int, workers: int, latency: float) -> None:
             f"were left {steady / ideal:.1%}; first call after {start:.1f} s; {peak} in flight at most; "
             f"{used / calls * 1000:.2f} ms CPU a call; ratio {first / whole:.2f}"
         )
+
+
+def limited(users: int, workers: int, latency: float, limit: int) -> None:
+    """Calls a second under a provider's limit."""
+    print(f"\n## A limit of {limit} calls in any second, 429 with Retry-After: 1; {users} users, {workers} in flight")
+    runs: list[tuple[str, Callable[[Server], int]]] = [
+        ("compile_users, 2 processes", lambda server: limited_fleet(server, users, workers, 2)),
+        ("compile_users, 1 process", lambda server: limited_fleet(server, users, workers, 1)),
+        ("dspy.Parallel, DSPy's own tries", lambda server: limited_parallel(server, users, workers)),
+    ]
+    for name, run in runs:
+        with Server(latency, limit) as server:
+            began = time.perf_counter()
+            failed = run(server)
+            wall = time.perf_counter() - began
+            (calls, _), refused = server.count(), server.refused()
+        print(
+            f"{name:32s} {calls} calls in {wall:.1f} s: {calls / wall / limit:.1%} of the limit; {refused} refused; "
+            f"{failed} users failed",
+            flush=True,
+        )
+
+
+def limited_fleet(server: Server, users: int, workers: int, processes: int) -> int:
+    with dspy.context(lm=server.lm()):
+        how = {"workers": workers, "processes": processes}
+        results = compile_users(PersonaAgent(TagFilm), histories(users), optimizer(), **how)
+        failed = sum(r.document is None for r in results)
+    assert not failed, "a user failed for a rate limit"
+    return failed
+
+
+def limited_parallel(server: Server, users: int, workers: int) -> int:
+    agent, how = PersonaAgent(TagFilm), optimizer()
+
+    class Compile(dspy.Module):
+        def forward(self, history: UserHistory) -> dspy.Prediction:
+            student = agent.for_user(history.user_id, history.interactions)
+            return dspy.Prediction(persona=how.compile(student, trainset=student.examples()).persona.value)
+
+    logging.getLogger("dspy").setLevel(logging.CRITICAL)
+    with dspy.context(lm=server.lm(), disable_history=True):
+        module = Compile()
+        pairs = [(module, dspy.Example(history=h).with_inputs("history")) for h in histories(users)]
+        options = {"num_threads": workers, "timeout": 0, "disable_progress_bar": True, "max_errors": 10**6}
+        return sum(result is None for result in dspy.Parallel(**options)(pairs))
 
 
 class Marks:
@@ -432,7 +479,7 @@ def local_child(users: int, model: str, name: str) -> None:
     )
 
 
-SECTIONS = ["throughput", "overhead", "memory", "resume", "streamed", "tracking", "local"]
+SECTIONS = ["throughput", "limited", "overhead", "memory", "resume", "streamed", "tracking", "local"]
 
 
 def main() -> None:
@@ -440,6 +487,7 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=200)
     parser.add_argument("--workers", type=int, default=64)
     parser.add_argument("--latency", type=float, default=0.2)
+    parser.add_argument("--limit", type=int, default=50, help="calls a second, in the section limited")
     parser.add_argument("--model", default="smol")
     parser.add_argument("--only", choices=SECTIONS)
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -454,6 +502,7 @@ def main() -> None:
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, dspy {dspy.__version__}")
     sections: dict[str, Callable[[], None]] = {
         "throughput": lambda: throughput(given.users, given.workers, given.latency),
+        "limited": lambda: limited(given.users, given.workers, given.latency, given.limit),
         "overhead": lambda: overhead(min(300, 10 * given.users)),
         "memory": lambda: memory(given.users),
         "resume": lambda: resume(min(10_000, 50 * given.users)),

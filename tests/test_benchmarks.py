@@ -11,6 +11,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.loopback]
 
 SHORT = {
     "throughput": ["--users", "10", "--workers", "4", "--latency", "0.02"],
+    "limited": ["--users", "6", "--workers", "4", "--latency", "0.02", "--limit", "20"],
     "overhead": ["--users", "2"],
     "memory": ["--users", "20"],
     "resume": ["--users", "4"],
