@@ -7,14 +7,17 @@ figures of one section come from one run, so that a busy machine slows all alike
     python -m benchmarks.fleet --users 200               # two minutes
     python -m benchmarks.fleet --users 1000              # the figures of the claims
     python -m benchmarks.fleet --only memory --users 100000
+    python -m benchmarks.fleet --only streamed --users 100000
     python -m benchmarks.fleet --only local --model smol
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import json
+import logging
 import os
 import platform
 import resource
@@ -24,10 +27,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 
@@ -37,10 +40,10 @@ import httpx
 from benchmarks.latency_server import Server
 from optimizers import PersonaAlignment
 from persona_dspy.agent import PersonaAgent, current_answer
-from persona_dspy.agent.prompt import _PersonaMixin
 from persona_dspy.data import UserHistory
-from persona_dspy.fleet import FleetFolder, compile_users
+from persona_dspy.fleet import FleetFolder, compile_users, fleet_status
 from persona_dspy.lm import CallFolder, Ledger, UserCalls, recorded, recording_calls
+from persona_dspy.store import Store
 from persona_dspy.testing import SyntheticUser, TagFilm
 from persona_dspy.tracking import MlflowTracker
 
@@ -121,10 +124,11 @@ def throughput(users: int, workers: int, latency: float) -> None:
     print(
         f"\n## Throughput: {users} users, {workers} in flight, {latency * 1000:.0f} ms a call, ideal {ideal:.0f} calls/s"
     )
+    ray = f"compile_users, Ray, {cores} actors", lambda server: ours(server, users, workers, cores, engine="ray")
     runs: list[tuple[str, Callable[[Server], tuple[float, float]]]] = [
         (f"compile_users, {cores} processes", lambda server: ours(server, users, workers, cores)),
         ("compile_users, 1 process", lambda server: ours(server, users, workers, 1)),
-        (f"compile_users, Ray, {cores} actors", lambda server: ours(server, users, workers, cores, engine="ray")),
+        *([ray] if find_spec("ray") else []),
         ("dspy.Parallel", lambda server: parallel(server, users, workers)),
         ("bare dspy.Predict, no compile", lambda server: bare_calls(server, users * 16, workers)),
     ]
@@ -142,6 +146,52 @@ def throughput(users: int, workers: int, latency: float) -> None:
             f"were left {steady / ideal:.1%}; first call after {start:.1f} s; {peak} in flight at most; "
             f"{used / calls * 1000:.2f} ms CPU a call; ratio {first / whole:.2f}"
         )
+
+
+def limited(users: int, workers: int, latency: float, limit: int) -> None:
+    """Calls a second under a provider's limit."""
+    print(f"\n## A limit of {limit} calls in any second, 429 with Retry-After: 1; {users} users, {workers} in flight")
+    runs: list[tuple[str, Callable[[Server], int]]] = [
+        ("compile_users, 2 processes", lambda server: limited_fleet(server, users, workers, 2)),
+        ("compile_users, 1 process", lambda server: limited_fleet(server, users, workers, 1)),
+        ("dspy.Parallel, DSPy's own tries", lambda server: limited_parallel(server, users, workers)),
+    ]
+    for name, run in runs:
+        with Server(latency, limit) as server:
+            began = time.perf_counter()
+            failed = run(server)
+            wall = time.perf_counter() - began
+            (calls, _), refused = server.count(), server.refused()
+        print(
+            f"{name:32s} {calls} calls in {wall:.1f} s: {calls / wall / limit:.1%} of the limit; {refused} refused; "
+            f"{failed} users failed",
+            flush=True,
+        )
+
+
+def limited_fleet(server: Server, users: int, workers: int, processes: int) -> int:
+    with dspy.context(lm=server.lm()):
+        how = {"workers": workers, "processes": processes}
+        results = compile_users(PersonaAgent(TagFilm), histories(users), optimizer(), **how)
+        failed = sum(r.document is None for r in results)
+    assert not failed, "a user failed for a rate limit"
+    return failed
+
+
+def limited_parallel(server: Server, users: int, workers: int) -> int:
+    agent, how = PersonaAgent(TagFilm), optimizer()
+
+    class Compile(dspy.Module):
+        def forward(self, history: UserHistory) -> dspy.Prediction:
+            student = agent.for_user(history.user_id, history.interactions)
+            return dspy.Prediction(persona=how.compile(student, trainset=student.examples()).persona.value)
+
+    logging.getLogger("dspy").setLevel(logging.CRITICAL)
+    with dspy.context(lm=server.lm(), disable_history=True):
+        module = Compile()
+        pairs = [(module, dspy.Example(history=h).with_inputs("history")) for h in histories(users)]
+        options = {"num_threads": workers, "timeout": 0, "disable_progress_bar": True, "max_errors": 10**6}
+        return sum(result is None for result in dspy.Parallel(**options)(pairs))
 
 
 class Marks:
@@ -316,6 +366,46 @@ def resume(users: int) -> None:
         print(f"found and compiled {found == [fresh.user_id]}: {time.perf_counter() - began:.2f} s")
 
 
+def streamed(users: int) -> None:
+    """A fleet that is killed twice and resumed: what it finds again, and how fast."""
+    print(f"\n## {users:,} users in one run, killed after a third and after two thirds, resumed; SQLite store")
+    with tempfile.TemporaryDirectory() as path:
+        done, first = 0, 0.0
+        for stop_at in (users // 3, 2 * users // 3, users):
+            began = time.perf_counter()
+            command = [sys.executable, "-W", "ignore", "-m", "benchmarks.fleet", "--child", "streamed"]
+            command += ["--users", str(users), "--run", path]
+            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+                assert child.stdout is not None
+                for n, _ in enumerate(child.stdout):
+                    first = first if n else time.perf_counter() - began
+                    done += 1
+                    if done == stop_at < users:
+                        child.kill()
+                        break
+            finished = fleet_status(Path(path) / "p")["users"]["done"]
+            seconds = time.perf_counter() - began
+            print(
+                f"{finished:,} users finished after {seconds:.1f} s; the first result of this run after {first:.1f} s"
+            )
+        assert finished == users == len(list((Path(path) / "p").glob("*.json"))), "a user is missing"
+        sizes = {file.name: file.stat().st_size / 2**20 for file in Path(path).glob("s.db*")}
+        journal = sum(f.stat().st_size for f in (Path(path) / ".p.fleet").rglob("*") if f.is_file()) / 2**20
+        persona = sum(f.stat().st_size for f in (Path(path) / "p").glob("*.json")) / 2**20
+        print(f"on disk: personas {persona:.1f} MB, journal {journal:.1f} MB, store {sum(sizes.values()):.1f} MB")
+
+
+def streamed_child(users: int, path: str) -> None:
+    """One result a line."""
+    lm = dspy.LM("fake/instant", engine=Instant(), cache=False, temperature=0.0)
+    with FleetFolder(Path(path) / "p") as folder, Store.open(f"{path}/s.db") as store, dspy.context(lm=lm):
+        short = (dataclasses.replace(h, interactions=h.interactions[:4]) for h in histories(users))
+        how: dict[str, Any] = {"folder": folder, "store": store, "resume": True, "workers": 8}
+        for result in compile_users(PersonaAgent(TagFilm), short, optimizer(), **how):
+            assert result.document is not None, result.error
+            print(result.user_id, flush=True)
+
+
 def tracking(users: int, workers: int, latency: float) -> None:
     print(f"\n## MLflow (SQLite file): {users} users, {workers} in flight, {latency * 1000:.0f} ms a call")
     walls: dict[str, float] = {}
@@ -341,10 +431,21 @@ def tracking(users: int, workers: int, latency: float) -> None:
         print(f"{name}: {walls[name] / base - 1:+.1%} of wall time")
 
 
-def persona_first(adapter: Any, signature: Any) -> str:
-    """A system message in the reverse order: the persona, then structure and task."""
-    task = super(_PersonaMixin, adapter).format_system_message(signature)  # type: ignore[misc]
-    return "\n\n".join(part for part in (current_answer().prompt, task) if part)
+class PersonaFirst:
+    """An engine over another one: the persona stands before structure and task, not after them."""
+
+    def __init__(self, engine: Any) -> None:
+        self.engine = engine
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine, name)
+
+    def complete(self, request: Any) -> Any:
+        persona, system = current_answer().prompt, request.system
+        if persona and isinstance(system, str) and system.endswith(persona):
+            task = system.removesuffix(persona).rstrip()
+            request = dataclasses.replace(request, system=f"{persona}\n\n{task}")
+        return self.engine.complete(request)
 
 
 def local(users: int, model: str) -> None:
@@ -363,8 +464,9 @@ def local_child(users: int, model: str, name: str) -> None:
     workers, turned = LOCAL[name]
     lm, ledger = local_lm(model, cache=False), Ledger()
     lm("warm up")
-    order = patch.object(_PersonaMixin, "format_system_message", persona_first) if turned else nullcontext()
-    with dspy.context(lm=lm), order:
+    if turned:
+        lm = lm.copy(engine=PersonaFirst(lm.engine))
+    with dspy.context(lm=lm):
         began = time.perf_counter()
         found = compile_users(PersonaAgent(TagFilm), histories(users, 100), optimizer(), workers=workers, ledger=ledger)
         assert all(r.document is not None for r in found)
@@ -377,26 +479,34 @@ def local_child(users: int, model: str, name: str) -> None:
     )
 
 
+SECTIONS = ["throughput", "limited", "overhead", "memory", "resume", "streamed", "tracking", "local"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--users", type=int, default=200)
     parser.add_argument("--workers", type=int, default=64)
     parser.add_argument("--latency", type=float, default=0.2)
+    parser.add_argument("--limit", type=int, default=50, help="calls a second, in the section limited")
     parser.add_argument("--model", default="smol")
-    parser.add_argument("--only", choices=["throughput", "overhead", "memory", "resume", "tracking", "local"])
+    parser.add_argument("--only", choices=SECTIONS)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--run", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child == "memory":
         return memory_child(given.users)
+    if given.child == "streamed":
+        return streamed_child(given.users, given.run)
     if given.child == "local":
         return local_child(given.users, given.model, given.run)
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, dspy {dspy.__version__}")
     sections: dict[str, Callable[[], None]] = {
         "throughput": lambda: throughput(given.users, given.workers, given.latency),
-        "overhead": lambda: overhead(300),
+        "limited": lambda: limited(given.users, given.workers, given.latency, given.limit),
+        "overhead": lambda: overhead(min(300, 10 * given.users)),
         "memory": lambda: memory(given.users),
-        "resume": lambda: resume(10_000),
+        "resume": lambda: resume(min(10_000, 50 * given.users)),
+        "streamed": lambda: streamed(given.users),
         "tracking": lambda: tracking(given.users, given.workers, given.latency),
         "local": lambda: local(min(given.users, 4), given.model),
     }

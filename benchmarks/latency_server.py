@@ -8,7 +8,9 @@ import asyncio
 import json
 import multiprocessing
 import re
+import time
 import zlib
+from collections import deque
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -42,9 +44,18 @@ def reply(request: bytes) -> bytes:
     return head + body
 
 
+_REFUSED = b'{"error":{"message":"rate limit reached","code":"429"}}'
+_REFUSAL = (
+    b"HTTP/1.1 429 Too Many Requests\r\nContent-Type: application/json\r\nRetry-After: 1\r\n"
+    b"Content-Length: %d\r\n\r\n%s" % (len(_REFUSED), _REFUSED)
+)
+
+
 class _Exchange(asyncio.Protocol):
-    answered = flying = peak = 0
+    answered = flying = peak = refused = 0
     latency = 0.0
+    limit = 0  # calls in any second; 0 = none
+    begun: deque[float] = deque()
 
     def connection_made(self, transport: Any) -> None:
         self.transport, self.got = transport, b""
@@ -57,12 +68,25 @@ class _Exchange(asyncio.Protocol):
             if len(self.got) < whole:
                 return
             request, self.got = self.got[end + 4 : whole], self.got[whole:]
+            if _Exchange.limit and self.over_limit():
+                _Exchange.refused += 1
+                self.transport.write(_REFUSAL)
+                continue
             _Exchange.flying += 1
             _Exchange.peak = max(_Exchange.peak, _Exchange.flying)
             if self.latency:
                 asyncio.get_running_loop().call_later(self.latency, self.answer, request)
             else:
                 self.answer(request)
+
+    def over_limit(self) -> bool:
+        now, begun = time.monotonic(), _Exchange.begun
+        while begun and begun[0] <= now - 1.0:
+            begun.popleft()
+        if len(begun) >= _Exchange.limit:
+            return True
+        begun.append(now)
+        return False
 
     def answer(self, request: bytes) -> None:
         _Exchange.flying -= 1
@@ -71,17 +95,21 @@ class _Exchange(asyncio.Protocol):
             self.transport.write(reply(request))
 
 
-def serve(pipe: Connection, latency: float) -> None:
+def serve(pipe: Connection, latency: float, limit: int) -> None:
     async def work() -> None:
-        _Exchange.latency = latency
+        _Exchange.latency, _Exchange.limit = latency, limit
         loop, ended = asyncio.get_running_loop(), asyncio.Event()
         server = await loop.create_server(_Exchange, "127.0.0.1", 0, backlog=1024)
         pipe.send(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1")
 
         def asked() -> None:
             try:
-                if pipe.recv() == "count":
+                asked_for = pipe.recv()
+                if asked_for == "count":
                     pipe.send((_Exchange.answered, _Exchange.peak))
+                    return
+                if asked_for == "refused":
+                    pipe.send(_Exchange.refused)
                     return
             except EOFError:
                 pass
@@ -98,12 +126,13 @@ class Server:
 
     Args:
         latency: seconds from request to answer; requests overlap.
+        limit: calls in any second; the others get a 429 with ``Retry-After: 1``. 0 = no limit.
     """
 
-    def __init__(self, latency: float) -> None:
+    def __init__(self, latency: float, limit: int = 0) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, latency), daemon=True)
+        self.process = context.Process(target=serve, args=(theirs, latency, limit), daemon=True)
         self.process.start()
         theirs.close()
         self.url = self.pipe.recv()
@@ -118,6 +147,11 @@ class Server:
     def count(self) -> tuple[int, int]:
         """(answered so far, most in flight at once)."""
         self.pipe.send("count")
+        return self.pipe.recv()
+
+    def refused(self) -> int:
+        """Calls that met the limit."""
+        self.pipe.send("refused")
         return self.pipe.recv()
 
     def lm(self, model: str = "openai/gpt-4o-mini") -> dspy.LM:

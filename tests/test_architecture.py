@@ -151,6 +151,7 @@ def test_every_room_stands_in_the_layers():
 CROSSCUTTING = {
     "any_program",
     "architecture",
+    "benchmarks",
     "crash_safety",
     "docs",
     "docs_commands",

@@ -202,8 +202,7 @@ def test_the_test_would_notice(url, tmp_path):
         Personas(store, KINDS["agent"](), PersonaAlignment()) as personas,
     ):
         mixed = personas.for_user("user00")
-        mixed.online._persona = personas.for_user("user01").persona.value
-        mixed.online.state = store.state("user00")
+        mixed.online._memory = personas.for_user("user01").memory  # another's persona the program itself refuses
         with pytest.raises(AssertionError):
             check(model, [("user00", mixed(film="film"))])
 

@@ -91,8 +91,8 @@ def compile_users(  # noqa: PLR0913 - keyword-only, each with a default
         ['u1', 'u2']
     """
     if workers < 1 or (processes is not None and processes < 1) or engine not in ("local", "ray"):
-        given = f"workers={workers!r}, processes={processes!r}, engine={engine!r}"
-        raise InputError(f"{given}: expected 1 or more, and 'local' or 'ray'")
+        arguments = f"workers={workers!r}, processes={processes!r}, engine={engine!r}"
+        raise InputError(f"{arguments}: expected 1 or more, and 'local' or 'ray'")
     tracker = tracker or NullTracker()
     fleet = ledger or Ledger(budget=budget, parent=current_ledger())
     work = UserWork(program=program, optimizer=optimizer, lm=dspy.settings.get("lm"), task=task)
@@ -158,12 +158,12 @@ def _stored(user_id: str, made_from: str, folder: FleetFolder, store: Store | No
     """Whether the user's current version was made from just this: the run ended between keeping it in the store and
     noting it in the folder, which is made up for."""
     try:
-        now = store.current(user_id) if store is not None else None
+        current = store.current(user_id) if store is not None else None
     except UnknownUser:
         return False
-    if now is None or (now.alignment or {}).get("options", {}).get("made_from") != made_from:
+    if current is None or (current.alignment or {}).get("options", {}).get("made_from") != made_from:
         return False
-    document = parse_document(now.document)
+    document = parse_document(current.document)
     folder.put(document)
     folder.note(user_id, made_from, "done", cost=document.alignment.total if document.alignment else None)
     return True
@@ -201,8 +201,8 @@ def _monitored(
 def _note(result: UserResult, folder: FleetFolder) -> None:
     state: State = "stopped" if result.stopped else "failed" if result.document is None else "done"
     cost = result.alignment.total if result.alignment else None
-    made = str(result.alignment.options.get("made_from", "")) if result.alignment else ""
-    folder.note(result.user_id, made, state, error=result.kind, cost=cost, seconds=result.seconds)
+    made_from = str(result.alignment.options.get("made_from", "")) if result.alignment else ""
+    folder.note(result.user_id, made_from, state, error=result.kind, cost=cost, seconds=result.seconds)
 
 
 def _on_threads(
@@ -215,14 +215,14 @@ def _on_threads(
 ) -> Generator[UserResult]:
     """One thread a user, sequential inside."""
 
-    def one(history: History) -> UserResult:
+    def compile_user(history: History) -> UserResult:
         return save(work.run(history, fleet=fleet, log=log))
 
     pending: set[Future[UserResult]] = set()
     with ThreadPoolExecutor(workers, thread_name_prefix="fleet") as pool:
         try:
             for history in unfinished:
-                pending.add(pool.submit(contextvars.copy_context().run, one, history))
+                pending.add(pool.submit(contextvars.copy_context().run, compile_user, history))
                 if len(pending) > workers + workers // 4:
                     done, pending = wait(pending, return_when=FIRST_COMPLETED)
                     yield from (future.result() for future in done)
@@ -279,16 +279,16 @@ def _next_version(
         versions = store.versions(document.user_id)
     except UnknownUser:
         versions = []
-    now = next((v for v in versions if v.current), None)
-    made = document.alignment.options.get("made_from") if document.alignment else None
-    if now is not None and (now.alignment or {}).get("options", {}).get("made_from") == made:
-        same = parse_document(now.document)
-        if same.system_prompt == document.system_prompt:
-            return same
+    current = next((v for v in versions if v.current), None)
+    made_from = document.alignment.options.get("made_from") if document.alignment else None
+    if current is not None and (current.alignment or {}).get("options", {}).get("made_from") == made_from:
+        current_document = parse_document(current.document)
+        if current_document.system_prompt == document.system_prompt:
+            return current_document
     new = document if versions else document.model_copy(update={"parent": None})
     if versions:
         number = max(v.version for v in versions) + 1
-        new = document.model_copy(update={"version": number, "parent": now.version if now else None})
+        new = document.model_copy(update={"version": number, "parent": current.version if current else None})
     record = new.alignment.model_dump(mode="json") if new.alignment else None
     try:
         store.put_persona(new.user_id, new.to_json(), record, since=state)

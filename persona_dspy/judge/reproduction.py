@@ -159,7 +159,7 @@ class Reproduction:
                     given: Any = {**options, "seed": seed, "references": references}
                     self.experiments[task, model, seed] = Experiment(
                         source,
-                        task=None if task == PLAIN else task,
+                        task=known,
                         systems=self.rows,
                         lm=lm,
                         users=users,

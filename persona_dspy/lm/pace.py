@@ -186,7 +186,7 @@ class Pace:
     def _raise_rate(self, now: float) -> None:
         """Raise a rate that calls wait for and that was not refused for some time."""
         assert self._rate is not None
-        found = 0.0 < self._refused_rate <= _CLOSE**2 * self._rate
+        found = 0.0 < self._refused_rate <= _CLOSE * 1.005 * self._rate
         calm = _SEARCH_EVERY if self._step == _SEARCH_STEP else _HELD
         calm = min(max(_CALM * self._pause, calm), _LONGEST_CALM) if found else calm
         if not self._waited or now - self._rate_since < calm:

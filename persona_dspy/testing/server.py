@@ -1,6 +1,6 @@
-"""A loopback OpenAI-compatible HTTP server over fake handlers, with faults on request. Owns: ``FakeServer``.
+"""A loopback OpenAI-compatible HTTP server over fake handlers, with faults on request.
 
-Not here: what it answers (testing.py, synthetic.py). It listens on 127.0.0.1 only, counts what it was asked and what
+It listens on 127.0.0.1 only, counts what it was asked and what
 it answered, and fails the way providers do. For tests and benchmarks of everything that talks HTTP to an LM.
 """
 
