@@ -319,10 +319,11 @@ class Persona(BaseModel):
         return self._next(bullets.values())
 
     def with_facts(self, facts: Sequence[Bullet]) -> Persona:
-        """The same version with its ``fact`` bullets replaced: facts follow memory, they are not learned."""
+        """The same version with its ``fact`` bullets replaced: facts follow memory, they are not learned. One that says
+        the same as before keeps its time."""
         rest = [b for b in self.bullets if b.source != "fact"]
-        names = {b.id for b in rest}
-        fresh = [b for b in facts if b.id not in names]
+        names, before = {b.id for b in rest}, {b.id: b.created for b in self.bullets if b.source == "fact"}
+        fresh = [b.model_copy(update={"created": before.get(b.id, b.created)}) for b in facts if b.id not in names]
         return self.model_copy(update={"bullets": tuple(_in_section_order([*fresh, *rest]))})
 
     def lock(self, bullet_id: str, *, locked: bool = True) -> Persona:
