@@ -254,9 +254,10 @@ def test_a_deleted_experiment_is_named_before_anything_is_paid(lm, data, tmp_pat
 
     from mlflow import MlflowClient
 
-    shutil.copy(empty_mlflow, tmp_path / "mlflow.db")
-    client = MlflowClient(tracking_uri="sqlite:///mlflow.db")
+    shutil.copy(empty_mlflow, tmp_path / "own.db")
+    uri = f"sqlite:///{tmp_path / 'own.db'}"  # MLflow keeps what is open by its URI
+    client = MlflowClient(tracking_uri=uri)
     experiment = client.get_experiment_by_name("persona-dspy")
     client.delete_experiment(experiment.experiment_id if experiment else client.create_experiment("persona-dspy"))
-    code, _, err = run(capsys, "compile", data, "--out", "p")
+    code, _, err = run(capsys, "compile", data, "--out", "p", "--tracking-uri", uri)
     assert code == 1 and "mlflow experiments restore" in err and not lm.engine.calls

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from persona_dspy.core.interactions import Interaction, Usage, in_time_order, parse_time
+from persona_dspy.core.interactions import Interaction, Usage, in_time_order, parse_time, time_order
 from persona_dspy.errors import InputError
 
 
@@ -40,13 +40,19 @@ def test_an_interaction_is_frozen_and_survives_copies():
     assert copy.deepcopy(item) == pickle.loads(pickle.dumps(item)) == item  # noqa: S301 - our own bytes
 
 
-def test_order_is_by_time_where_most_have_one():
+def test_order_is_by_time_only_where_all_have_one():
     late, early = (Interaction(user_id="u", query=q, response="r", time=t) for q, t in (("l", "2026"), ("e", "2025")))
     undated = Interaction(user_id="u", query="x", response="r")
     assert in_time_order([late, early]) == [early, late]
-    assert in_time_order([late, undated, early]) == [early, undated, late], "a log that begins with the newest"
-    assert in_time_order([early, undated, late]) == [early, undated, late]
-    assert in_time_order([late, undated]) == [late, undated], "half of them say nothing"
+    assert in_time_order([late, undated, early]) == [late, undated, early]
+
+
+def test_a_log_is_in_order_where_most_have_a_time():
+    late, early = parse_time("2026"), parse_time("2025")
+    assert time_order([late, None, early]) == [2, 1, 0], "it begins with the newest"
+    assert time_order([early, None, late]) == [0, 1, 2]
+    assert time_order([late, None]) == [0, 1], "half of them say nothing"
+    assert time_order([]) == []
 
 
 counts = st.builds(

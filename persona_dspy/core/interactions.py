@@ -110,13 +110,15 @@ def _remake(*values: Any) -> Interaction:
 
 
 def in_time_order(interactions: Iterable[Interaction]) -> list[Interaction]:
-    """Interactions of one user, oldest first: see ``time_order``."""
+    """Interactions of one user, oldest first: by time if all have one, else in the order given (stable)."""
     items = list(interactions)
-    return [items[place] for place in time_order([i.time for i in items])]
+    if all(i.time is not None for i in items):
+        items.sort(key=lambda i: i.time)  # type: ignore[arg-type,return-value]
+    return items
 
 
 def time_order(times: Sequence[datetime | None]) -> list[int]:
-    """Places of what happened at ``times``, oldest first.
+    """Places of what a log says happened at ``times``, oldest first.
 
     By time; where some have none, each of them right after what it came after in the order given, that is read from its
     old end: a log may be written newest first. Where half or more have none, the order given.

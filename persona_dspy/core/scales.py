@@ -10,7 +10,7 @@ from itertools import pairwise
 
 __all__ = ["Scale", "declared_scale", "number_of", "observed_scale", "written"]
 
-_PLAIN = re.compile(r"[-+]?(?:0|[1-9]\d{0,8})(?:\.\d+)?|[-+]?\.\d+")  # "007" is a code
+_PLAIN = re.compile(r"[-+]?(?:0|[1-9]\d{0,8})(?:\.\d+|,\d{1,2})?|[-+]?\.\d+")  # "007" is a code, "4,5" is 4.5
 _STEPS_NAMED = 21  # steps of a scale that are worth naming one by one
 
 
@@ -48,10 +48,10 @@ def number_of(text: str) -> float | None:
     """The finite number that a text is; None for what is none, and for what only looks like one ("007", "1e5").
 
     Example:
-        >>> number_of(" 4.50 "), number_of("007"), number_of("four")
-        (4.5, None, None)
+        >>> number_of(" 4.50 "), number_of("4,5"), number_of("007"), number_of("four")
+        (4.5, 4.5, None, None)
     """
-    return float(text) if _PLAIN.fullmatch(text.strip()) else None
+    return float(text.replace(",", ".")) if _PLAIN.fullmatch(text.strip()) else None
 
 
 def declared_scale(values: Sequence[str]) -> Scale | None:
@@ -76,9 +76,12 @@ def declared_scale(values: Sequence[str]) -> Scale | None:
 def observed_scale(values: Sequence[str], total: int | None = None) -> Scale | None:
     """The scale that people's answers lie on; None where they are no amounts.
 
-    1 to 5, 1 to 10, 0 to 10, also by halves; around 0; 0 to 100 and decimals only where they vary too much to be names.
-    Whatever is larger - codes, years, identifiers - is none; so are 0 and 1 alone: no and yes. ``total``: how many
-    answers there were, where ``values`` has each but once.
+    1 to 5, 1 to 10, 0 to 10, also by halves; 1 to 7 and the like where each value was given; around 0; 0 to 100 and
+    decimals only where they vary too much to be names. Whatever is larger - codes, years, identifiers - is none; so are
+    0 and 1 alone: no and yes.
+
+    Args:
+        total: how many answers there were, where ``values`` has each but once.
 
     Example:
         >>> observed_scale(["4", "2", "5.0"]), observed_scale(["0.5", "4.5"])
@@ -96,6 +99,8 @@ def observed_scale(values: Sequence[str], total: int | None = None) -> Scale | N
         return Scale(low=-reach, high=reach) if reach <= 10 and _on(distinct, 1) else None
     varied = len(distinct) >= 5 and (2 * len(distinct) > (total or len(numbers)) or len(distinct) > 20)
     if _on(distinct, 1):
+        if _is_whole_run(distinct, total or len(numbers)):
+            return Scale(low=low, high=high)
         for ends in ((1.0, 5.0), (1.0, 10.0), (0.0, 10.0)):
             if ends[0] <= low and high <= ends[1]:
                 return Scale(low=ends[0], high=ends[1])
@@ -109,6 +114,13 @@ def observed_scale(values: Sequence[str], total: int | None = None) -> Scale | N
         return None
     top = next(top for top in (1.0, 5.0, 10.0, 100.0) if high <= top)
     return Scale(low=1.0 if low >= 1 and 1 < top < 100 else 0.0, high=top, step=None)
+
+
+def _is_whole_run(distinct: set[float], total: int) -> bool:
+    """Whether each value from 0 or 1 up to 6, 7, 8 or 9 was given, and often enough that no other would be missing: a
+    scale of seven points, say, and not the lower part of one of ten."""
+    low, high = min(distinct), max(distinct)
+    return low in (0, 1) and 6 <= high <= 9 and len(distinct) == high - low + 1 and total >= 2 * len(distinct)
 
 
 def _on(numbers: set[float], step: float) -> bool:

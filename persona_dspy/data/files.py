@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from persona_dspy.core import Interaction, in_time_order
+from persona_dspy.core import Interaction, time_order
 from persona_dspy.data import rows
 from persona_dspy.data.interaction_rows import (
     BadRow,
@@ -200,7 +200,8 @@ def _history(path: Path, user_id: str, interactions: list[Interaction]) -> UserH
         order = "by their neighbours' times" if 2 * undated < len(interactions) else "as the file has them"
         told = f"{undated} of {len(interactions)} interactions have no time; they are put {order}"
         warnings.warn(f"{path}: user {user_id!r}: {told}", stacklevel=2)
-    return UserHistory(user_id=user_id, interactions=tuple(in_time_order(interactions)))
+    ordered = [interactions[place] for place in time_order([i.time for i in interactions])]
+    return UserHistory(user_id=user_id, interactions=tuple(ordered))
 
 
 def _admitted(row: dict[str, Any], task: Task | None, ids: UniqueIds, at: Place) -> Interaction:
