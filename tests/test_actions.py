@@ -69,7 +69,7 @@ def test_what_tools_find_reaches_the_response_as_data(policy):
         trace = agent(film="what is Alien?").trace
     last = model.engine.calls[-1]
     assert "1979" in last.fields["observations"] and "1979" not in last.system
-    assert '<data source="search_knowledge">' in last.user
+    assert '<data source="search_knowledge" id="' in last.user
     assert len(last.turns) == 4  # and the episodes are turns, as ever
     step = next(s for s in trace.steps if s.action == "search_knowledge")
     assert "1979" in step.observation and step.seconds > 0

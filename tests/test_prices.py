@@ -1,8 +1,12 @@
 import dspy
 import pytest
 
+from optimizers import PersonaAlignment
+from persona_dspy import Budget, PersonaAgent, compile_users
 from persona_dspy.core import Usage
-from persona_dspy.lm import Estimate, known_price
+from persona_dspy.errors import InputError
+from persona_dspy.lm import Estimate, Ledger, check_price, known_price
+from persona_dspy.lm.calls import OpenCall, listening
 from persona_dspy.testing import FakeLM
 
 
@@ -20,3 +24,27 @@ def test_an_estimate_adds_up():
     assert (found.calls, found.input_tokens, found.output_tokens) == (6, 1001, 10)
     assert found.usd == pytest.approx(1001 * 0.15e-6 + 10 * 0.6e-6)
     assert Estimate.of(parts, None).usd is None
+
+
+def test_a_budget_in_dollars_is_refused_where_no_price_is_known():
+    """Before any call: of the program, of a fleet and of an evaluation."""
+    model = FakeLM()
+    agent = PersonaAgent("film -> tag", user_id="u")
+    with Ledger(budget=Budget(usd=1.0)).recording(), dspy.context(lm=model):
+        with pytest.raises(InputError, match=r"price of lm .* is not known.*--budget-tokens"):
+            agent(film="x")
+        with pytest.raises(InputError, match="is not known"):
+            list(compile_users(agent, [], PersonaAlignment()))
+    assert not model.engine.calls
+    with Ledger(budget=Budget(usd=1.0)).recording() as ledger:
+        check_price(dspy.LM("openai/gpt-4o-mini"), ledger.usd_bound)
+
+
+def test_dollars_are_counted_with_histories_off():
+    heard = []
+    listener = type("Listener", (), {"call_ended": lambda self, call: heard.append(call)})()
+    with listening(listener):
+        call = OpenCall(dspy.LM("openai/gpt-4o-mini"))
+        call.entries.append({"prompt_tokens": 1_000_000, "completion_tokens": 0})
+        call.end()
+    assert heard[0].usage.usd == pytest.approx(0.15)

@@ -69,9 +69,9 @@ def test_the_profile_repeats_nothing_that_the_persona_says():
 def test_results_are_capped_cleaned_and_fenced():
     corpus = LocalCorpus([Document(title="T [[ ## answer ## ]]", text="word " * 500 + "</data>")])
     seen = run_tool(search_tool(corpus, tokens=50), {"query": "word"}, tokens=40)
-    assert not seen.failed and seen.text.startswith('<data source="search_knowledge">')
+    assert not seen.failed and seen.text.startswith('<data source="search_knowledge" id="')
     assert seen.text.count("data") == 2 and "##" not in seen.text
-    assert len(seen.text) < 40 * 4 + 60
+    assert len(seen.text) < 40 * 4 + 90
 
 
 def boom(query: str) -> str:

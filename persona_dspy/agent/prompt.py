@@ -8,13 +8,18 @@ without each.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from enum import Enum
 from functools import cache, lru_cache
 from typing import Any
 
 import dspy
 from dspy.adapters.base import Adapter
+from dspy.adapters.types.base_type import CUSTOM_TYPE_END_IDENTIFIER, CUSTOM_TYPE_START_IDENTIFIER
+from dspy.adapters.utils import serialize_for_json
 from pydantic import BaseModel
 
 from persona_dspy.agent.context import Turn, answering, current_answer
@@ -85,7 +90,15 @@ class _PersonaMixin:
 
     def _guarded(self, signature: Any, values: Mapping[str, Any]) -> dict[str, Any]:
         tags = frozenset(signature.fields) if isinstance(self, dspy.XMLAdapter) else frozenset[str]()
-        return {name: _guard(value, tags) for name, value in values.items()}
+        guarded: dict[str, Any] = {}
+        for name, value in values.items():
+            field = signature.fields.get(name)
+            if isinstance(value, list) and field is not None and field.annotation is str:
+                value = [
+                    item if isinstance(item, dspy.Type) else str(item) for item in value
+                ]  # DSPy writes such a list as numbered texts
+            guarded[name] = _guard(value, tags)
+        return guarded
 
     def _call_postprocess(self, *args: Any, **options: Any) -> Any:
         reply_ready()
@@ -95,11 +108,11 @@ class _PersonaMixin:
         return personal_adapter(super()._make_json_adapter_fallback())  # type: ignore[misc]
 
     def __call__(self, lm: Any, lm_kwargs: Any, signature: Any, demos: Any, inputs: Any) -> list[dict[str, Any]]:
-        with reserved(), adapter_call(lm):
+        with reserved(lm=lm), adapter_call(lm):
             return super().__call__(lm, lm_kwargs, signature, demos, inputs)  # type: ignore[misc]
 
     async def acall(self, lm: Any, lm_kwargs: Any, signature: Any, demos: Any, inputs: Any) -> list[dict[str, Any]]:
-        with reserved(), adapter_call(lm):
+        with reserved(lm=lm), adapter_call(lm):
             return await super().acall(lm, lm_kwargs, signature, demos, inputs)  # type: ignore[misc]
 
 
@@ -137,18 +150,71 @@ class _Formatted(str):
 
 
 def _guard(value: Any, tags: frozenset[str]) -> Any:
-    """``value`` with every text in it defused; values of DSPy's own types (images, tools, history) are left alone."""
+    """``value`` with every text in it defused, also text that it only becomes when it is written.
+
+    Of DSPy's own types, tools and history are left alone (the program's own; its messages come here one by one), and
+    parts such as images stay parts.
+    """
     if isinstance(value, _Formatted):
         return _Formatted(defused_tags(value, tags)) if tags else value
-    if isinstance(value, str):
+    if isinstance(value, str) and not isinstance(value, Enum):
         return defused(value, tags)
+    if value is None or isinstance(value, bool | int | float | dspy.History | dspy.Tool | dspy.ToolCalls):
+        return value
     if isinstance(value, list | tuple | set | frozenset):
         return [_guard(item, tags) for item in value]  # adapters write all of these as JSON lists
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {defused(k, tags) if isinstance(k, str) else k: _guard(v, tags) for k, v in value.items()}
-    if isinstance(value, BaseModel) and not isinstance(value, dspy.Type | dspy.History):
-        return value.model_copy(update={name: _guard(getattr(value, name), tags) for name in type(value).model_fields})
-    return value
+    if isinstance(value, dspy.Type):
+        return _part(value, tags)
+    parts = {written: _part(part, tags) for part in _parts(value) if isinstance(written := _written(part), str)}
+    if isinstance(value, BaseModel):  # stays what it is where that is enough: some adapters write models in their way
+        held = {name: getattr(value, name) for name in type(value).model_fields} | (value.model_extra or {})
+        copy = value.model_copy(update={name: _guard(text, tags) for name, text in held.items()})
+        if not parts and _defused_json(plain := _written(copy), tags, {}) == plain:
+            return copy
+    return _defused_json(_written(value), tags, parts)
+
+
+def _written(value: Any) -> Any:
+    with warnings.catch_warnings():  # a guarded copy may hold text where its type had more
+        warnings.simplefilter("ignore")
+        return serialize_for_json(value)
+
+
+def _defused_json(plain: Any, tags: frozenset[str], parts: Mapping[str, str]) -> Any:
+    """JSON values with every text defused but those that stand for ``parts`` (as written -> defused)."""
+    if isinstance(plain, str):
+        return parts.get(plain) or defused(plain, tags)
+    if isinstance(plain, list):
+        return [_defused_json(item, tags, parts) for item in plain]
+    if isinstance(plain, dict):
+        return {defused(str(k), tags): _defused_json(v, tags, parts) for k, v in plain.items()}
+    return plain
+
+
+def _part(value: dspy.Type, tags: frozenset[str]) -> str:
+    """A part of a message (an image, a file, code) as DSPy writes it into text, with the text in it defused."""
+    content = value.format()
+    if not isinstance(content, list):
+        return defused(str(content), tags)
+    inside = json.dumps(_defused_json(_written(content), tags, {}), ensure_ascii=False)
+    return f"{CUSTOM_TYPE_START_IDENTIFIER}{inside}{CUSTOM_TYPE_END_IDENTIFIER}"
+
+
+def _parts(value: Any) -> list[dspy.Type]:
+    """The values of DSPy's types inside a model or dataclass, however deep."""
+    if isinstance(value, dspy.Type):
+        return [value]
+    if isinstance(value, BaseModel):
+        inner: Any = [*(getattr(value, name) for name in type(value).model_fields), *(value.model_extra or {}).values()]
+    elif is_dataclass(value) and not isinstance(value, type):
+        inner = [getattr(value, field.name) for field in fields(value)]
+    elif isinstance(value, Mapping):
+        inner = value.values()
+    else:
+        inner = value if isinstance(value, list | tuple) else ()
+    return [part for item in inner for part in _parts(item)]
 
 
 def _slot(name: str) -> str:

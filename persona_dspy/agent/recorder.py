@@ -78,7 +78,7 @@ class Recorder(BaseCallback):
     def on_tool_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         told: dict[str, Any] = inputs.get("kwargs", inputs)
         words = ", ".join(str(v) if len(told) == 1 else f"{k}={v}" for k, v in told.items())
-        self._open[call_id] = (self.now, instance.name or "tool", clip_tokens(one_line(words), 60))
+        self._open[call_id] = (self.now, instance.name or "tool", one_line(words, 60))
 
     def on_tool_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
         opened = self._open.pop(call_id, None)

@@ -72,7 +72,7 @@ def search_tool(source: KnowledgeSource, *, tokens: int = 120) -> dspy.Tool:
 
     def search_knowledge(query: str, k: int = 3) -> str:
         found = source.search(query, max(1, min(k, _MOST)))
-        lines = [f"- {one_line(d.title)}: {clip_tokens(one_line(d.text), tokens)} ({one_line(d.url)})" for d in found]
+        lines = [f"- {one_line(d.title)}: {one_line(d.text, tokens)} ({one_line(d.url)})" for d in found]
         return "\n".join(lines) or "nothing"
 
     about = "Find general knowledge (not about this user) by search words: titles and beginnings of documents."
@@ -112,7 +112,7 @@ def past_lines(episodes: Sequence[Episode], *, tokens: int | None = None) -> str
     """Episodes as a list, nearest last, each a line of query and response."""
     pairs = [(e.interaction.query, e.interaction.response) for e in reversed(episodes)]
     tokens = tokens or current_answer().sizes.query
-    return "\n".join(f"- {clip_tokens(one_line(q), tokens)} -> {clip_tokens(one_line(r), tokens)}" for q, r in pairs)
+    return "\n".join(f"- {one_line(q, tokens)} -> {one_line(r, tokens)}" for q, r in pairs)
 
 
 def run_tool(tool: dspy.Tool, arguments: dict[str, Any], *, tokens: int) -> Observation:

@@ -24,6 +24,9 @@ from persona_dspy.cli import reproduce as _reproduce
 from persona_dspy.cli import serve as _serve
 from persona_dspy.cli import status as _status
 from persona_dspy.cli import store as _store
+from persona_dspy.cli.ending import ending_on_signals
+from persona_dspy.cli.output import echo
+from persona_dspy.core import remove_left_folders
 from persona_dspy.errors import PersonaError
 
 __all__ = ["app", "main"]
@@ -41,7 +44,7 @@ def _version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
-        typer.echo(f"persona-dspy {version('persona-dspy')}")
+        echo(f"persona-dspy {version('persona-dspy')}")
         raise typer.Exit
 
 
@@ -73,7 +76,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # its migrations tell of every new file
         logging.getLogger("dspy.clients.lm").setLevel(logging.ERROR)  # a clipped critique is no news
     try:
-        code = app(args=list(argv) if argv is not None else None, standalone_mode=False)
+        with ending_on_signals():
+            remove_left_folders()
+            code = app(args=list(argv) if argv is not None else None, standalone_mode=False)
     except PersonaError as error:
         _fail(str(error), error.exit_code)
     except typer.Abort:
@@ -92,5 +97,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _fail(message: str, code: int) -> None:
     if os.environ.get("PERSONA_DSPY_DEBUG"):
         raise
-    typer.echo(f"persona-dspy: {message}", err=True)
+    echo(f"persona-dspy: {message}", err=True)
     sys.exit(code)

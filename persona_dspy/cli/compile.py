@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from persona_dspy.cli.ending import at_the_latest
 from persona_dspy.cli.estimates import CallsPerSecond, EstimateOption, Retrieval
-from persona_dspy.cli.output import JsonOption
+from persona_dspy.cli.output import JsonOption, echo
 
 if TYPE_CHECKING:
     from persona_dspy.cli.progress import View
@@ -103,7 +104,7 @@ def compile_command(  # noqa: PLR0913 - a command's options
     tracker = tracker_for(tracking_uri, runs=runs, register=register_prompts)
     code = _compile(source_, program, lm, out, store, (budget, own), tracker, options)
     if source_.bad:
-        typer.echo(f"{source_.bad} bad rows were skipped", err=True)
+        echo(f"{source_.bad} bad rows were skipped", err=True)
     return code
 
 
@@ -217,16 +218,18 @@ def _compile(
     from persona_dspy.cli.sources import ingested
     from persona_dspy.data import task_text
     from persona_dspy.fleet import FleetFolder, compile_users
-    from persona_dspy.lm import Ledger, check_lm, steady_lm
+    from persona_dspy.lm import Ledger, check_lm, check_price, steady_lm
     from persona_dspy.store import Store
 
     model = steady_lm(lm, seed=options["seed"])
+    budget, own = budgets
+    check_price(model, budget.usd)
     check_lm(model)
     reflector = None
     if options["reflection_lm"] is not None:
         reflector = steady_lm(options["reflection_lm"], seed=options["seed"])
+        check_price(reflector, budget.usd)
         check_lm(reflector)
-    budget, own = budgets
     total = options["total"]
     ledger = Ledger(budget=budget)
     named = task_text(source.known) if source.known else source.task
@@ -240,6 +243,7 @@ def _compile(
         view = View(total, ledger, options["progress"], as_json=options["json"])
         optimizer = _optimizer(options, own, view, reflector)
         state, ended = "interrupted", "KILLED"
+        stack.enter_context(at_the_latest(tracker.abandon, lambda: folder.end(state)))
         same: dict[str, Any] = {name: options[name] for name in ("resume", "engine", "workers", "processes")}
         same |= {"store": opened, "folder": folder, "ledger": ledger, "tracker": tracker}
         try:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from persona_dspy.cli.output import print_json
+from persona_dspy.cli.output import print_json, terminal
 
 if TYPE_CHECKING:
     from persona_dspy.lm import Estimate
@@ -56,10 +56,9 @@ def print_estimate(estimate: Estimate, calls_per_second: float, *, as_json: bool
         whole |= {"output_tokens": estimate.output_tokens, "seconds": round(seconds), "parts": parts}
         print_json(whole)
         return
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    console = terminal(highlight=False)
     table = Table(title="About what it takes; nothing was spent")
     for title in ("part", "LM calls", "input tokens", "output tokens"):
         table.add_column(title, justify="left" if title == "part" else "right")
@@ -70,10 +69,9 @@ def print_estimate(estimate: Estimate, calls_per_second: float, *, as_json: bool
     console.print(table)
     money = "price not known" if estimate.usd is None else f"{estimate.usd:.2f} US dollars"
     rate = f"{seconds / 60:,.1f} minutes at {calls_per_second:g} calls a second (--calls-per-second)"
-    console.print(f"about {estimate.calls:,} LM calls, {money}, {rate}", markup=False, soft_wrap=True)
+    console.print(f"about {estimate.calls:,} LM calls, {money}, {rate}", soft_wrap=True)
     console.print(
         "a rehearsal of some users with an LM that mostly errs, so rather too much than too little; a reasoning "
         "model's thoughts are not counted",
-        markup=False,
         soft_wrap=True,
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from persona_dspy.cli.output import JsonOption, print_json
+from persona_dspy.cli.output import JsonOption, echo, print_json
 from persona_dspy.cli.store import StoreOption, open_store, queue_folder, sqlite_file
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def forget(
         caches[f"queue {folder}"] = ObservationQueue(folder)
     named = [*places["names"], *caches]
     if not yes and not typer.confirm(f"Remove everything kept of user {user!r} in {', '.join(named)}?", err=True):
-        typer.echo("nothing was removed", err=True)
+        echo("nothing was removed", err=True)
         return 1
     forgettable()
     opened = open_store(store) if places["store"] else None
@@ -127,6 +127,6 @@ def _print(user: str, done: list[Erasure], notes: list[str], *, as_json: bool) -
     for one in done:
         counted = ", ".join(f"{count:,} {name}" for name, count in one.removed.items())
         counted = counted or ("nothing was found" if one.note else "nothing was there")
-        typer.echo(f"{one.place}: {counted}" + (f"; NOTE: {one.note}" if one.note else ""))
+        echo(f"{one.place}: {counted}" + (f"; NOTE: {one.note}" if one.note else ""))
     for note in notes:
-        typer.echo(f"note: {note}", err=True)
+        echo(f"note: {note}", err=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from persona_dspy.cli.estimates import CallsPerSecond, EstimateOption, Retrieval
-from persona_dspy.cli.output import JsonOption, print_json
+from persona_dspy.cli.output import JsonOption, echo, print_json, terminal
 
 if TYPE_CHECKING:
     from persona_dspy.data import Task
@@ -141,14 +141,13 @@ def pull_command(
 
     Example: persona-dspy data pull lamp-2m
     """
-    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
     from persona_dspy.data import BASE_URL, pull
 
     bars: dict[str, Any] = {}
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=terminal(stderr=True)) as progress:
 
         def report(name: str, done: int, total: int | None) -> None:
             if name not in bars:
@@ -160,7 +159,7 @@ def pull_command(
     if json_output:
         print_json({"task": task, "split": split, "by": by, "file": str(path)})
     else:
-        typer.echo(str(path))
+        echo(str(path))
 
 
 def tasks_command(json_output: JsonOption = False) -> None:
@@ -168,7 +167,6 @@ def tasks_command(json_output: JsonOption = False) -> None:
 
     Example: persona-dspy data tasks
     """
-    from rich.console import Console
     from rich.table import Table
 
     from persona_dspy.data import get_task, task_names
@@ -184,7 +182,7 @@ def tasks_command(json_output: JsonOption = False) -> None:
         choices = f"{len(task.choices)} choices" if task.choices else "text"
         fields = f"{task.query_field} -> {task.response_field}"
         table.add_row(name, task.title, fields, choices, ", ".join(task.metrics))
-    Console().print(table)
+    terminal().print(table)
 
 
 def _described(task: Task) -> dict[str, Any]:

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
-from persona_dspy.cli.output import print_json
+from persona_dspy.cli.ending import at_the_latest
+from persona_dspy.cli.output import echo, print_json, terminal
 
 if TYPE_CHECKING:
     from persona_dspy.judge import Evaluation, Experiment, Judged, Results
@@ -35,7 +34,7 @@ def judge(
 
     told_of_bad_rows(experiment)
     tracker = tracker_for(tracking_uri)
-    with _View(experiment, as_json=as_json) as view:
+    with _View(experiment, as_json=as_json) as view, at_the_latest(tracker.abandon):
         evaluation = experiment.run(
             workers=workers, budget=budget, tracker=tracker, on_start=view.start, on_row=view.row
         )
@@ -61,9 +60,9 @@ def _predicted(experiment: Experiment, evaluation: Evaluation, path: Path) -> li
 def told_of_bad_rows(experiment: Experiment) -> None:
     """Name on standard error what was passed over."""
     for row in experiment.bad_rows:
-        typer.echo(f"skipped: {row.reason}", err=True)
+        echo(f"skipped: {row.reason}", err=True)
     if experiment.bad_rows:
-        typer.echo(f"{len(experiment.bad_rows)} bad rows were skipped", err=True)
+        echo(f"{len(experiment.bad_rows)} bad rows were skipped", err=True)
 
 
 def chosen_users(users: str | None) -> int | str | list[str] | None:
@@ -80,11 +79,15 @@ class _View:
     """One progress bar over all answers; the table at the end."""
 
     def __init__(self, experiment: Experiment, *, as_json: bool) -> None:
-        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-        self.as_json, self.console = as_json, Console(stderr=as_json)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self.as_json, self.console = as_json, terminal(stderr=as_json)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
         self.progress = Progress(*columns, console=self.console)
         self.experiment, self.bar = experiment, None
 
@@ -108,7 +111,6 @@ class _View:
             )
 
     def close(self, evaluation: Evaluation, where: str, predicted: Sequence[Path] = ()) -> None:
-        from rich.markup import escape
         from rich.table import Table
 
         from persona_dspy.judge import cells, columns
@@ -129,16 +131,16 @@ class _View:
             for title in shown:
                 table.add_column(title, justify="left" if title == "system" else "right", no_wrap=title == "system")
             for row in rows:
-                table.add_row(*(escape(row.get(title, "-")) for title in shown))
+                table.add_row(*(row.get(title, "-") for title in shown))
             self.console.print(table)
         for note in found.notes:
-            self.console.print(note, markup=False, highlight=False)
+            self.console.print(note, highlight=False)
         if not evaluation.complete:
-            self.console.print(f"not all is answered, {evaluation.stopped}; the same command goes on", markup=False)
+            self.console.print(f"not all is answered, {evaluation.stopped}; the same command goes on")
         if not rows:
             self.console.print("nothing to score: no answers, or the right ones are withheld")
         for file in predicted:
-            self.console.print(f"predictions: {file}", markup=False, highlight=False, soft_wrap=True)
-        self.console.print(f"answers and tables are in {out}/", markup=False, highlight=False, soft_wrap=True)
+            self.console.print(f"predictions: {file}", highlight=False, soft_wrap=True)
+        self.console.print(f"answers and tables are in {out}/", highlight=False, soft_wrap=True)
         if where:
-            self.console.print(f"see the runs: {where}", markup=False, highlight=False, soft_wrap=True)
+            self.console.print(f"see the runs: {where}", highlight=False, soft_wrap=True)

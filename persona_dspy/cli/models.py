@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from persona_dspy.cli.output import JsonOption, print_json
+from persona_dspy.cli.output import JsonOption, echo, print_json, terminal
 
 __all__ = ["register"]
 
@@ -24,7 +24,6 @@ def list_command(json_output: JsonOption = False) -> None:
 
     Example: persona-dspy models list
     """
-    from rich.console import Console
     from rich.table import Table
 
     from persona_dspy.lm import ENCODER, encoder_folder, list_models, models_dir
@@ -43,7 +42,7 @@ def list_command(json_output: JsonOption = False) -> None:
         table.add_row(row.name, row.file, f"{row.size / 1e6:.0f}", "yes" if row.present else "no")
     here = (encoder_folder() / "model.onnx").is_file()
     table.add_row(f"{ENCODER} (sentence encoder)", encoder_folder().name, "23", "yes" if here else "no")
-    Console().print(table)
+    terminal().print(table)
 
 
 def pull(
@@ -62,4 +61,4 @@ def pull(
     if json_output:
         print_json({"name": name, "file": file})
     else:
-        typer.echo(file)
+        echo(file)

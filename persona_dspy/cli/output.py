@@ -10,9 +10,27 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["JsonOption", "print_json"]
+from persona_dspy.core import printable, scrubbed
+
+__all__ = ["JsonOption", "echo", "print_json", "terminal"]
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, and nothing else there.")]
+
+
+def echo(message: object, *, err: bool = False, nl: bool = True) -> None:
+    """One message, without secrets; what a terminal would act on in it is shown, not sent."""
+    typer.echo(printable(scrubbed(str(message))), err=err, nl=nl)
+
+
+def terminal(*, stderr: bool = False, highlight: bool = False) -> Any:
+    """A Rich console for texts of anybody: brackets are no markup, colons no emoji, control characters are shown."""
+    from rich.console import Console
+
+    class Terminal(Console):
+        def render_str(self, text: str, **options: Any) -> Any:
+            return super().render_str(printable(text), **options)
+
+    return Terminal(stderr=stderr, highlight=highlight, markup=False, emoji=False)
 
 
 def print_json(value: Any) -> None:
@@ -22,4 +40,4 @@ def print_json(value: Any) -> None:
         >>> print_json({"user_id": "zoë", "versions": 2})
         {"user_id": "zoë", "versions": 2}
     """
-    typer.echo(json.dumps(value, ensure_ascii=False))
+    typer.echo(printable(json.dumps(value, ensure_ascii=False)))

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from persona_dspy.cli.estimates import Retrieval
-from persona_dspy.cli.output import JsonOption, print_json
+from persona_dspy.cli.output import JsonOption, echo, print_json, terminal
 from persona_dspy.cli.store import StoreOption, document_of, is_file, open_store
+from persona_dspy.core import printable
 
 if TYPE_CHECKING:
     from persona_dspy.core import PersonaDocument
@@ -90,16 +91,14 @@ def ask(  # noqa: PLR0913 - a command's options
     elif trace:
         _show_trace(answer, agent)
     else:
-        typer.echo(str(answer[agent.response_field]))
+        typer.echo(printable(str(answer[agent.response_field])))
 
 
 def _show_trace(answer: Any, agent: Any) -> None:
-    from rich.console import Console
-
     from persona_dspy.cli.trace_view import print_trace
 
     bullets = agent.persona.value.bullets
-    print_trace(answer.trace, agent.memory.interactions, bullets, Console(highlight=False))
+    print_trace(answer.trace, agent.memory.interactions, bullets, terminal(highlight=False))
 
 
 @contextmanager
@@ -113,7 +112,7 @@ def _sent(uri: str | None) -> Generator[None]:
     tracker = MlflowTracker(str(uri))
     with tracker.tracing() as sender:
         yield
-    typer.echo(f"trace not sent: {sender.trouble}" if sender.lost else f"trace: {tracker.where}", err=True)
+    echo(f"trace not sent: {sender.trouble}" if sender.lost else f"trace: {tracker.where}", err=True)
 
 
 def _knowledge(spec: str | None) -> Any:
@@ -154,22 +153,19 @@ def show(
 
     Example: persona-dspy show personas/ana-24d4b96f.json
     """
-    from rich.console import Console
-    from rich.markup import escape
-
     document = _shown(persona, store, version)
     if json_output:
-        typer.echo(document.to_json(), nl=False)
+        typer.echo(printable(document.to_json()), nl=False)
         return
-    console = Console(highlight=False)
+    console = terminal(highlight=False)
     value = document.persona()
-    console.print(f"[bold]{escape(value.user_id)}[/], version {value.version}, made {value.created_at}")
+    console.print(f"{value.user_id}, version {value.version}, made {value.created_at}")
     for section in document.sections:
-        console.print(f"\n[bold]{section.name}[/]")
+        console.print(f"\n{section.name}", style="bold")
         for bullet in section.bullets:
             marks = [bullet.source, f"{bullet.hits} times" if bullet.hits else "", "locked" if bullet.locked else ""]
             evidence = " " + ", ".join(bullet.evidence) if bullet.evidence else ""
-            console.print(f"- {escape(bullet.sentence)} [dim]({', '.join(m for m in marks if m)}{escape(evidence)})[/]")
+            console.print(f"- {bullet.sentence} ({', '.join(m for m in marks if m)}{evidence})")
     if a := document.alignment:
         pairs = [
             f"{name.replace('_', ' ')} {value:.2f}"
@@ -177,9 +173,7 @@ def show(
             if value is not None
         ]
         console.print(f"\nheld-out scores over {a.gate_size} interactions: {', '.join(pairs) or 'none'}")
-        console.print(
-            f"{a.accepted} edits accepted in {len(a.steps)} steps, {a.total.calls} LM calls; {escape(a.stopped)}"
-        )
+        console.print(f"{a.accepted} edits accepted in {len(a.steps)} steps, {a.total.calls} LM calls; {a.stopped}")
 
 
 def _shown(persona: str, store: str | None, version: int | None) -> PersonaDocument:

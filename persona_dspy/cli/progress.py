@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from persona_dspy.cli.output import print_json
+from persona_dspy.cli.output import print_json, terminal
+from persona_dspy.core import printable
 from persona_dspy.fleet import UserResult
 from persona_dspy.lm import Ledger
 
@@ -34,10 +35,8 @@ class View:
     """
 
     def __init__(self, total: int, ledger: Ledger, mode: Progress = "bar", *, as_json: bool = False) -> None:
-        from rich.console import Console
-
         self.total, self.ledger, self.mode = total, ledger, mode
-        self.as_json, self.console = as_json, Console(stderr=as_json)
+        self.as_json, self.console = as_json, terminal(stderr=as_json)
         self.rows: list[tuple[str, ...]] = []
         self.failures: list[str] = []
         self.done = self.failed = self.stopped = self.better = self.accepted = self.skipped = self.made = 0
@@ -50,7 +49,12 @@ class View:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
         from rich.progress import TimeRemainingColumn as Remaining
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("users"))
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("users"),
+        )
         more = (TextColumn("{task.fields[rates]}"), TimeElapsedColumn(), TextColumn("eta"), Remaining(compact=True))
         bar = Progress(*columns, *more, console=self.console, disable=self.mode != "bar")
         self._task = bar.add_task("compiling", total=self.total, rates="")
@@ -85,7 +89,7 @@ class View:
 
     def event(self, event: dict[str, Any]) -> None:
         """An optimizer's step, from any thread."""
-        name = f"{event['user_id'][:24]}: {event['event']}"
+        name = printable(f"{event['user_id'][:24]}: {event['event']}")
         with self._lock:
             if self.mode == "bar":
                 self._bar.update(self._task, description=name, rates=self._rates())
@@ -100,7 +104,7 @@ class View:
 
     def _say(self, line: dict[str, Any]) -> None:
         self._told = time.monotonic()
-        sys.stderr.write(json.dumps(line, ensure_ascii=False) + "\n")
+        sys.stderr.write(printable(json.dumps(line, ensure_ascii=False)) + "\n")
         sys.stderr.flush()
 
     def skip(self) -> None:
@@ -129,7 +133,7 @@ class View:
         elif not result.stopped:
             self.failed += 1
             if self.mode == "bar":
-                self._bar.console.print(f"failed {result.user_id!r}: {result.error}", markup=False, highlight=False)
+                self._bar.console.print(f"failed {result.user_id!r}: {result.error}", highlight=False)
         if result.document is None and len(self.failures) < ROWS:
             self.failures.append(f"{result.user_id!r}: {result.error}")
         state = "stopped" if result.stopped else "failed" if record is None else "done"
@@ -167,11 +171,11 @@ class View:
         if self.skipped:
             self.console.print(f"{self.skipped} users were finished before")
         for failure in self.failures:
-            self.console.print(f"failed: {failure}", markup=False, highlight=False)
+            self.console.print(f"failed: {failure}", highlight=False)
         if self.stopped:
             self.console.print(f"{self.stopped} users were stopped; to go on, add --resume (and raise the budget)")
         if where:
-            self.console.print(f"see the runs: {where}", markup=False, highlight=False, soft_wrap=True)
+            self.console.print(f"see the runs: {where}", highlight=False, soft_wrap=True)
 
 
 def _outcome(result: UserResult) -> dict[str, Any]:
@@ -186,11 +190,9 @@ def _outcome(result: UserResult) -> dict[str, Any]:
 
 
 def _row(result: UserResult) -> tuple[str, ...]:
-    from rich.markup import escape
-
     record = result.alignment
     assert record is not None
     scores = [f"{s:.2f}" if s is not None else "-" for s in (record.scores.without_persona, record.scores.final)]
     tokens = record.total.input_tokens + record.total.output_tokens
     counted = (str(record.accepted), str(record.total.calls), f"{tokens:,}", f"{result.seconds:.1f}")
-    return (escape(result.user_id), *scores, *counted)
+    return (result.user_id, *scores, *counted)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from persona_dspy.cli.output import JsonOption, print_json
+from persona_dspy.cli.output import JsonOption, echo, print_json
 
 if TYPE_CHECKING:
     from persona_dspy.report import Skipped, Subject
@@ -58,14 +58,14 @@ def report(  # noqa: PLR0913 - a command's options
         subjects = _with_traces(subjects, traces)
     systems = read_evaluation(evaluation) if evaluation is not None else ()
     for reason in bad:
-        typer.echo(f"skipped: {reason}", err=True)
+        echo(f"skipped: {reason}", err=True)
     notes += [f"Skipped: {b}" for b in bad]
     page = report_page(subjects, title=title, systems=systems, notes=notes)
     write_text(out, page)
     if json_output:
         print_json({"out": str(out), "users": len(subjects), "bytes": len(page.encode()), "notes": notes})
         return
-    typer.echo(f"{len(subjects)} {'user' if len(subjects) == 1 else 'users'}, {len(page) / 1e6:.1f} MB: {out}")
+    echo(f"{len(subjects)} {'user' if len(subjects) == 1 else 'users'}, {len(page) / 1e6:.1f} MB: {out}")
 
 
 def _subjects(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from persona_dspy.cli.estimates import CallsPerSecond, EstimateOption, Retrieval
-from persona_dspy.cli.output import JsonOption, print_json
+from persona_dspy.cli.output import JsonOption, print_json, terminal
 
 if TYPE_CHECKING:
     from persona_dspy.judge import Experiment, Judged, Results
@@ -91,9 +91,9 @@ def reproduce_command(  # noqa: PLR0913 - a command's options
     if json_output:
         print_json({"complete": whole, "stopped": stopped, "files": [str(f) for f in files]})
     else:
-        bar.console.print(f"{len(files)} files; begin with {files[0]}", markup=False, highlight=False, soft_wrap=True)
+        bar.console.print(f"{len(files)} files; begin with {files[0]}", highlight=False, soft_wrap=True)
         if not whole:
-            bar.console.print(f"not all is answered, {stopped}; the same command goes on", markup=False)
+            bar.console.print(f"not all is answered, {stopped}; the same command goes on")
     return 0 if whole else 1
 
 
@@ -113,11 +113,15 @@ class _Bar:
     """A progress bar for each task, model and seed in turn."""
 
     def __init__(self, *, as_json: bool) -> None:
-        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-        self.console = Console(stderr=as_json)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self.console = terminal(stderr=as_json)
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
         self.progress = Progress(*columns, console=self.console)
         self.bar: Any = None
 

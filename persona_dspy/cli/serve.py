@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from persona_dspy.cli.output import JsonOption, print_json
+from persona_dspy.cli.output import JsonOption, echo, print_json
 from persona_dspy.cli.serving import ServeSettings, alignment_lm
 from persona_dspy.cli.store import StoreOption, open_store, queue_folder
 
@@ -67,7 +67,7 @@ def serve(  # noqa: PLR0913 - one option each
         print_json({"url": url, "workers": workers, **asdict(settings)})
     else:
         learning = f"{model} aligns after every {every} interactions" if model else "nobody is aligned: no --model"
-        typer.echo(f"{url} -> {upstream}; {learning}; feedback waits in {waiting} if need be", err=True)
+        echo(f"{url} -> {upstream}; {learning}; feedback waits in {waiting} if need be", err=True)
     settings.to_environment()
     _run(host, port, workers)
 

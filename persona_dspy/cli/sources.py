@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import typer
+from persona_dspy.cli.output import echo
 
 if TYPE_CHECKING:
     from persona_dspy.core import Interaction, Persona
@@ -131,7 +131,7 @@ class FileSource:
     def _tell(self, bad: list[Any]) -> None:
         for said in (str(row) for row in bad):
             if said not in self._told:
-                typer.echo(f"skipped: {said}", err=True)
+                echo(f"skipped: {said}", err=True)
             self._told.add(said)
         bad.clear()
 
@@ -171,7 +171,11 @@ class StoreSource:
                     store.current(user)
             count = len(self.wanted) if self.wanted is not None else sum(1 for _ in islice(store.users(), self.limit))
         if not count:
-            raise InputError(f"store {self.url!r}: no users; expected some, type: persona-dspy ingest FILE --store ...")
+            from persona_dspy.core import scrubbed
+
+            raise InputError(
+                f"store {scrubbed(self.url)!r}: no users; expected some, type: persona-dspy ingest FILE --store ..."
+            )
         if self.known is None and not is_typed(self.task):
             survey = AnswerSurvey()
             for history in self.read():

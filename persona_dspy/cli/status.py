@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from persona_dspy.cli.output import JsonOption, print_json
+from persona_dspy.cli.output import JsonOption, print_json, terminal
 
 __all__ = ["register"]
 
@@ -26,7 +26,6 @@ def status(
 
     Example: persona-dspy status personas/
     """
-    from rich.console import Console
     from rich.table import Table
 
     from persona_dspy.fleet import fleet_status
@@ -38,7 +37,7 @@ def status(
     table = Table(title=f"Fleet in {out}/", show_header=False)
     for name, value in _lines(progress):
         table.add_row(name, value)
-    Console().print(table)
+    terminal().print(table)
 
 
 def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from persona_dspy.cli.output import JsonOption, print_json
+from persona_dspy.cli.output import JsonOption, echo, print_json, terminal
 
 if TYPE_CHECKING:
     from persona_dspy.core import PersonaDocument
@@ -117,19 +117,18 @@ def ingest(
 
     Example: persona-dspy ingest examples/movie_tags.jsonl --store personas.db
     """
-    from rich.console import Console
 
     from persona_dspy.cli.ingesting import Ingest
 
-    with open_store(store, new=True) as opened, Console(stderr=True).status("reading") as status:
+    with open_store(store, new=True) as opened, terminal(stderr=True).status("reading") as status:
         work = Ingest(opened, source, task=task, skip_bad_rows=skip_bad_rows, group=group)
         for row in work.run(lambda users, rows: status.update(f"{users:,} users, {rows:,} interactions")):
-            typer.echo(f"skipped: {row.reason}", err=True)
+            echo(f"skipped: {row.reason}", err=True)
     if json_output:
         print_json(work.counts)
         return
     bad = f", {work.bad:,} bad rows skipped" if work.bad else ""
-    typer.echo(f"{work.users:,} users, {work.rows:,} interactions: {work.new:,} new, {work.known:,} known already{bad}")
+    echo(f"{work.users:,} users, {work.rows:,} interactions: {work.new:,} new, {work.known:,} known already{bad}")
 
 
 def history(user: _User, store: StoreOption = None, json_output: JsonOption = False) -> None:
@@ -137,7 +136,6 @@ def history(user: _User, store: StoreOption = None, json_output: JsonOption = Fa
 
     Example: persona-dspy history ana --store personas.db
     """
-    from rich.console import Console
     from rich.table import Table
 
     with open_store(store) as opened:
@@ -155,8 +153,8 @@ def history(user: _User, store: StoreOption = None, json_output: JsonOption = Fa
         parent = "-" if row["parent"] is None else str(row["parent"])
         fields = (str(row["accepted"]), str(row["calls"]), str(row["bullets"]))
         table.add_row(f"{row['version']}{mark}", parent, row["created"][:10], *scores, *fields)
-    Console().print(table)
-    typer.echo("* = current" if rows else "no persona yet")
+    terminal().print(table)
+    echo("* = current" if rows else "no persona yet")
 
 
 def diff(
@@ -182,8 +180,8 @@ def diff(
     if json_output:
         print_json({"user_id": user, "from": old.version, "to": new.version, **changed.model_dump(mode="json")})
     else:
-        typer.echo(f"version {old.version} -> {new.version}")
-        typer.echo(str(changed) or "no change")
+        echo(f"version {old.version} -> {new.version}")
+        echo(str(changed) or "no change")
 
 
 def rollback(
@@ -210,10 +208,10 @@ def rollback(
         fields = {"user_id": user, "from": was, "to": now}
         print_json(fields if moved is None else {**fields, "prompt_moved": moved})
         return
-    typer.echo(f"version {now} is current, it was {was}")
+    echo(f"version {now} is current, it was {was}")
     if moved is not None:
         none = f"no prompt of version {now} is registered there: its alias 'current' was not moved"
-        typer.echo(f"{tracking_uri}: " + (f"the prompt's alias 'current' is at version {now}" if moved else none))
+        echo(f"{tracking_uri}: " + (f"the prompt's alias 'current' is at version {now}" if moved else none))
 
 
 def export(
@@ -244,7 +242,7 @@ def export(
     if json_output:
         print_json({"out": str(out), "personas": count, **({"file": path} if user is not None else {})})
     else:
-        typer.echo(path if user is not None else f"{count:,} personas are in {out}/")
+        echo(path if user is not None else f"{count:,} personas are in {out}/")
 
 
 def import_command(
@@ -275,7 +273,7 @@ def import_command(
         print_json({"imported": put})
         return
     for one in put:
-        typer.echo(f"{one['user_id']!r}: version {one['version']} is current")
+        echo(f"{one['user_id']!r}: version {one['version']} is current")
 
 
 def _registry(uri: str | None) -> MlflowTracker | None:

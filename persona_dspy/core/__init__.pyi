@@ -8,8 +8,10 @@ from .alignment import UsageRecord as UsageRecord
 from .answer_types import answer_text as answer_text
 from .answers import FREE_TEXT as FREE_TEXT
 from .answers import ResponseKind as ResponseKind
-from .answers import own_labels as own_labels
 from .disk import persona_file_name as persona_file_name
+from .disk import remove_left_folders as remove_left_folders
+from .disk import remove_own_folders as remove_own_folders
+from .disk import temporary_folder as temporary_folder
 from .disk import user_key as user_key
 from .disk import write_bytes as write_bytes
 from .disk import write_text as write_text
@@ -32,6 +34,7 @@ from .intervals import Interval as Interval
 from .intervals import Paired as Paired
 from .intervals import mean_interval as mean_interval
 from .intervals import paired_difference as paired_difference
+from .marks import printable as printable
 from .metrics import HIGHER_IS_BETTER as HIGHER_IS_BETTER
 from .metrics import metric_score as metric_score
 from .metrics import parse_number as parse_number
@@ -47,7 +50,10 @@ from .persona import Strength as Strength
 from .scales import Scale as Scale
 from .scales import number_of as number_of
 from .scales import written as written
+from .secrets import remember_secret as remember_secret
+from .secrets import scrubbed as scrubbed
 from .spelling import match_label as match_label
+from .spelling import own_labels as own_labels
 from .spelling import spellings as spellings
 from .survey import AnswerSurvey as AnswerSurvey
 from .text import clip_middle as clip_middle

@@ -24,8 +24,7 @@ from persona_dspy.core.answer_types import (
 )
 from persona_dspy.core.metrics import closeness, text_overlap
 from persona_dspy.core.scales import Scale, declared_scale, number_of, observed_scale, written
-from persona_dspy.core.spelling import bare, match_label, spellings, truth
-from persona_dspy.core.text import data_text
+from persona_dspy.core.spelling import LONG_LABEL, bare, match_label, own_labels, spellings, truth
 from persona_dspy.errors import InputError
 
 __all__ = ["FREE_TEXT", "LONG_LABEL", "MANY_LABELS", "ResponseKind", "own_labels"]
@@ -34,7 +33,7 @@ FREE_TEXT = "any text"
 """In a field's metadata: its ``str`` is text whatever people answered (``Annotated[str, FREE_TEXT]``)."""
 
 _POSITION = re.compile(r"[(\[]\s?(?:\d{1,2}|[A-Za-z])\s?[)\]]")
-MANY_LABELS, LONG_LABEL = 20, 60
+MANY_LABELS = 20
 _TIMES = (date, datetime, time)
 _NOTHING = {"none", "null", "nothing", "n/a"}
 
@@ -115,11 +114,9 @@ class ResponseKind:
         texts = [text.strip() for text in responses]
         if scale := observed_scale(texts):
             return cls(name="rating", labels=scale.steps, low=scale.low, high=scale.high, step=scale.step, grows=True)
-        labels = own_labels(texts)
-        few = 1 <= len(labels) <= MANY_LABELS and 2 * len(labels) <= len(texts)
-        if few and all(
-            len(label) <= LONG_LABEL and data_text(label) == label and "\n" not in label for label in labels
-        ):
+        answers = set(spellings(texts).values())
+        few = 1 <= len(answers) <= MANY_LABELS and 2 * len(answers) <= len(texts)
+        if few and len(labels := own_labels(texts)) == len(answers):
             return cls(name="label", labels=labels, grows=True)
         return cls(name="text")
 
@@ -295,11 +292,6 @@ class ResponseKind:
                 return None
         except PydanticUserError:  # a type that pydantic knows nothing of is answered by text
             return text
-
-
-def own_labels(texts: Sequence[str]) -> tuple[str, ...]:
-    """Distinct answers, each in its commonest spelling, sorted."""
-    return tuple(sorted(set(spellings(texts).values())))
 
 
 def _of_labels(values: tuple[str, ...], annotation: Any) -> ResponseKind:

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import tempfile
+from contextlib import suppress
 from hashlib import blake2b, sha256
 from pathlib import Path
 
-__all__ = ["persona_file_name", "persona_path", "user_key", "write_bytes", "write_text"]
+__all__ = [
+    "persona_file_name",
+    "persona_path",
+    "remove_left_folders",
+    "remove_own_folders",
+    "temporary_folder",
+    "user_key",
+    "write_bytes",
+    "write_text",
+]
+
+_PREFIX = "persona-dspy-"  # of temporary folders; the number of the process that made them follows
 
 
 def user_key(user_id: str) -> str:
@@ -66,3 +79,53 @@ def write_bytes(path: Path, content: bytes, *, mode: int = 0o644) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def temporary_folder(within: str | os.PathLike[str] | None = None) -> _TemporaryFolder:
+    """A folder that is removed when the block ends, or by ``remove_left_folders`` where this process was killed."""
+    return _TemporaryFolder(within)
+
+
+class _TemporaryFolder:
+    def __init__(self, within: str | os.PathLike[str] | None) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=within))
+
+    def __enter__(self) -> Path:
+        return self.path
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+    def remove(self) -> None:
+        """Remove the folder and all in it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def remove_left_folders(*places: str | os.PathLike[str]) -> int:
+    """Remove temporary folders, in ``places`` or where they usually are, of processes of this account that ended; how
+    many."""
+    count = 0
+    for place in places or (tempfile.gettempdir(),):
+        for folder in Path(place).glob(f"{_PREFIX}[0-9]*-*"):
+            with suppress(OSError, ValueError):
+                process = int(folder.name.removeprefix(_PREFIX).partition("-")[0])
+                if process != os.getpid() and folder.stat().st_uid == os.getuid() and not _is_alive(process):
+                    shutil.rmtree(folder, ignore_errors=True)
+                    count += 1
+    return count
+
+
+def remove_own_folders() -> None:
+    """Remove the temporary folders of this process, where it ends at once."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}{os.getpid()}-*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

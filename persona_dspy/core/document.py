@@ -146,8 +146,12 @@ def load_document(path: str | os.PathLike[str]) -> PersonaDocument:
         ) from None
     except (OSError, UnicodeDecodeError) as failure:
         raise PersonaFormatError(f"{str(path)!r}: cannot be read ({failure}); expected a persona JSON") from None
+    except RecursionError:
+        raise PersonaFormatError(f"{str(path)!r}: nested too deeply; expected a persona JSON") from None
     except json.JSONDecodeError as failure:
         raise PersonaFormatError(f"{str(path)!r}: not JSON, line {failure.lineno}: {failure.msg}") from None
+    except ValueError as failure:  # a number of thousands of digits
+        raise PersonaFormatError(f"{str(path)!r}: {failure}; expected a persona JSON") from None
     return parse_document(data, str(path))
 
 

@@ -12,7 +12,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 
-__all__ = ["bare", "folded", "match_label", "spellings", "truth"]
+from persona_dspy.core.text import one_line
+
+__all__ = ["LONG_LABEL", "bare", "folded", "match_label", "own_labels", "spellings", "truth"]
+
+LONG_LABEL = 60  # characters
 
 _OPENING, _CLOSING = "\"'“”‘’«»‹›„‚`*_([{<¿¡", "\"'“”‘’«»‹›`*_)]}>.,;:!?…。、，；：！？؟।"
 _WHOLE = re.compile(r"([-+]?\d+)\.0+")
@@ -82,6 +86,19 @@ def spellings(texts: Iterable[str]) -> dict[str, str]:
     for text in texts:
         groups.setdefault(bare(text), Counter())[text.strip()] += 1
     return {text: group.most_common(1)[0][0] for group in groups.values() for text in group}
+
+
+def own_labels(texts: Sequence[str]) -> tuple[str, ...]:
+    """Distinct answers that can be labels, each in its commonest spelling, sorted.
+
+    Labels stand in the system message as they are, so what cleaning changes, or what is long, is none.
+
+    Example:
+        >>> own_labels(["drama", "Drama", "drama", "[[ ## tag ## ]]"])
+        ('drama',)
+    """
+    answers = set(spellings(texts).values())
+    return tuple(sorted(label for label in answers if len(label) <= LONG_LABEL and one_line(label) == label))
 
 
 def truth(text: str) -> bool | None:

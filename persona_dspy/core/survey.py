@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from persona_dspy.core.answers import LONG_LABEL, MANY_LABELS, ResponseKind
+from persona_dspy.core.answers import MANY_LABELS, ResponseKind
 from persona_dspy.core.scales import number_of, observed_scale, written
-from persona_dspy.core.spelling import bare
+from persona_dspy.core.spelling import LONG_LABEL, bare
 
 __all__ = ["AnswerSurvey"]
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
-from functools import lru_cache
+from hashlib import sha256
+
+from persona_dspy.core.marks import apart, only_tags_apart, visible
 
 __all__ = [
     "clip_middle",
@@ -26,91 +28,48 @@ __all__ = [
     "unheard",
 ]
 
-# What DSPy's adapters and chat templates use as structure: "[[ ## field ## ]]", "<|im_start|>", "<start_of_turn>",
-# "[INST]", "<<SYS>>", "<s>". The full-width forms are some templates' own, others' look-alikes.
-_LESS, _MORE, _BAR = "[<\uff1c]", "[>\uff1e]", "[|\uff5c]"
-_ROLE_TAG = (
-    rf"{_LESS}{_BAR}[^|\n]{{0,40}}?{_BAR}{_MORE}"
-    rf"|{_LESS}/?(?:start_of_turn|end_of_turn|bos|eos|s|tool_call|tool_response|think){_MORE}"
-    r"|<<CUSTOM-TYPE-(?:START|END)-IDENTIFIER>>"  # DSPy makes images and files of what stands between these
-    r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]|<</?SYS>>"
-)
-_OPEN, _CLOSE, _HASH = "[\\[\uff3b]", "[\\]\uff3d]", "[#\uff03]"
-_MARKER = rf"{_OPEN}{_OPEN}\s*{_HASH}{_HASH}.*?(?:{_HASH}{_HASH}\s*{_CLOSE}{_CLOSE}|$)"
-_FENCE = rf"(?i:{_LESS}\s*/?\s*data\b[^<>\uff1c\uff1e]*{_MORE}?)"  # ours: see fenced()
-_STRUCTURE = re.compile(rf"{_MARKER}|{_ROLE_TAG}|{_FENCE}|```", re.MULTILINE)
-_BREAKABLE = re.compile(rf"{_OPEN}{_OPEN}(?=\s*{_HASH}{_HASH})|{_HASH}{_HASH}\s*{_CLOSE}{_CLOSE}|{_ROLE_TAG}")
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
-_JOINER_BY_ASCII = re.compile("(?<=[\x00-\x7f])[\u200c\u200d]+|[\u200c\u200d]+(?=[\x00-\x7f])")
-_KEEP = {"\n", "\t", "\u200c", "\u200d"}  # joiners belong to words of some scripts and to emoji
-_HIDDEN = {"Cc", "Cf", "Cs", "Co"}
-
 
 def data_text(text: str) -> str:
-    """``text`` without control and invisible formatting characters and without prompt structure.
+    """``text`` without control and invisible formatting characters, its prompt structure broken up by spaces.
 
-    Letters, punctuation and line breaks stay. What looked like structure is replaced by a space, so that no marker
-    can be rebuilt from its rest.
+    Every letter, sign and line break stays. Cleaning what is clean changes nothing.
 
     Example:
-        >>> data_text("fine [[ ## answer ## ]] yes")
-        'fine   yes'
+        >>> data_text("fine [[ ## answer ## ]] \\u200byes")
+        'fine [ [ # # answer # # ] ] yes'
     """
-    text = _visible(text)
-    while True:
-        clean = _STRUCTURE.sub(" ", text)
-        if clean == text:
-            return clean
-        text = clean
-
-
-def _visible(text: str) -> str:
-    text = _CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text)
-    if text.isascii():
-        return text
-    hidden = {ord(c): None for c in set(text) if c not in _KEEP and _is_hidden(c)}
-    return _JOINER_BY_ASCII.sub("", text.translate(hidden) if hidden else text)
-
-
-def _is_hidden(char: str) -> bool:
-    # Variation selectors beyond the first sixteen are letters to nobody, and carry hidden bytes in attacks.
-    return unicodedata.category(char) in _HIDDEN or 0xE0100 <= ord(char) <= 0xE01EF
+    return apart(visible(text), fences=True)
 
 
 def defused(text: str, tags: Collection[str] = ()) -> str:
-    """``text`` to be read as it is, with prompt structure broken up by spaces: for queries, which may hold anything.
+    """``data_text`` for queries, which may hold code and what we fenced: fences stay.
 
     Args:
         tags: names of XML tags that are structure in this prompt as well.
 
     Example:
         >>> defused("<|im_start|>system says [[ ## answer ## ]]")
-        '< |im_start| >system says [ [ ## answer # # ] ]'
+        '< |im_start| >system says [ [ # # answer # # ] ]'
     """
-    while (broken := _BREAKABLE.sub(_apart, text)) != text:  # what is broken apart may hold another
-        text = broken
-    return defused_tags(text, tags)
+    return apart(visible(text), tags)
 
 
 def defused_tags(text: str, tags: Collection[str]) -> str:
     """``text`` with these XML tags, and no other structure, broken up by spaces."""
-    return _tags(frozenset(tags)).sub(_apart, text) if tags and ("<" in text or "\uff1c" in text) else text
+    return only_tags_apart(text, tags)
 
 
-def _apart(match: re.Match[str]) -> str:
-    marker = match[0]
-    return f"{marker[0]} {marker[1:-1]}{' ' if len(marker) > 2 else ''}{marker[-1]}"
+def one_line(text: str, tokens: int | None = None) -> str:
+    """``data_text`` on one line, runs of white space folded, ends stripped; cut to ``tokens`` estimated tokens.
 
-
-@lru_cache(maxsize=256)
-def _tags(names: frozenset[str]) -> re.Pattern[str]:
-    listed = "|".join(sorted(map(re.escape, names)))
-    return re.compile(rf"{_LESS}\s*/?\s*(?:{listed})\b[^<>]*{_MORE}")
-
-
-def one_line(text: str) -> str:
-    """``data_text`` on one line, runs of white space folded, ends stripped."""
-    return " ".join(data_text(text).split())
+    Of a text of any length, no more is cleaned than is kept (with room for what cleaning takes away).
+    """
+    if tokens is None:
+        return " ".join(data_text(text).split())
+    head = one_line(text[: 64 * tokens])
+    if len(text) > 64 * tokens and count_tokens(head) <= tokens:
+        head = one_line(text)
+    return clip_tokens(head, tokens)
 
 
 def count_tokens(text: str) -> int:
@@ -154,15 +113,26 @@ def indented(text: str) -> str:
 
 
 def fenced(text: str, source: str) -> str:
-    """``text`` between ``<data>`` tags naming its source; a fence inside the text cannot close ours.
+    """``text`` between ``<data>`` tags that name its source and carry a boundary: an id that the text does not hold.
+
+    The boundary is drawn from the text itself, so that equal requests stay equal (caches, recorded runs) and no text
+    can hold its own: docs/decisions/0010-boundaries.md.
 
     Example:
         >>> print(fenced("hello </data> you", "tool"))
-        <data source="tool">
-        hello   you
-        </data>
+        <data source="tool" id="698590a3">
+        hello < /data> you
+        </data id="698590a3">
     """
-    return f'<data source="{one_line(source)}">\n{data_text(text).strip()}\n</data>'
+    content, name = data_text(text).strip(), one_line(source).replace('"', "'")
+    boundary = _digest(f"{name}\n{content}")
+    while boundary in content:
+        boundary = _digest(boundary)
+    return f'<data source="{name}" id="{boundary}">\n{content}\n</data id="{boundary}">'
+
+
+def _digest(text: str) -> str:
+    return sha256(text.encode("utf-8", "replace")).hexdigest()[:8]
 
 
 def mentions(words: Sequence[str]) -> str:
@@ -207,4 +177,4 @@ def unheard(text: str, heard: Iterable[str]) -> str:
 
 
 def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", unicodedata.normalize("NFKC", _visible(text)).casefold())
+    return re.findall(r"\w+", unicodedata.normalize("NFKC", visible(text)).casefold())

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from persona_dspy.core import Interaction, ResponseKind, match_label, own_labels
+from persona_dspy.core import Interaction, ResponseKind, match_label, one_line, own_labels
 from persona_dspy.data.lamp import get_task, infer_task
 from persona_dspy.data.tasks import Task
 from persona_dspy.errors import InputError
@@ -76,6 +76,12 @@ def task_from_text(
     labels = tuple(str(value) for value in values)
     if not labels or len(set(labels)) < len(labels):
         raise InputError(f"task {text!r}: expected one or more labels, each once, such as Literal['comedy', 'drama']")
+    for label in labels:
+        if one_line(label) != label:
+            raise InputError(
+                f"label {label!r} of task {text[:200]!r}: expected one line without marks of prompts, such as"
+                f" {one_line(label)!r}"
+            )
     new = [label for label in own_labels(responses) if match_label(label, labels) is None]
     return replace(plain, labels=(*labels, *new), metrics=("accuracy", "macro_f1"))
 

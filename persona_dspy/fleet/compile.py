@@ -16,7 +16,7 @@ from persona_dspy.errors import InputError, ModelError, StoreError, UnknownUser,
 from persona_dspy.fleet.folder import FleetFolder, State
 from persona_dspy.fleet.stream import UserStream, longest_first
 from persona_dspy.fleet.user import History, Optimizer, Program, UserResult, UserWork
-from persona_dspy.lm import Budget, CallLog, Ledger, current_ledger
+from persona_dspy.lm import Budget, CallLog, Ledger, check_price, current_ledger
 from persona_dspy.tracking import NullTracker, Tracker
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ def compile_users(  # noqa: PLR0913 - keyword-only, each with a default
     tracker = tracker or NullTracker()
     fleet = ledger or Ledger(budget=budget, parent=current_ledger())
     work = UserWork(program=program, optimizer=optimizer, lm=dspy.settings.get("lm"), task=task)
+    check_price(work.lm, fleet.usd_bound)
     done = folder if resume else None
     stream = UserStream(histories)
     unfinished = _unfinished(stream, work, done, store, on_skip) if done is not None else iter(stream)

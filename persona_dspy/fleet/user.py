@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import dspy
 
 from persona_dspy.agent import PersonalProgram
-from persona_dspy.core import Alignment, Interaction, PersonaDocument, parse_document
+from persona_dspy.core import Alignment, Interaction, PersonaDocument, parse_document, scrubbed
 from persona_dspy.errors import BudgetExceeded, PersonaError
 from persona_dspy.lm import CallLog, Ledger, UserCalls, recorded, recording_calls, unshared
 from persona_dspy.memory import Profiles, SemanticMemory
@@ -140,7 +140,7 @@ class UserWork:
             document, error, kind = None, str(spent), type(spent).__name__
         except Exception as failure:  # noqa: BLE001 - one user's failure must not stop the fleet
             document, kind = None, type(failure).__name__
-            error = str(failure) if isinstance(failure, PersonaError) else f"{kind}: {failure}"
+            error = scrubbed(str(failure) if isinstance(failure, PersonaError) else f"{kind}: {failure}")
         if calls.failed is not None:
             raise calls.failed
         reason = document.alignment.stopped.removeprefix("budget: ") if document and document.alignment else error

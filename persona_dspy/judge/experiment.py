@@ -195,10 +195,12 @@ class Experiment:
             ModelError: the LM does not answer; nothing was paid.
             BudgetExceeded, InputError: a budget that cannot be kept, or a folder with other settings.
         """
-        from persona_dspy.lm import TerseJSON, check_lm
+        from persona_dspy.lm import TerseJSON, check_lm, check_price
         from persona_dspy.tracking import NullTracker
 
         model, ledger = self.model(), ledger or Ledger(budget=budget)
+        if model is not None:
+            check_price(model, ledger.usd_bound)
         workers = workers or _workers(model)
         results = self.results(workers)
         if model is not None and self.left(results):

@@ -35,6 +35,7 @@ from .pace import Turns as Turns
 from .pace import pace_of as pace_of
 from .pace import set_turns as set_turns
 from .prices import Estimate as Estimate
+from .prices import check_price as check_price
 from .prices import known_price as known_price
 from .rehearsal import rehearsal_lm as rehearsal_lm
 from .sizes import Sizes as Sizes

@@ -13,13 +13,14 @@ from collections import defaultdict
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import dspy
 from dspy.utils.callback import BaseCallback
 
 from persona_dspy.core import Usage
+from persona_dspy.lm.prices import known_price
 
 __all__ = [
     "CallListener",
@@ -133,6 +134,8 @@ class OpenCall:
         entries = self.entries or ([self.history.get("usage") or {}] if sent and not raised else [])
         if entries:
             outcome, usage = "answered", parse_usage(entries, seconds=seconds, usd=self.history.get("cost"))
+            if usage.usd is None:  # no entry in a history: by the prices that DSPy knows
+                usage = replace(usage, usd=known_price(self.lm, usage.input_tokens, usage.output_tokens))
         elif raised:
             outcome, usage = "failed", Usage(calls=1, failures=1, seconds=seconds)
         else:

@@ -194,7 +194,7 @@ class _Recorded:
                 break
             pending.result()
         try:
-            with reserved(_tokens_at_least(prompt, messages)), metering(self) as call:
+            with reserved(_tokens_at_least(prompt, messages), lm=self), metering(self) as call:
                 outputs = self._ask(prompt, messages, options)
                 calls.keep(slot, _record(call, outputs))
                 return outputs
@@ -218,7 +218,7 @@ class _Recorded:
                 break
             await asyncio.shield(asyncio.wrap_future(pending))  # cancelling the wait must not cancel the call
         try:
-            with reserved(_tokens_at_least(prompt, messages)), metering(self) as call:
+            with reserved(_tokens_at_least(prompt, messages), lm=self), metering(self) as call:
                 outputs = await self._aask(prompt, messages, options)
                 calls.keep(slot, _record(call, outputs))
                 return outputs

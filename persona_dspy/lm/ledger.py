@@ -8,12 +8,14 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 import dspy
 
 from persona_dspy.core import Usage
 from persona_dspy.errors import BudgetExceeded, InputError
 from persona_dspy.lm.calls import LMCall, call_listeners, listening
+from persona_dspy.lm.prices import check_price
 
 __all__ = ["Budget", "Ledger", "current_ledger", "reserved"]
 
@@ -93,6 +95,12 @@ class Ledger:
     def ended(self) -> str:
         """The bound, of this ledger or of one above it, that has stopped work; or empty."""
         return self.exceeded or (self.parent.ended if self.parent is not None else "")
+
+    @property
+    def usd_bound(self) -> float | None:
+        """The bound in US dollars, of this ledger or of one above it."""
+        above = self.parent.usd_bound if self.parent is not None else None
+        return self.budget.usd if self.budget.usd is not None else above
 
     @property
     def usage(self) -> Usage:
@@ -190,10 +198,19 @@ def current_ledger() -> Ledger | None:
 
 
 @contextmanager
-def reserved(tokens: int = 0) -> Generator[None]:
+def reserved(tokens: int = 0, *, lm: Any = None) -> Generator[None]:
     """Reserve one LM call in the budget, or raise ``BudgetExceeded``. Nested blocks reserve one call together.
-    ``tokens``: a lower bound of its prompt's length."""
+
+    Args:
+        tokens: a lower bound of its prompt's length.
+        lm: what is called: under a budget in US dollars its price has to be known.
+
+    Raises:
+        InputError: it is not.
+    """
     ledger = current_ledger()
+    if ledger is not None and lm is not None:
+        check_price(lm, ledger.usd_bound)
     if ledger is None:
         yield
         return

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from persona_dspy.core import remember_secret, scrubbed
 from persona_dspy.errors import InputError, ModelError
 from persona_dspy.lm.local.catalogue import CATALOGUE, fetch_model, find_model
 from persona_dspy.lm.local.files import models_dir
@@ -64,6 +65,7 @@ def resolve_lm(spec: object = "local", **overrides: Any) -> dspy.LM:
 
         model = name.removeprefix("local").removeprefix(":") if name.startswith("local") else name
         return local_lm(_local_file(model or "smol"), **overrides)
+    remember_secret(overrides.get("api_key"))
     return dspy.LM(name, **overrides)
 
 
@@ -129,7 +131,8 @@ def lm_errors(lm: dspy.LM) -> Generator[None]:
     except ContextWindowExceededError:
         raise  # the prompt's fault
     except LMError as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(" .")
+        remember_secret(lm.kwargs.get("api_key"))
+        reason = (scrubbed(str(error)).strip().splitlines() or [type(error).__name__])[0].rstrip(" .")
         reason = re.sub(r"^\[[^\]]*\] (litellm\.)?", "", reason)  # drops the model's name and LiteLLM's class
         raise ModelError(f"lm {lm.model!r}: {reason}; expected an answer; {_advice(lm, error)}") from error
 
@@ -145,7 +148,7 @@ def _advice(lm: dspy.LM, error: LMError) -> str:
         return f"type: export {provider.upper().replace('-', '_')}_API_KEY=..., {local}"
     if isinstance(error, (exceptions.LMTransportError, exceptions.LMTimeoutError)) or "Connection error" in text:
         where = lm.kwargs.get("api_base") or lm.kwargs.get("base_url") or os.environ.get("OPENAI_API_BASE")
-        return f"start the server{f' at {where}' if where else ''} or check the network, {local}"
+        return f"start the server{f' at {scrubbed(str(where))}' if where else ''} or check the network, {local}"
     if isinstance(error, exceptions.LMBillingError):
         return f"check the account's balance, {local}"
     if isinstance(error, (exceptions.LMRateLimitError, exceptions.LMServerError)):

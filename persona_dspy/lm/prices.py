@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from persona_dspy.core import Usage
+from persona_dspy.errors import InputError
 
-__all__ = ["Estimate", "known_price"]
+__all__ = ["Estimate", "check_price", "known_price"]
 
 
 def known_price(lm: Any, input_tokens: float, output_tokens: float) -> float | None:
@@ -20,8 +21,40 @@ def known_price(lm: Any, input_tokens: float, output_tokens: float) -> float | N
         >>> round(known_price(dspy.LM("openai/gpt-4o-mini"), 1_000_000, 0), 2)
         0.15
     """
+    prices = _prices(lm)
+    return None if prices is None else prices[0] * input_tokens + prices[1] * output_tokens
+
+
+def check_price(lm: Any, usd: float | None) -> None:
+    """Refuse a bound in US dollars on calls whose price nobody knows: it would never end anything.
+
+    Raises:
+        InputError: ``usd`` is a bound, and the price of ``lm`` is not known.
+    """
+    if usd is not None and _prices(lm) is None:
+        raise InputError(
+            f"budget of {usd:g} US dollars: the price of lm {getattr(lm, 'model', lm)!r} is not known; expected a bound"
+            " that can be counted, type: --budget-tokens 1000000 or --budget-calls 1000 (Budget(tokens=...))"
+        )
+
+
+def _prices(lm: Any) -> tuple[float, float] | None:
+    """US dollars for an input and for an output token."""
     if not isinstance(getattr(lm, "engine", None), str):
         return None
+    key = (lm.model, *(str(lm.kwargs.get(name) or "") for name in ("api_base", "base_url")))
+    if key not in _PRICES:
+        if len(_PRICES) >= _MOST_PRICES:
+            _PRICES.clear()
+        _PRICES[key] = _asked_prices(lm)
+    return _PRICES[key]
+
+
+_PRICES: dict[tuple[str, ...], tuple[float, float] | None] = {}
+_MOST_PRICES = 256
+
+
+def _asked_prices(lm: Any) -> tuple[float, float] | None:
     from dspy.clients.capabilities import resolve
     from dspy.clients.costs import estimate_cost
     from dspy.lm15 import Message, Response, TextPart
@@ -45,7 +78,7 @@ def known_price(lm: Any, input_tokens: float, output_tokens: float) -> float | N
     inputs = rate(WireUsage(input_tokens=1000, output_tokens=0))
     if whole is None or inputs is None:
         return None
-    return inputs / 1000 * input_tokens + (whole - inputs) / 1000 * output_tokens
+    return inputs / 1000, (whole - inputs) / 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,6 +22,10 @@ class Tracker(Protocol):
 
     def end(self, metrics: Mapping[str, float], ended: Ended = "FINISHED") -> None: ...
 
+    def abandon(self) -> None:
+        """Mark the batch as killed at once, without waiting for anything."""
+        ...
+
     @property
     def where(self) -> str:
         """What to type to see the runs, or empty."""
@@ -38,6 +42,9 @@ class NullTracker:
         """Nothing."""
 
     def end(self, metrics: Mapping[str, float], ended: Ended = "FINISHED") -> None:
+        """Nothing."""
+
+    def abandon(self) -> None:
         """Nothing."""
 
     @property

@@ -1,4 +1,4 @@
-"""Runs, users and traces written to MLflow; the only importer of mlflow.
+"""Runs, users and traces written to MLflow.
 
 The fleet knows trackers only as things that get finished users. MLflow works in a thread of its own behind a bounded
 queue: when it is slow or down, the fleet goes on and what is missing is counted.
@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import os
 import queue
-import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from persona_dspy.core import Alignment, PersonaDocument, user_key
+from persona_dspy.core import Alignment, PersonaDocument, remove_left_folders, scrubbed, temporary_folder, user_key
 from persona_dspy.errors import InputError, RunError
 from persona_dspy.report import FleetFigures, curve, learning_curve_json
+from persona_dspy.tracking.database_file import file_of, make_database, set_aside_broken
 from persona_dspy.tracking.protocol import Ended, NullTracker, Tracker, prompt_name
 from persona_dspy.tracking.users_table import UsersTable
 from persona_dspy.tracking.values import Totals, metrics_of, params_of
@@ -47,6 +48,7 @@ class MlflowTracker:
         uri: tracking URI, such as ``sqlite:///mlflow.db`` or ``http://localhost:5000``.
         runs: who gets a child run: ``all``, ``sampled`` = the first 20 users and one in 50 of the others, ``none``.
         register: put every persona into the Prompt Registry, alias ``current``.
+        optional: where MLflow cannot be used, ``begin`` notes so in ``trouble``, and nothing is written.
 
     Attributes:
         trouble: what could not be written and why; empty where all is well.
@@ -62,12 +64,15 @@ class MlflowTracker:
         *,
         runs: Runs = "sampled",
         register: bool = False,
+        optional: bool = False,
     ) -> None:
         if runs not in ("all", "sampled", "none"):
             raise InputError(f"runs {runs!r}: expected 'all', 'sampled' or 'none'")
         self.uri, self.experiment, self.runs, self.register = uri, experiment, runs, register
+        self.optional, self.set_aside = optional, ""
         self.run_id = self.trouble = ""
         self.lost = self._written = 0
+        self._over = False
         self._client: Any = None
         self._experiment_id = ""
         self._queue: queue.Queue[tuple[str, PersonaDocument | None, str, bool] | None] = queue.Queue(_QUEUE)
@@ -78,15 +83,23 @@ class MlflowTracker:
         self._table: UsersTable | None = None
 
     def begin(self, params: Mapping[str, Any]) -> None:
-        client = self._connect()
+        try:
+            client = self._connect()
+        except RunError as failure:
+            if not self.optional or failure.__cause__ is None:
+                raise
+            self.trouble = f"no runs are written: {failure}"
+            return
         self._table, self._totals = UsersTable(), Totals()
         run = client.create_run(self._experiment_id, run_name=f"compile {time.strftime('%Y-%m-%d %H:%M:%S')}")
         self.run_id = run.info.run_id
-        self._log(self.run_id, params={k: str(v)[:500] for k, v in params.items() if v is not None})
+        self._log(self.run_id, params={k: scrubbed(str(v))[:500] for k, v in params.items() if v is not None})
         self._thread = threading.Thread(target=self._work, daemon=True, name="mlflow-writer")
         self._thread.start()
 
     def user(self, user_id: str, document: PersonaDocument | None, error: str = "") -> None:
+        if self._thread is None:
+            return
         with self._lock:
             number = self._totals.seen
             self._totals.add(document)
@@ -114,6 +127,7 @@ class MlflowTracker:
         self.trouble = " ".join(filter(None, (missing, self.trouble, self._table.trouble)))
         self._safely(self._finish, metrics, self._table.path)
         self._safely(lambda: self._connect().set_terminated(self.run_id, ended))
+        self._over = True
         self._table.remove()
 
     def _waited(self, thread: threading.Thread) -> bool:
@@ -131,9 +145,16 @@ class MlflowTracker:
         return not thread.is_alive()
 
     @property
+    def _shown_uri(self) -> str:
+        return scrubbed(self.uri)
+
+    @property
     def where(self) -> str:
         file = "://" in self.uri and not self.uri.startswith("http")
-        command = f"mlflow ui --backend-store-uri {self.uri}" if file else self.uri
+        if self.trouble and not self.run_id:
+            return self.trouble
+        uri = self._shown_uri
+        command = f"mlflow ui --backend-store-uri {uri}" if file else uri
         return f"{command} ({self.trouble})" if self.trouble else command
 
     def trace(self, trace: Trace) -> str:
@@ -158,7 +179,7 @@ class MlflowTracker:
             client.start_trace(info)
             client.log_spans(self._experiment_id, [Span.from_dict(span) for span in spans])
         except _failures() as failure:
-            raise RunError(f"MLflow at {self.uri!r} did not take a trace: {str(failure)[:200]}") from failure
+            raise RunError(f"MLflow at {self._shown_uri!r} did not take a trace: {_reason(failure)}") from failure
         return trace_id
 
     @contextmanager
@@ -194,7 +215,7 @@ class MlflowTracker:
                 client.set_prompt_alias(name, "current", versions[str(version)])
                 return
         except _failures() as failure:
-            raise RunError(f"MLflow at {self.uri!r} did not move an alias: {str(failure)[:200]}") from failure
+            raise RunError(f"MLflow at {self._shown_uri!r} did not move an alias: {_reason(failure)}") from failure
         raise InputError(f"prompt of {user_id!r}: version {version!r}: expected one of {sorted(map(str, versions))}")
 
     def forget(self, user_id: str) -> TrackedErasure:
@@ -237,7 +258,7 @@ class MlflowTracker:
         try:
             work(*arguments)
         except _failures() as failure:
-            self.trouble = self.trouble or f"MLflow failed: {str(failure)[:200]}"
+            self.trouble = self.trouble or f"MLflow failed: {_reason(failure)}"
             return False
         return True
 
@@ -246,20 +267,20 @@ class MlflowTracker:
         tags = {"mlflow.parentRunId": self.run_id, "persona_dspy.user_id": user_id, "mlflow.runName": user_id[:250]}
         tags["persona_dspy.user"] = user_key(user_id)
         if document is None:
-            run = client.create_run(self._experiment_id, tags={**tags, "persona_dspy.error": error[:5000]})
+            run = client.create_run(self._experiment_id, tags={**tags, "persona_dspy.error": scrubbed(error)[:5000]})
             client.set_terminated(run.info.run_id, "FAILED")
             return
         run = client.create_run(self._experiment_id, tags=tags).info
         child = run.run_id
         alignment = document.alignment or Alignment(user_id=user_id)
         self._log(child, params=params_of(document), metrics=metrics_of(alignment))
-        with tempfile.TemporaryDirectory(prefix="persona-dspy-") as folder:
+        with temporary_folder() as folder:
             Path(folder, "persona.json").write_text(document.to_json(), encoding="utf-8")
             Path(folder, "alignment.json").write_text(alignment.model_dump_json(indent=2), encoding="utf-8")
             with suppress(RunError):  # without Plotly; the parent run says so
                 drawn = learning_curve_json(curve(alignment), without_persona=alignment.scores.without_persona)
                 Path(folder, "learning_curve.json").write_text(drawn, encoding="utf-8")
-            self._upload(run, folder)
+            self._upload(run, str(folder))
         client.set_terminated(child)
 
     def _upload(self, run: Any, folder: str) -> None:
@@ -301,12 +322,13 @@ class MlflowTracker:
         from mlflow import MlflowClient
 
         try:
+            self._whole_file()
             client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
             experiment = client.get_experiment_by_name(self.experiment)
             if experiment is not None and experiment.lifecycle_stage == "deleted":
                 raise RunError(
                     f"MLflow experiment {self.experiment!r} was deleted; expected one that is active, type: "
-                    f"MLFLOW_TRACKING_URI={self.uri} mlflow experiments restore --experiment-id "
+                    f"MLFLOW_TRACKING_URI={self._shown_uri} mlflow experiments restore --experiment-id "
                     f"{experiment.experiment_id}; --tracking-uri off goes without"
                 )
             self._experiment_id = (
@@ -314,11 +336,29 @@ class MlflowTracker:
             )
         except _failures() as failure:
             raise RunError(
-                f"MLflow tracking URI {self.uri!r} cannot be used ({str(failure)[:200]}); expected a running server or "
-                "a file such as sqlite:///mlflow.db; --tracking-uri off goes without"
+                f"MLflow tracking URI {self._shown_uri!r} cannot be used ({_reason(failure)}); expected a running "
+                "server or a file such as sqlite:///mlflow.db; --tracking-uri off goes without"
             ) from failure
         self._client = client
         return client
+
+    def _whole_file(self) -> None:
+        """A new SQLite file is made beside, then renamed; half of one, left by a process that was killed, is set
+        aside."""
+        file = file_of(self.uri)
+        if file is None or not file.parent.is_dir():
+            return
+        if (aside := set_aside_broken(file)) is not None:
+            self.set_aside = f"{file} was not whole, as an interrupted MLflow leaves it, and is now {aside}"
+            warnings.warn(self.set_aside, stacklevel=4)
+        if not file.exists():
+            remove_left_folders(file.parent)
+            make_database(file)
+
+    def abandon(self) -> None:
+        """Mark the run as KILLED, now: the process ends without waiting for what is still to be written."""
+        if self.run_id and self._client is not None and not self._over:
+            self._client.set_terminated(self.run_id, "KILLED")
 
     def _artifacts(self) -> str | None:
         """Artifacts lie beside a SQLite file, wherever the program was started; a server decides for itself."""
@@ -343,6 +383,10 @@ class MlflowTracker:
         )
 
 
+def _reason(failure: Exception) -> str:
+    return scrubbed(str(failure))[:200]
+
+
 def _failures() -> tuple[type[Exception], ...]:
     """What comes out of MLflow when it, its database or its server fails."""
     from mlflow.exceptions import MlflowException
@@ -353,7 +397,8 @@ def _failures() -> tuple[type[Exception], ...]:
 
 
 def tracker_for(uri: str | None, *, runs: Runs = "sampled", register: bool = False) -> Tracker:
-    """The tracker of a ``--tracking-uri``: ``off`` = none, None = a SQLite file ``mlflow.db`` in this folder."""
+    """The tracker of a ``--tracking-uri``: ``off`` = none, None = a SQLite file ``mlflow.db`` in this folder, without
+    which work goes on."""
     if uri is not None and uri.strip().casefold() == "off":
         return NullTracker()
-    return MlflowTracker(uri or "sqlite:///mlflow.db", runs=runs, register=register)
+    return MlflowTracker(uri or "sqlite:///mlflow.db", runs=runs, register=register, optional=uri is None)

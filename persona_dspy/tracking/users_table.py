@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-import tempfile
-from pathlib import Path
 
-from persona_dspy.core import PersonaDocument
+from persona_dspy.core import PersonaDocument, temporary_folder
 from persona_dspy.errors import RunError
 from persona_dspy.tracking.values import COLUMNS, row_of
 
@@ -35,8 +33,8 @@ class UsersTable:
     def __init__(self) -> None:
         self.trouble = ""
         try:
-            self._folder = tempfile.TemporaryDirectory(prefix="persona-dspy-", ignore_cleanup_errors=True)
-            self.path = Path(self._folder.name) / "users.csv"
+            self._folder = temporary_folder()
+            self.path = self._folder.path / "users.csv"
             self._file = open(self.path, "w", newline="", encoding="utf-8")  # noqa: SIM115
         except OSError as failure:
             raise RunError(
@@ -62,7 +60,7 @@ class UsersTable:
 
     def remove(self) -> None:
         """Remove the file and its folder."""
-        self._folder.cleanup()
+        self._folder.remove()
 
     def _missing(self, failure: OSError) -> None:
         self.trouble = self.trouble or f"rows of users.csv are missing: {failure.strerror or failure}"

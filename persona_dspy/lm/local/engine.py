@@ -13,8 +13,6 @@ import importlib.util
 import os
 import queue
 import secrets
-import shutil
-import tempfile
 import threading
 import time
 from collections import OrderedDict
@@ -22,6 +20,7 @@ from collections.abc import AsyncIterator, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from persona_dspy.core import temporary_folder
 from persona_dspy.errors import InputError, ModelError
 from persona_dspy.lm.local.catalogue import find_model
 from persona_dspy.lm.local.files import check_gguf, model_name, weights_hash
@@ -267,9 +266,9 @@ def _start(engine: LlamaEngine) -> Any:
     # The binding always opens a server. A private socket file, removed at once, and a random key keep other processes
     # from users' prompts.
     params.api_keys = [secrets.token_hex(32)]
-    folder = tempfile.mkdtemp(prefix="persona-dspy-")
+    folder = temporary_folder()
     if os.name == "posix":
-        params.hostnames = [os.path.join(folder, "s.sock")]
+        params.hostnames = [str(folder.path / "s.sock")]
     try:
         server = xllamacpp.Server(params)
     except (RuntimeError, ValueError) as error:
@@ -277,7 +276,7 @@ def _start(engine: LlamaEngine) -> Any:
             f"model file {str(engine.path)!r}: llama.cpp could not load it ({error}); expected a complete chat model"
         ) from error
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        folder.remove()
     atexit.unregister(_shut_down)
     atexit.register(_shut_down)
     return server
