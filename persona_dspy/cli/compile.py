@@ -223,13 +223,10 @@ def _compile(
 
     model = steady_lm(lm, seed=options["seed"])
     budget, own = budgets
-    check_price(model, budget.usd)
-    check_lm(model)
-    reflector = None
-    if options["reflection_lm"] is not None:
-        reflector = steady_lm(options["reflection_lm"], seed=options["seed"])
-        check_price(reflector, budget.usd)
-        check_lm(reflector)
+    reflector = steady_lm(options["reflection_lm"], seed=options["seed"]) if options["reflection_lm"] else None
+    for used in (model, reflector) if reflector is not None else (model,):
+        check_price(used, budget.usd)
+        check_lm(used)
     total = options["total"]
     ledger = Ledger(budget=budget)
     named = task_text(source.known) if source.known else source.task
