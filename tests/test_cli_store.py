@@ -264,6 +264,7 @@ def lm(home, monkeypatch):
     return fake
 
 
+@pytest.mark.slow
 def test_odd_ids_from_ingest_to_forget(home, lm, capsys):
     file = write(home / "odd.jsonl", [row for user_id in ODD_IDS for row in lines(user_id, 16)])
     run(capsys, "ingest", file, "--store", "s.db")

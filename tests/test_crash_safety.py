@@ -212,6 +212,7 @@ def server():
         yield url
 
 
+@pytest.mark.slow
 def test_kills_on_sqlite(tmp_path):
     assert kill_again_and_again(f"sqlite:///{tmp_path}/p.db", 8).acknowledged > 20
 
@@ -232,6 +233,7 @@ def test_two_hundred_kills_on_postgres(server):
     assert kill_again_and_again(new_database(server, "crash200"), 200).acknowledged > 1000
 
 
+@pytest.mark.slow
 def test_kills_of_compile_on_sqlite(tmp_path):
     assert kill_compiles(f"sqlite:///{tmp_path}/p.db", tmp_path / "out", 4) > 0
 

@@ -6,6 +6,7 @@ import importlib
 import typing
 
 import dspy
+import pytest
 from pydantic import BaseModel
 from test_architecture import NAMES
 
@@ -84,6 +85,7 @@ def kept():
     return len(classes), len(ours)
 
 
+@pytest.mark.slow
 def test_nothing_is_kept_of_users_with_labels_of_their_own():
     def compile_them(first, count):
         with dspy.context(lm=FakeLM(RuleFollower())):

@@ -81,6 +81,7 @@ def test_a_change_seen_once_per_topic_before_the_held_out_part_is_followed(seed)
     assert true_score(aligned, user) == 1
 
 
+@pytest.mark.slow
 def test_noisy_histories_do_not_end_in_a_worse_persona():
     worse = 0
     for seed in range(10):

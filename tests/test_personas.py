@@ -598,6 +598,7 @@ def test_a_forked_process_is_told_to_make_its_own(tmp_path):
         assert os.getpid() == personas._process
 
 
+@pytest.mark.slow
 def test_alignments_are_runs_of_mlflow_and_are_forgotten_there(tmp_path, empty_mlflow):
     shutil.copy(empty_mlflow, tmp_path / "mlflow.db")
     uri = f"sqlite:///{tmp_path}/mlflow.db"

@@ -139,6 +139,7 @@ def command(monkeypatch, tmp_path):
     return lm
 
 
+@pytest.mark.slow
 def test_the_command_writes_tables_figures_and_pages(command, tmp_path, capsys):
     from persona_dspy.cli import main
 

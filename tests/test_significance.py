@@ -49,6 +49,7 @@ def test_for_errors_lower_is_better_and_ties_show_nothing():
     assert compare("a", "c", {**values, "c": {("w", "9"): 1.0}}) is None
 
 
+@pytest.mark.slow
 def test_noise_is_called_a_difference_at_the_level_and_no_oftener():
     alarms = 0
     for seed in range(120):

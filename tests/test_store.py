@@ -239,6 +239,7 @@ def test_configurations_have_their_own_memories(store):
     assert len(plain) == len(sharp) == 3
 
 
+@pytest.mark.slow
 def test_indexes_are_bounded_but_a_held_handle_stays(url):
     with Store.open(url, cached_users=2) as store:
         for n in range(6):
@@ -252,6 +253,7 @@ def test_indexes_are_bounded_but_a_held_handle_stays(url):
         assert len(held) == 2 and store.memory("u0") is held
 
 
+@pytest.mark.slow
 def test_handles_of_users_long_gone_take_no_room(url):
     with Store.open(url, cached_users=2) as store:
         store.add_episodes("u0", [one(1, "u0")])
