@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
-
 from persona_dspy.service.alignments import Outcome
 
 __all__ = ["Metrics"]
@@ -20,6 +17,8 @@ class Metrics:
     holds an id. Where ``PROMETHEUS_MULTIPROC_DIR`` is set, of all workers together."""
 
     def __init__(self) -> None:
+        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram  # of the extra "serve"
+
         registry = self._registry = CollectorRegistry()
         self.requests = Counter("persona_requests", "Requests answered.", ["route", "status"], registry=registry)
         self.first_byte = Histogram(
@@ -40,6 +39,9 @@ class Metrics:
 
     def text(self, status: dict[str, Any]) -> bytes:
         """All of it; ``status`` is that of ``Personas.status``."""
+        from prometheus_client import CollectorRegistry, generate_latest
+        from prometheus_client.multiprocess import MultiProcessCollector
+
         down = {f"{name}_down": bool(status[name]) for name in ("store", "tracker")}
         for name, gauge in self._states.items():
             gauge.set({**status, **down}[name])
