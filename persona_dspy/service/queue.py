@@ -140,7 +140,11 @@ class ObservationQueue:
         while True:
             with open(os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), "a+") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
-                if self._file.exists() and os.fstat(file.fileno()).st_ino == self._file.stat().st_ino:
+                try:
+                    is_current = os.fstat(file.fileno()).st_ino == self._file.stat().st_ino
+                except FileNotFoundError:
+                    continue  # drained and removed meanwhile
+                if is_current:
                     yield file
                     return
 
