@@ -28,11 +28,17 @@ def remembered(program: PersonalProgram, items: Iterable[Any]) -> list[dspy.Exam
 
     Args:
         items: examples, dictionaries of their fields, or interactions; in any order: some of DSPy's optimizers shuffle.
+            Interactions that were only judged are remembered, and are no examples.
 
     Raises:
         InputError: an item without query or response, or another user's.
     """
-    examples = [_example(program, item) for item in items]
+    given = list(items)
+    judged = [i for i in given if isinstance(i, Interaction) and not i.answered]  # signals, not answers to learn from
+    new = [i for i in judged if program.memory.get(i.id) is None]
+    if new:
+        program.memory = program.memory.extended(new, user_id=program.user_id)
+    examples = [_example(program, item) for item in given if not (isinstance(item, Interaction) and not item.answered)]
     known_ids = {i.id for i in program.memory.interactions}
     unnamed: dict[tuple[str, str], list[str]] = defaultdict(list)
     named_already = {str(e.get("interaction_id")) for e in examples}

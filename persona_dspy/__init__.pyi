@@ -10,6 +10,7 @@ from persona_dspy.core import Bullet as Bullet
 from persona_dspy.core import Edit as Edit
 from persona_dspy.core import Interaction as Interaction
 from persona_dspy.core import Persona as Persona
+from persona_dspy.core import Signal as Signal
 from persona_dspy.core import Usage as Usage
 from persona_dspy.core import load_persona as load_persona
 from persona_dspy.core import save_persona as save_persona

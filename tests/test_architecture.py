@@ -55,7 +55,7 @@ def test_public_names_are_listed_and_real(path):
 PUBLIC = {
     "persona_dspy": (
         "Act Alignment Budget Bullet Edit EpisodicMemory Interaction Ledger LocalCorpus Persona "
-        "PersonaAgent PersonaAlignment PersonaError PersonaPrediction Personas Usage Wikipedia compile_users "
+        "PersonaAgent PersonaAlignment PersonaError PersonaPrediction Personas Signal Usage Wikipedia compile_users "
         "load_persona personalize save_persona"
     ),
     "optimizers": (

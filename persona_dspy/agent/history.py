@@ -45,16 +45,17 @@ def as_interaction(item: Any, user_id: str | None) -> Interaction:
     if not isinstance(item, Mapping):
         raise InputError(f"history item {item!r}: expected an Interaction, or {{'query': ..., 'response': ...}}")
     unknown = [name for name in item if name not in _FIELDS]
-    missing = [name for name in ("query", "response") if item.get(name) is None]
+    needed = ("query",) if item.get("signal") else ("query", "response")
+    missing = [name for name in needed if item.get(name) is None]
     if unknown or missing or (user_id is None and not item.get("user_id")):
         raise InputError(
-            f"history item {dict(item)!r}: expected 'query' and 'response', 'user_id' where none is given beside it, "
-            f"and of other fields only {', '.join(_FIELDS[3:])}"
+            f"history item {dict(item)!r}: expected 'query' and 'response' (or 'signal'), 'user_id' where "
+            f"none is given beside it, and of other fields only {', '.join(_FIELDS[3:])}"
         )
     values: dict[str, Any] = {
         **item,
         "user_id": item.get("user_id") or user_id,
-        "response": answer_text(item["response"]),
+        "response": answer_text(item.get("response")) if item.get("response") is not None else "",
     }
     return Interaction(**{name: value for name, value in values.items() if value is not None})
 

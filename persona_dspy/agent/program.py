@@ -169,11 +169,12 @@ class PersonalProgram(dspy.Module):
         return [self.example(i) for i in self.memory.interactions]
 
     def example(self, interaction: Interaction) -> dspy.Example:
-        """One interaction as a DSPy example."""
+        """One interaction as a DSPy example; without the response where the user gave none."""
         others = [n for n in self._input_names() if n != self.query_field and n in interaction.metadata]
         values = {name: interaction.metadata[name] for name in others}
         values[self.query_field] = interaction.query
-        values[self.response_field] = self.kind.typed(interaction.response)
+        if interaction.answered:
+            values[self.response_field] = self.kind.typed(interaction.response)
         return dspy.Example(**values, interaction_id=interaction.id).with_inputs(self.query_field, *others)
 
     def metadata_of(self, example: dspy.Example) -> dict[str, Any]:
@@ -205,6 +206,9 @@ class PersonalProgram(dspy.Module):
         position = self.memory.position(found) if found else None
         if position is not None:
             return MemoryCut(before=position, exclude=exclude)
+        draft = self.memory.get(found) if found else None
+        if draft is not None and draft.time is not None:
+            return MemoryCut(before=draft.time, exclude=exclude)
         query = example.get(self.query_field)
         same = {i.id for i in self.memory.interactions if i.query == query}
         return MemoryCut(exclude=exclude | same)

@@ -103,7 +103,7 @@ class FileSource:
         for history in self.read(bad):
             count += 1
             if open_kind:
-                survey.add(i.response for i in history.interactions)
+                survey.add(i.response for i in history.interactions if i.answered)
             self._tell(bad)
         self._tell(bad)
         self.answers = survey.kind() if open_kind else None
@@ -179,7 +179,7 @@ class StoreSource:
         if self.known is None and not is_typed(self.task):
             survey = AnswerSurvey()
             for history in self.read():
-                survey.add(i.response for i in history.interactions)
+                survey.add(i.response for i in history.interactions if i.answered)
             self.answers = survey.kind()
         return count
 

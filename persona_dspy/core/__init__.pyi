@@ -27,6 +27,7 @@ from .interactions import Episode as Episode
 from .interactions import Feedback as Feedback
 from .interactions import Interaction as Interaction
 from .interactions import Usage as Usage
+from .interactions import answered as answered
 from .interactions import in_time_order as in_time_order
 from .interactions import parse_time as parse_time
 from .interactions import time_order as time_order
@@ -52,6 +53,9 @@ from .scales import number_of as number_of
 from .scales import written as written
 from .secrets import remember_secret as remember_secret
 from .secrets import scrubbed as scrubbed
+from .signals import SIGNAL_FIELDS as SIGNAL_FIELDS
+from .signals import Signal as Signal
+from .signals import says_disliked as says_disliked
 from .spelling import match_label as match_label
 from .spelling import own_labels as own_labels
 from .spelling import spellings as spellings

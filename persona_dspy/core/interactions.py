@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, date, datetime
 from hashlib import sha256
 from itertools import pairwise
 from types import MappingProxyType
 from typing import Any
 
+from persona_dspy.core.signals import Signal, says_disliked
 from persona_dspy.errors import InputError
 
-__all__ = ["Episode", "Feedback", "Interaction", "Usage", "in_time_order", "parse_time", "time_order"]
+__all__ = ["Episode", "Feedback", "Interaction", "Usage", "answered", "in_time_order", "parse_time", "time_order"]
 
+_log = logging.getLogger(__name__)
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -63,50 +66,99 @@ def _epoch_seconds(text: str) -> float | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interaction:
-    """One thing the user really did: a query and the user's own response to it.
+    """One thing the user really did: answered a query, or made something of our draft of an answer.
+
+    A signal is not an answer. Where the user gave no text of their own - only a comment, thumbs or a rating on our
+    draft - ``response`` is empty: such an interaction is never shown as a past turn, counted, summarised or scored
+    against. Text that the user edited is the ``response`` (what we wrote is the signal's ``draft``), and so is the
+    draft that the user chose. What was judged without a ``draft`` beside it is the draft.
 
     Args:
         user_id: whose it is; any non-empty string.
         query: what was asked; not blank.
-        response: what this user really answered; not blank.
+        response: what this user really answered, or made of our draft; empty only beside a signal.
         time: when; anything ``parse_time`` takes. None = unknown, then order is the order given.
-        id: unique within the user; by default a hash of query, response and time.
+        id: unique within the user; by default a hash of query, response, time and signal.
         metadata: JSON-safe extras (title, venue, other input fields of the program, ...).
+        signal: what the user said about our draft; a dictionary of its fields is read.
 
     Raises:
-        InputError: a blank field or an unreadable time.
+        InputError: a blank field or an unreadable time; a signal that says nothing, where there is no response.
 
     Example:
         >>> Interaction(user_id="u1", query="Alien (1979)", response="horror", time="2026-01-03").time.year
         2026
+        >>> liked = Interaction(user_id="u1", query="Where is it?", signal={"draft": "On its way.", "thumbs": "up"})
+        >>> liked.answered, liked.signal.draft
+        (False, 'On its way.')
     """
 
     user_id: str
     query: str
-    response: str
+    response: str = ""
     time: datetime | None = None
     id: str = ""
     metadata: Mapping[str, Any] = field(default_factory=lambda: _EMPTY)
+    signal: Signal | None = None
 
     def __post_init__(self) -> None:
-        for name in ("user_id", "query", "response"):
+        for name in ("user_id", "query"):
             value = getattr(self, name)
             if not isinstance(value, str) or not value.strip():
                 raise InputError(f"Interaction.{name} {value!r}: expected a non-empty string")
+        object.__setattr__(self, "metadata", MappingProxyType(dict(self.metadata)))
+        self._settle_signal()
         object.__setattr__(self, "time", parse_time(self.time))
         if not self.id:
             stamp = self.time.isoformat() if self.time else ""
-            digest = sha256(f"{self.query}\0{self.response}\0{stamp}".encode("utf-8", "replace")).hexdigest()
-            object.__setattr__(self, "id", digest[:12])
-        object.__setattr__(self, "metadata", MappingProxyType(dict(self.metadata)))
+            parts = [self.query, self.response, stamp, *([self.signal.to_json()] if self.signal else [])]
+            object.__setattr__(self, "id", sha256("\0".join(parts).encode("utf-8", "replace")).hexdigest()[:12])
+
+    @property
+    def answered(self) -> bool:
+        """Whether there is an answer of the user's own, or one that the user chose."""
+        return bool(self.response)
+
+    def _settle_signal(self) -> None:
+        """What was the user's answer and what was ours; see the class."""
+        response: Any = self.response
+        signal = Signal.of(self.signal) if self.signal is not None else None
+        if not isinstance(response, str) or not (response.strip() or signal):
+            raise InputError(f"Interaction.response {response!r}: expected a non-empty string, or a signal")
+        if signal is None and says_disliked(self.metadata):
+            _log.warning(
+                "metadata %s: taken as a dislike of the response, which is kept as our draft; give "
+                "drafts by signal= or program.feedback(...)",
+                sorted(self.metadata),
+            )
+            comment = self.metadata.get("comment")
+            signal = Signal(thumbs="down", comment=comment if isinstance(comment, str) else "")
+        if signal is not None:
+            if signal.judged and not signal.draft and response.strip():
+                signal, response = replace(signal, draft=response), ""
+            response = response if response.strip() else signal.preferred
+            response = "" if signal.rules_out(response) else response
+        object.__setattr__(self, "signal", signal or None)
+        object.__setattr__(self, "response", response)
 
     def __reduce__(self) -> tuple[Any, ...]:  # a mappingproxy does not copy or cross processes; a dict does
-        return _remake, (self.user_id, self.query, self.response, self.time, self.id, dict(self.metadata))
+        values = (self.user_id, self.query, self.response, self.time, self.id, dict(self.metadata), self.signal)
+        return _remake, values
 
 
 def _remake(*values: Any) -> Interaction:
-    names = ("user_id", "query", "response", "time", "id", "metadata")
+    names = ("user_id", "query", "response", "time", "id", "metadata", "signal")
     return Interaction(**dict(zip(names, values, strict=True)))
+
+
+def answered(interactions: Iterable[Interaction]) -> list[Interaction]:
+    """Those with an answer of the user's own, in the order given: what may be shown, counted and scored against.
+
+    Example:
+        >>> answered([Interaction(user_id="u", query="q", signal={"draft": "a", "thumbs": "down"})])
+        []
+    """
+    return [interaction for interaction in interactions if interaction.response]
 
 
 def in_time_order(interactions: Iterable[Interaction]) -> list[Interaction]:

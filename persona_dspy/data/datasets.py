@@ -25,9 +25,9 @@ def as_dataset(
 ) -> Any:
     """A ``datasets.Dataset`` of the file's users; ``history_of(row)`` turns a row back into a ``UserHistory``.
 
-    Columns: ``user_id``; ``interactions`` (user_id, query, response, time, id, metadata as JSON); ``questions`` (id,
-    query, gold, time, metadata as JSON). Written once to Arrow files in ``cache_dir`` and mapped from there; written
-    anew when the file has changed.
+    Columns: ``user_id``; ``interactions`` (user_id, query, response, time, id, metadata and signal as JSON);
+    ``questions`` (id, query, gold, time, metadata as JSON). Written once to Arrow files in ``cache_dir`` and mapped
+    from there; written anew when the file has changed.
 
     Args:
         path, task, skip_bad_rows: as in ``read_users``, which also lists what was passed over.
@@ -91,9 +91,13 @@ def _rows(path: str, task: Task | None, skip: bool, size: int, at: int) -> Itera
 
 def _written(value: Interaction | Question) -> dict[str, Any]:
     row = {f.name: getattr(value, f.name) for f in fields(value)}
+    if row.get("signal") is not None:
+        row["signal"] = row["signal"].to_json()
     return {**row, "metadata": json.dumps(dict(value.metadata), ensure_ascii=False)}
 
 
 def _read(row: Mapping[str, Any]) -> dict[str, Any]:
     time: datetime | None = row["time"]
+    if row.get("signal") is not None:
+        row = {**row, "signal": json.loads(row["signal"])}
     return {**row, "time": time, "metadata": json.loads(row["metadata"])}

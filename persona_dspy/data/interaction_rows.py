@@ -10,14 +10,15 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from persona_dspy.core import Interaction, time_order
+from persona_dspy.core import SIGNAL_FIELDS, Interaction, Signal, time_order
 from persona_dspy.data.tasks import Place, Task, answered, checked_text, read_time
-from persona_dspy.errors import DataError
+from persona_dspy.errors import DataError, InputError
 
 __all__ = ["BadRow", "Question", "Rules", "UniqueIds", "UserHistory", "array_user", "line_interaction", "text_id"]
 
 _T = TypeVar("_T")
-_FIELDS = ("user_id", "query", "response", "time", "id", "metadata")
+_FIELDS = ("user_id", "query", "response", "time", "id", "metadata", "signal")
+_SAID = tuple(name for name in SIGNAL_FIELDS if name != "trace")
 _ROW = '{"id": "10", "input": "...", "profile": [...]} or {"user_id": "u1", "profile": [...], "query": [...]}'
 
 
@@ -113,16 +114,17 @@ class UniqueIds:
 
 
 def line_interaction(row: dict[str, Any], task: Task | None, at: Place) -> Interaction:
-    """The interaction on one JSON line; with a ``task``, its response is checked against it.
+    """The interaction on one JSON line; with a ``task``, its response is checked against it. What the user said about
+    our draft stands under ``signal``, or as fields of the row (``draft``, ``comment``, ``thumbs``, ...).
 
     Raises:
         DataError: a field is missing, blank, of the wrong type or unknown.
     """
-    unknown = next((key for key in row if key not in (*_FIELDS, "title")), None)
+    unknown = next((key for key in row if key not in (*_FIELDS, *_SAID, "title")), None)
     if unknown is not None:
-        near = difflib.get_close_matches(unknown, _FIELDS, n=1)
+        near = difflib.get_close_matches(unknown, (*_FIELDS, *_SAID), n=1)
         hint = f"Did you mean {near[0]!r}?" if near else f'Put extras under "metadata": {{{unknown!r}: ...}}'
-        raise at.error(unknown, row[unknown], f"only the fields {', '.join(_FIELDS)}", hint)
+        raise at.error(unknown, row[unknown], f"only the fields {', '.join((*_FIELDS, *_SAID))}", hint)
     query = checked_text(row.get("query"), at, "query", "what the user was asked, as text")
     metadata = row.get("metadata") or {}
     if not isinstance(metadata, dict):
@@ -132,8 +134,10 @@ def line_interaction(row: dict[str, Any], task: Task | None, at: Place) -> Inter
     for key, value in metadata.items():
         if isinstance(value, str) and value.strip():
             checked_text(value, at, f"metadata.{key}")
-    response = row.get("response")
-    text = task.parse_response(response, at) if task else answered(response, at)
+    response, signal = row.get("response"), _signal(row, at)
+    text = ""
+    if response not in (None, "") or signal is None:
+        text = task.parse_response(response, at) if task else answered(response, at)
     return Interaction(
         user_id=text_id(row, "user_id", at),
         query=query,
@@ -141,7 +145,21 @@ def line_interaction(row: dict[str, Any], task: Task | None, at: Place) -> Inter
         time=read_time(row.get("time"), at, "time"),
         id=text_id(row, "id", at) if "id" in row else "",
         metadata=metadata,
+        signal=signal,
     )
+
+
+def _signal(row: Mapping[str, Any], at: Place) -> Signal | None:
+    """What the row says beside an answer: under ``signal``, or by the fields' own names."""
+    said = {name: row[name] for name in _SAID if row.get(name) is not None}
+    nested = row.get("signal") or {}
+    if not isinstance(nested, dict):
+        raise at.error("signal", nested, 'an object such as {"draft": "...", "comment": "too long", "thumbs": "down"}')
+    try:
+        return Signal.of(nested | said) or None
+    except InputError as error:
+        value, _, expected = str(error).partition(": expected ")
+        raise at.error("signal", nested | said, expected or value) from None
 
 
 def array_user(

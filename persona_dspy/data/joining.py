@@ -74,7 +74,10 @@ def _body(history: UserHistory) -> str:
 
 def _plain(value: Interaction | Question) -> dict[str, Any]:
     plain = {f.name: getattr(value, f.name) for f in fields(value)}
-    return {**plain, "time": value.time.isoformat() if value.time else None, "metadata": dict(value.metadata)}
+    plain |= {"time": value.time.isoformat() if value.time else None, "metadata": dict(value.metadata)}
+    if plain.get("signal") is not None:
+        plain["signal"] = plain["signal"].to_dict()
+    return plain
 
 
 def _history(plain: dict[str, Any]) -> UserHistory:

@@ -238,7 +238,7 @@ def infer_task(
         first = sorted(users)[:3]
         raise InputError(f"interactions of {len(users)} users {first!r}: expected one user's, at least one interaction")
     query_field, response_field = _field_names(signature or "query -> response")
-    responses = [i.response for i in interactions]
+    responses = [i.response for i in interactions if i.answered]
     kind = (answers or ResponseKind.of_values(responses)).observing(responses)
     metrics = {"rating": ("mae", "rmse"), "label": ("accuracy", "macro_f1"), "text": ("rouge1", "rougeL")}
     return Task(

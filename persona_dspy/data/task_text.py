@@ -68,7 +68,7 @@ def task_from_text(
     query, response, form, inside = typed.groups()
     values = _values(text, inside)
     plain = infer_task([anything], f"{query} -> {response}")
-    responses = [i.response for i in interactions] if grows else []
+    responses = [i.response for i in interactions if i.answered] if grows else []
     if form == "rating":
         low, high, step = _scale(text, values)
         kind = ResponseKind(name="rating", low=low, high=high, step=step, grows=True).observing(responses)

@@ -214,7 +214,8 @@ def made_from(history: History, base: str) -> str:
     for i in history.interactions:
         timestamp = i.time.isoformat() if i.time else ""
         metadata = json.dumps(dict(i.metadata), sort_keys=True, default=str) if i.metadata else ""
-        digest.update("\0".join(("", i.id, i.query, i.response, timestamp, metadata)).encode("utf-8", "surrogatepass"))
+        parts = ["", i.id, i.query, i.response, timestamp, metadata, *([i.signal.to_json()] if i.signal else [])]
+        digest.update("\0".join(parts).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 

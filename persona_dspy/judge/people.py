@@ -10,7 +10,7 @@ from heapq import nlargest
 from pathlib import Path
 from typing import Any
 
-from persona_dspy.core import AnswerSurvey, Interaction, in_time_order, number_of, own_labels
+from persona_dspy.core import AnswerSurvey, Interaction, answered, in_time_order, number_of, own_labels
 from persona_dspy.data import BadRow, Question, Task, UserHistory, is_typed, users_task
 from persona_dspy.errors import DataError, InputError
 from persona_dspy.judge.results import data_hash
@@ -60,15 +60,16 @@ def cases(
     split: list[tuple[str, tuple[Any, ...], tuple[Question, ...]]] = []
     survey = AnswerSurvey()
     for user in users:
-        history = user.interactions
+        history: tuple[Interaction, ...] = user.interactions
+        answers_given = answered(history)
         asked = tuple(q for q in user.questions if unanswered or q.gold is not None)
-        if not user.questions and len(history) > 1:
-            held = max(1, min(8, len(history) // 4))
-            history, late = history[:-held], history[-held:]
+        if not user.questions and len(answers_given) > 1:
+            late = answers_given[-max(1, min(8, len(answers_given) // 4)) :]
+            history = history[: next(n for n, i in enumerate(history) if i is late[0])]
             asked = tuple(Question(id=i.id, query=i.query, gold=i.response, time=i.time) for i in late)
         if asked and (task or history):
             split.append((user.user_id, history, asked[:queries]))
-            survey.add(i.response for i in history)
+            survey.add(i.response for i in answered(history))
     answers = None if task or is_typed(text) else survey.kind()
     return [
         Case(user_id=user_id, task=users_task(task, text, history, answers), history=history, queries=asked)
@@ -184,7 +185,10 @@ def _histories(source: Iterable[UserHistory] | Iterable[Interaction]) -> list[Us
 def _hash_of(users: Sequence[UserHistory]) -> str:
     digest = hashlib.sha256()
     for user in users:
-        past = [(i.id, i.query, i.response, str(i.time)) for i in user.interactions]
+        past = [
+            (i.id, i.query, i.response, str(i.time), *([i.signal.to_dict()] if i.signal else []))
+            for i in user.interactions
+        ]
         asked = [(q.id, q.query, q.gold) for q in user.questions]
         digest.update(json.dumps([user.user_id, past, asked]).encode())
     return digest.hexdigest()[:16]

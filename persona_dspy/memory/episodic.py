@@ -1,7 +1,7 @@
 """One user's raw episodes, in time order, and recall from them (paper section 3, episodic memory).
 
-Owns: how an episode becomes text, who may be seen as of when, and recency.
-Not here: the similarity itself (``retrieval.py``), summaries (``semantic.py``), storage (``store.py``).
+An interaction without an answer of the user's own (a draft that was judged) is no episode: it lies apart, where only
+``signals`` finds it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from persona_dspy.core import Episode, Interaction
+from persona_dspy.core import Episode, Interaction, in_time_order
 from persona_dspy.errors import InputError
 from persona_dspy.memory.retrieval import BM25, Recency, Retriever, top
 
@@ -55,6 +55,9 @@ class MemoryCut:
 
 class EpisodicMemory:
     """A handle on one user's interactions; thread-safe; a copy of it is itself.
+
+    Episodes are the interactions that the user answered. Drafts that were only judged (no ``response``) are kept beside
+    them: they are never recalled, listed among ``interactions`` or counted by ``len``; ``signals`` holds them.
 
     Time order is that of ``records.in_time_order``: by time where every interaction has one, else as they came.
     Positions count from 0 = oldest; an append that belongs earlier moves the positions after it.
@@ -103,6 +106,7 @@ class EpisodicMemory:
         self._building = threading.Lock()  # one thread at a time encodes what is new
         self._arrived: list[Interaction] = []  # slot i of the index is the i-th that came
         self._slot: dict[str, int] = {}  # by id
+        self._unanswered: dict[str, Interaction] = {}  # by id, as they came: drafts that were only judged
         self._times: array[float] = array("d")  # by slot, seconds since 1970; nan = unknown
         self._order: NDArray[np.intp] | None = None  # slots, oldest first; None = as they came
         self._index = self._retriever.index()
@@ -116,8 +120,35 @@ class EpisodicMemory:
 
     @property
     def interactions(self) -> tuple[Interaction, ...]:
-        """All interactions, oldest first."""
+        """All interactions that the user answered, oldest first."""
         return self.before(None)
+
+    @property
+    def signals(self) -> tuple[Interaction, ...]:
+        """All interactions that carry a signal, answered or not, oldest first."""
+        return self.signals_before(None)
+
+    def signals_before(
+        self, cut: int | datetime | None, exclude: Collection[str] = frozenset()
+    ) -> tuple[Interaction, ...]:
+        """As ``before``, of the interactions that carry a signal, answered or not.
+
+        Unanswered ones have no position: at a position they are earlier than its episode's time.
+        """
+        seen = [i for i in self.before(cut, exclude) if i.signal is not None]
+        latest = self._time_of(cut) if isinstance(cut, int) else cut
+        with self._lock:
+            apart = [i for i in self._unanswered.values() if i.id not in exclude]
+        if latest is not None:
+            apart = [i for i in apart if i.time is not None and _seconds(i.time) < _seconds(latest)]
+        elif isinstance(cut, int) and cut < len(self):
+            apart = []  # nothing shows that they are earlier
+        return tuple(in_time_order([*seen, *apart]))
+
+    def _time_of(self, position: int) -> datetime | None:
+        with self._lock:
+            slots = self._slots()
+            return self._arrived[int(slots[position])].time if 0 <= position < len(slots) else None
 
     def __len__(self) -> int:
         return len(self._arrived)
@@ -142,11 +173,17 @@ class EpisodicMemory:
             InputError: one is another user's, or its id is taken.
         """
         with self._lock:
-            new = [self._spelling(i) for i in interactions] if self._spelling else list(interactions)
+            given = list(interactions)
+            apart = {i.id: i for i in given if not i.answered}
+            if apart:
+                self._check_apart(given, apart)
+            new = [i for i in given if i.answered] if apart else given
+            new = [self._spelling(i) for i in new] if self._spelling else new
             owner, arrived = self._user_id, len(self._arrived)
             last = self._times[int(self._slots()[-1])] if arrived else -math.inf
             places = {i.id: place for place, i in enumerate(new, start=arrived)}
             plain = all(i.user_id == owner for i in new) and places.keys().isdisjoint(self._slot)
+            plain &= places.keys().isdisjoint(self._unanswered)
             if plain and len(places) == len(new):  # nothing to refuse
                 self._slot |= places
                 self._arrived += new
@@ -161,6 +198,9 @@ class EpisodicMemory:
                         del self._slot[interaction.id]
                     del self._arrived[arrived:], self._times[arrived:]
                     raise
+            if apart:
+                self._user_id = self._user_id or next(iter(apart.values())).user_id
+                self._unanswered |= apart
             come = np.array([last, *self._times[arrived:]])
             if math.isnan(last) or (come[1:] >= come[:-1]).all():  # they belong at the end
                 if self._order is not None:
@@ -171,7 +211,7 @@ class EpisodicMemory:
     def extended(self, interactions: Iterable[Interaction], *, user_id: str | None = None) -> EpisodicMemory:
         """A memory of its own with these interactions too, searched in the same way; this one is not changed."""
         memory = EpisodicMemory(
-            [*self.interactions, *interactions],
+            [*self.interactions, *self._unanswered.values(), *interactions],
             user_id=self._user_id or user_id,
             retriever=self._retriever,
             text=self._text,
@@ -196,17 +236,17 @@ class EpisodicMemory:
         """Forget every interaction, what was indexed of them included; the handle stays usable."""
         with self._building, self._lock:
             self._arrived, self._slot, self._times = [], {}, array("d")
-            self._order, self._vectors = None, {}
+            self._order, self._vectors, self._unanswered = None, {}, {}
             self._index, self._indexed = self._retriever.index(), 0
 
     def get(self, interaction_id: str) -> Interaction | None:
-        """The interaction of that id, or None."""
+        """The interaction of that id, answered or not, or None."""
         with self._lock:
             slot = self._slot.get(interaction_id)
-            return None if slot is None else self._arrived[slot]
+            return self._unanswered.get(interaction_id) if slot is None else self._arrived[slot]
 
     def position(self, interaction_id: str) -> int | None:
-        """Place in time order, 0 = oldest, or None where no interaction has that id."""
+        """Place in time order, 0 = oldest, or None where no episode has that id."""
         with self._lock:
             slot = self._slot.get(interaction_id)
             if slot is None or self._order is None:
@@ -299,15 +339,22 @@ class EpisodicMemory:
         if self._user_id is None:
             self._user_id = interaction.user_id
         if interaction.user_id != self._user_id:
-            raise InputError(
-                f"user_id {interaction.user_id!r}: expected interactions of {self._user_id!r} only; "
-                "make one EpisodicMemory per user"
-            )
-        if interaction.id in self._slot:
-            raise InputError(f"interaction id {interaction.id!r}: already in the memory of {self._user_id!r}")
+            raise _other_user(interaction.user_id, self._user_id)
+        if interaction.id in self._slot or interaction.id in self._unanswered:
+            raise _taken(interaction.id, self._user_id)
         self._slot[interaction.id] = len(self._arrived)
         self._arrived.append(interaction)
         self._times.append(_seconds(interaction.time) if interaction.time else math.nan)
+
+    def _check_apart(self, given: Sequence[Interaction], apart: Mapping[str, Interaction]) -> None:
+        owner = self._user_id or given[0].user_id
+        taken, ids = {*self._slot, *self._unanswered}, set[str]()
+        for interaction in given:
+            if interaction.user_id != owner:
+                raise _other_user(interaction.user_id, owner)
+            if interaction.id in taken or (interaction.id in ids and interaction.id in apart):
+                raise _taken(interaction.id, owner)
+            ids.add(interaction.id)
 
     def _sort(self) -> None:
         times = np.array(self._times)
@@ -327,6 +374,14 @@ class EpisodicMemory:
                 self._indexed += len(items)
                 for interaction in fresh:
                     self._vectors.pop(interaction.id, None)  # the index has its own copy
+
+
+def _other_user(user_id: str, owner: str) -> InputError:
+    return InputError(f"user_id {user_id!r}: expected interactions of {owner!r} only; make one EpisodicMemory per user")
+
+
+def _taken(interaction_id: str, owner: str | None) -> InputError:
+    return InputError(f"interaction id {interaction_id!r}: already in the memory of {owner!r}")
 
 
 def _seconds(time: datetime) -> float:

@@ -107,7 +107,7 @@ class OpenUser:
 
     def remember(self, interaction: Interaction) -> None:
         """In memory alone, until the store takes it."""
-        if self._memory.position(interaction.id) is None:
+        if self._memory.get(interaction.id) is None:
             self._memory.append(interaction)
 
     def _update(self) -> None:

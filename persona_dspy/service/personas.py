@@ -242,6 +242,7 @@ class Personas:
                 "response": one.response,
                 "time": one.time.isoformat() if one.time else None,
                 "metadata": dict(one.metadata),
+                **({"signal": one.signal.to_dict()} if one.signal else {}),
             }
             for one in self.store.episodes(user_id)
         ]

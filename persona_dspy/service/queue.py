@@ -31,7 +31,10 @@ class QueuedObservation:
     def to_line(self) -> str:
         one = self.interaction
         time = one.time.isoformat() if one.time else None
-        row = {"life": self.life, "user_id": one.user_id, "id": one.id, "query": one.query, "response": one.response}
+        row: dict[str, Any] = {"life": self.life, "user_id": one.user_id, "id": one.id, "query": one.query}
+        row["response"] = one.response
+        if one.signal is not None:
+            row["signal"] = one.signal.to_dict()
         return json.dumps({**row, "time": time, "metadata": dict(one.metadata)}) + "\n"
 
     @classmethod

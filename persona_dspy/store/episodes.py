@@ -13,7 +13,7 @@ import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
-from persona_dspy.core import Interaction, in_time_order
+from persona_dspy.core import Interaction, answered, in_time_order
 from persona_dspy.errors import InputError
 from persona_dspy.store.database import Database
 from persona_dspy.store.rows import Observed, UserState, body_of, checked_key, interactions_of
@@ -102,7 +102,7 @@ class EpisodeTable:
         return Observed(new=len(rows), due=waiting)
 
     def episodes(self, user_id: str, *, last: int | None = None) -> list[Interaction]:
-        """A user's interactions, oldest first; only the ``last`` most recent where given.
+        """A user's interactions, answered or only judged, oldest first; only the ``last`` most recent where given.
 
         Raises:
             UnknownUser: nothing is kept of that user.
@@ -205,7 +205,7 @@ class EpisodeTable:
         from persona_dspy.memory import episode_text
 
         known = self.vectors(user_id, dense.name)
-        missing = [i for i in self.episodes(user_id) if i.id not in known]
+        missing = [i for i in answered(self.episodes(user_id)) if i.id not in known]
         for start in range(0, len(missing), dense.batch_size):
             batch = missing[start : start + dense.batch_size]
             made = dense.encode([(text or episode_text)(i) for i in batch])
@@ -237,8 +237,7 @@ class EpisodeTable:
                     memory.clear()
                     memory.next_seq = 0
                 new, seq = ([], 0) if uid is None else self._read(connection, user_id, uid, memory.next_seq)
-            if len(memory):
-                new = [i for i in new if memory.position(i.id) is None]
+            new = [i for i in new if memory.get(i.id) is None]
             memory.extend(new)
             memory.uid, memory.next_seq = uid, seq
             return uid is not None

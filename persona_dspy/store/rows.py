@@ -12,7 +12,7 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import Any, TypeGuard
 
-from persona_dspy.core import Interaction
+from persona_dspy.core import Interaction, Signal, says_disliked
 from persona_dspy.errors import InputError
 
 __all__ = [
@@ -32,8 +32,8 @@ __all__ = [
 _KEY_BYTES = 1200
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 # the slots of a frozen value, set directly: object.__setattr__ looks each of them up, a fifth of a load's time
-_put_user, _put_query, _put_response, _put_time, _put_id, _put_metadata = (
-    vars(Interaction)[name].__set__ for name in ("user_id", "query", "response", "time", "id", "metadata")
+_put_user, _put_query, _put_response, _put_time, _put_id, _put_metadata, _put_signal = (
+    vars(Interaction)[name].__set__ for name in ("user_id", "query", "response", "time", "id", "metadata", "signal")
 )
 
 
@@ -191,6 +191,8 @@ def body_of(interaction: Interaction) -> str:
         content["time"] = interaction.time.isoformat()
     if interaction.metadata:
         content["metadata"] = dict(interaction.metadata)
+    if interaction.signal is not None:
+        content["signal"] = interaction.signal.to_dict()
     return to_json(content, f"interaction {interaction.id!r}, metadata {sorted(map(str, interaction.metadata))}")
 
 
@@ -201,7 +203,10 @@ def interactions_of(user_id: str, rows: Sequence[Any]) -> list[Interaction]:
 
 
 def _stored(user_id: str, key: str, content: dict[str, Any]) -> Interaction:
-    """An interaction that was checked when it was written: not checked again, which would take most of a load."""
+    """An interaction that was checked when it was written: not checked again, which would take most of a load; unless
+    it may hold a dislike that was written before there were signals."""
+    if "signal" not in content and "metadata" in content and says_disliked(content["metadata"]):
+        return Interaction(user_id=user_id, id=key, **content)
     interaction = object.__new__(Interaction)
     _put_user(interaction, user_id)
     _put_query(interaction, content["query"])
@@ -209,6 +214,7 @@ def _stored(user_id: str, key: str, content: dict[str, Any]) -> Interaction:
     _put_time(interaction, datetime.fromisoformat(content["time"]) if "time" in content else None)
     _put_id(interaction, key)
     _put_metadata(interaction, MappingProxyType(content["metadata"]) if "metadata" in content else _NOTHING)
+    _put_signal(interaction, Signal.of(content["signal"]) if "signal" in content else None)
     return interaction
 
 
