@@ -5,6 +5,7 @@ import os
 import sqlite3
 import warnings
 from contextlib import closing
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from persona_dspy.core.persona import Persona
 from persona_dspy.errors import InputError
 from persona_dspy.fleet.folder import FleetFolder
 from persona_dspy.fleet.forget import dspy_cache_entries, forget_in_folder, forget_user
+from persona_dspy.judge.experiment import Experiment
 from persona_dspy.lm.answer_folder import CallFolder
 from persona_dspy.store.store import Store
 from persona_dspy.testing.synthetic import SyntheticUser, rule_following_lm
@@ -259,7 +261,8 @@ PROTOCOLS = [
     b"{}",
     b'{"runs": 3}',
     b'{"runs": [3]}',
-    b'{"runs": [{"users": 3}]}',
+    b'{"runs": [{"users": {"u": 3}}]}',
+    b'{"runs": [{"systems": []}]}',
     b'{"runs": "\xe9"}',
 ]
 
@@ -278,6 +281,17 @@ def test_files_that_cannot_be_read_are_named_and_stop_nothing(tmp_path, protocol
     assert all(f"{tmp_path / name} (" in told.note for name in ("a.csv", "b.json", "c.json", "protocol.json"))
     assert told.note.startswith("look yourself")
     assert "copy.json" not in told.note
+
+
+@pytest.mark.parametrize(
+    ("users", "left"), [(("v", "u"), ["v"]), ("u", []), (["v"], ["v"]), (2, 2), ("longest:2", "longest:2"), (None, None)]
+)
+def test_a_name_goes_from_the_protocol_of_an_evaluation(tmp_path, users, left):
+    people = [replace(i, user_id=user) for user in "uv" for i in SyntheticUser(seed=1).interactions(8)]
+    Experiment(people, systems=["majority"], users=users, out=tmp_path).results()
+    told = forget_in_folder(tmp_path, "u")
+    assert (told.note, len(told.removed)) == ("", users in (("v", "u"), "u"))
+    assert json.loads((tmp_path / "protocol.json").read_bytes())["runs"][0]["users"] == left
 
 
 def test_a_file_that_cannot_be_removed_is_named(tmp_path, monkeypatch):

@@ -8,8 +8,6 @@ place's note.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import shutil
@@ -153,14 +151,14 @@ def _is_persona_of(file: Path, user_id: str) -> tuple[bool, str]:
 
 
 def _protocol(file: Path, user_id: str) -> tuple[str, int, str]:
-    """The names that an evaluation was asked for (``--users a,b``)."""
+    """The names that an evaluation was asked for (``--users a,b``): a list in each run."""
     if not file.is_file():
         return "table rows", 0, ""
     try:
         data = json.loads(file.read_bytes())
         runs = data["runs"]
         count = sum(_unnamed(run, user_id) for run in runs)
-    except (ValueError, RecursionError, LookupError, TypeError, AttributeError, csv.Error):
+    except (ValueError, RecursionError, LookupError, TypeError):
         return "table rows", 0, "not as an evaluation writes it: remove the user's name under 'runs' by hand"
     if count:
         write_text(file, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
@@ -168,14 +166,15 @@ def _protocol(file: Path, user_id: str) -> tuple[str, int, str]:
 
 
 def _unnamed(run: dict[str, Any], user_id: str) -> bool:
-    """Whether the user was among a run's users, and is no longer."""
-    named = next(csv.reader([run.get("users") or ""], skipinitialspace=True), [])
-    if user_id not in [name.strip() for name in named] + named:
+    """Whether the user was among a run's users, and is no longer. Users that were not named are a number of users,
+    ``"longest:N"`` or None."""
+    users = run["users"]
+    if users is None or isinstance(users, int | str):
         return False
-    others = io.StringIO()
-    csv.writer(others, lineterminator="").writerow(n for n in named if user_id not in (n, n.strip()))
-    run["users"] = others.getvalue()
-    return True
+    if not isinstance(users, list):
+        raise TypeError(f"users {users!r}: expected a list of names")
+    run["users"] = [user for user in users if user != user_id]
+    return len(run["users"]) < len(users)
 
 
 def _cache(folder: Path, _: str) -> tuple[str, int, str]:

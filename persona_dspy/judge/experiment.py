@@ -15,7 +15,7 @@ from persona_dspy.data import BadRow, Task
 from persona_dspy.errors import InputError
 from persona_dspy.judge.asking import ask_all
 from persona_dspy.judge.options import EvaluationOptions, checked_setting, with_retrievers
-from persona_dspy.judge.people import Source, read_people
+from persona_dspy.judge.people import Source, named_users, read_people
 from persona_dspy.judge.results import Judged, Results, commit
 from persona_dspy.judge.table import Table, standings
 from persona_dspy.judge.variant import REFERENCES, SYSTEMS, variants
@@ -168,7 +168,8 @@ class Experiment:
 
     def results(self, workers: int | None = None) -> Results:
         """The folder's rows; made where it is missing, refused where it holds answers of another protocol."""
-        users = self.users if isinstance(self.users, int | str | None) else list(self.users)
+        names = named_users(self.users)
+        users = self.users if names is None else list(names)  # names only in a list: forgetting a user looks there
         run = {"commit": commit(), "systems": [v.name for v in self.chosen], "users": users, "workers": workers}
         return Results(self.out, self.protocol(), run)
 

@@ -15,7 +15,7 @@ from persona_dspy.data import BadRow, Question, Task, UserHistory, is_typed, use
 from persona_dspy.errors import DataError, InputError
 from persona_dspy.judge.results import data_hash
 
-__all__ = ["Case", "Source", "cases", "longest", "read_people", "scored_as"]
+__all__ = ["Case", "Source", "cases", "longest", "named_users", "read_people", "scored_as"]
 
 Source = str | Path | Iterable[UserHistory] | Iterable[Interaction]
 """A data file of any form that ``read_users`` reads, or users, or interactions of any users."""
@@ -155,6 +155,11 @@ def read_people(
         expected += "interactions; where answers are withheld: --predict FILE, or evaluate(..., unanswered=True)"
         raise DataError(where, expected=expected, value="none")
     return scored_as(people), people, digest
+
+
+def named_users(users: int | str | Sequence[str] | None) -> Sequence[str] | None:
+    """The user ids in ``evaluate``'s ``users``; None where it is a number, ``"longest:N"`` or None."""
+    return _which(users)[1]
 
 
 def _which(users: int | str | Sequence[str] | None) -> tuple[int | None, Sequence[str] | None, bool]:
