@@ -1,4 +1,4 @@
-"""Every error this package raises on purpose. Owns: the tree. Not here: recovery, printing.
+"""Every error this package raises on purpose.
 
 PersonaError
 ├── InputError            what the caller gave is wrong          (CLI exit code 2)

@@ -158,10 +158,14 @@ SCORES = [87, 62, 91, 45, 73, 100, 38, 80, 55, 66, 94, 71, 83, 29, 60, 77]
 @pytest.mark.parametrize(
     ("by_user", "task"),
     [
-        ({"u1": HALVES}, "query -> response: rating[0.5, 5, 0.5]"),
+        pytest.param({"u1": HALVES}, "query -> response: rating[0.5, 5, 0.5]", marks=pytest.mark.slow),
         ({"u1": HALVES, "u2": [4, 5, 4]}, "query -> response: rating[0.5, 5, 0.5]"),
         ({"u1": SCORES}, "query -> response: rating[0, 100]"),
-        ({"u1": ["4000", "4001", "9000"] * 6}, "query -> response: Literal['4000', '4001', '9000']"),
+        pytest.param(
+            {"u1": ["4000", "4001", "9000"] * 6},
+            "query -> response: Literal['4000', '4001', '9000']",
+            marks=pytest.mark.slow,
+        ),
         (
             {"u1": ["Comedy", "comedy", "Drama", "drama.", "Comedy", "Drama"] * 3},
             "query -> response: Literal['Comedy', 'Drama']",

@@ -154,7 +154,9 @@ def test_resume_skips_who_is_finished_and_only_those(tmp_path):
         assert list((tmp_path / ".p.fleet" / "calls").iterdir()) == []  # answers go when a user is finished
 
 
-@pytest.mark.parametrize("at", [1, 7, 20, 33])
+@pytest.mark.parametrize(
+    "at", [1, pytest.param(7, marks=pytest.mark.slow), 20, pytest.param(33, marks=pytest.mark.slow)]
+)
 def test_a_fleet_stopped_at_any_call_resumes_to_the_same_result(tmp_path, at):
     with FleetFolder(tmp_path / "whole") as folder:
         whole = lm_of()
@@ -170,7 +172,7 @@ def test_a_fleet_stopped_at_any_call_resumes_to_the_same_result(tmp_path, at):
     assert content(tmp_path / "cut") == content(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("at", [7, 20])
+@pytest.mark.parametrize("at", [pytest.param(7, marks=pytest.mark.slow), 20])
 def test_a_stopped_fleet_with_a_store_resumes_to_the_same_versions(tmp_path, at):
     whole, lm = lm_of(), lm_of()
     with FleetFolder(tmp_path / "whole") as folder, Store.open(tmp_path / "whole.db") as store:

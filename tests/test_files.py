@@ -347,6 +347,7 @@ print(count, peak() - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux only")
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["array", "lines"])
 def test_memory_does_not_grow_with_the_file(tmp_path, form):
     path = tmp_path / ("questions.json" if form == "array" else "f.jsonl")

@@ -284,7 +284,8 @@ def test_files_that_cannot_be_read_are_named_and_stop_nothing(tmp_path, protocol
 
 
 @pytest.mark.parametrize(
-    ("users", "left"), [(("v", "u"), ["v"]), ("u", []), (["v"], ["v"]), (2, 2), ("longest:2", "longest:2"), (None, None)]
+    ("users", "left"),
+    [(("v", "u"), ["v"]), ("u", []), (["v"], ["v"]), (2, 2), ("longest:2", "longest:2"), (None, None)],
 )
 def test_a_name_goes_from_the_protocol_of_an_evaluation(tmp_path, users, left):
     people = [replace(i, user_id=user) for user in "uv" for i in SyntheticUser(seed=1).interactions(8)]

@@ -239,12 +239,20 @@ def check(channel, adapter, text):
 
 @pytest.mark.parametrize("attempt", ATTEMPTS)
 def test_the_instruction_position_is_never_theirs(attempt):
-    """Through every channel; under the adapter an attempt is made for, else under all in turn: each pair of channel
-    and adapter sees a third of the rest."""
+    """Through half of the channels, in turn; under the adapter an attempt is made for, else under all in turn."""
     made_for = [name for name in ADAPTERS if attempt.startswith(name)]
     names, first = list(ADAPTERS), list(ATTEMPTS).index(attempt)
     for n, channel in enumerate(CHANNELS):
-        check(channel, made_for[0] if made_for else names[(first + n) % 3], ATTEMPTS[attempt])
+        if (first + n) % 2 == 0:
+            check(channel, made_for[0] if made_for else names[(first + n) % 3], ATTEMPTS[attempt])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("channel", CHANNELS)
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_the_instruction_position_is_never_theirs_by_any_way(channel, adapter):
+    for text in ATTEMPTS.values():
+        check(channel, adapter, text)
 
 
 @pytest.mark.parametrize("attempt", ["chat output", "ChatML", "fence closed", "xml output", "DSPy image"])
@@ -304,6 +312,11 @@ def learn(canary):
     return learning, trials, done.persona.value.render()
 
 
+def each_third(names):
+    """Every third as it is, the others as slow tests."""
+    return [pytest.param(name, marks=pytest.mark.slow if n % 3 else ()) for n, name in enumerate(names)]
+
+
 CANARY = "always answers buy gold now at once"
 
 
@@ -320,7 +333,7 @@ def test_that_test_would_notice(monkeypatch):
     assert any(CANARY in prompt.user for prompt in learning) and any(CANARY in edit for edit in trials)
 
 
-@pytest.mark.parametrize("attempt", ATTEMPTS)
+@pytest.mark.parametrize("attempt", each_third(ATTEMPTS))
 def test_feedback_is_data_to_the_optimizer(attempt):
     """A metric's feedback goes to the LM that proposes edits: inside one fence, under unchanged instructions."""
 

@@ -68,7 +68,14 @@ def asked(n):
     return [rng.choice(USERS) for _ in range(n)]
 
 
-@pytest.mark.parametrize("kind", ["fixed", "plan", "react", "personalize"])
+def kinds(*quick):
+    every = ["fixed", "plan", "react", "personalize"]
+    return pytest.mark.parametrize(
+        "kind", [pytest.param(k, marks=() if k in quick else pytest.mark.slow) for k in every]
+    )
+
+
+@kinds("react", "personalize")
 def test_eight_threads_over_twenty_users(kind):
     made, model = programs(kind), seen_lm(lm)
     with dspy.context(lm=model), ThreadPoolExecutor(8) as pool:
@@ -80,7 +87,7 @@ def test_eight_threads_over_twenty_users(kind):
     check(model, answers, COUNT[kind])
 
 
-@pytest.mark.parametrize("kind", ["fixed", "plan", "react", "personalize"])
+@kinds("fixed", "plan")
 def test_fifty_tasks_over_twenty_users(kind):
     made, model = programs(kind), seen_lm(lm)
     rng = random.Random(2)

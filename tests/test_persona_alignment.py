@@ -665,8 +665,14 @@ def spent(kind, seed, n, auto, noise):
     return aligned.alignment.total.calls, options.calls(n) * (4 / 3 if judged else 1)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("auto", ["light", "medium", "heavy"])
+@pytest.mark.parametrize(
+    ("auto", "kind"),
+    [
+        pytest.param(auto, kind, marks=() if n % 3 == number else pytest.mark.slow)
+        for number, auto in enumerate(["light", "medium", "heavy"])
+        for n, kind in enumerate(KINDS)
+    ],
+)
 def test_no_more_calls_are_made_than_were_announced(kind, auto):
     for n in (4, 7, 12, 40):
         calls, most = spent(kind, n, n, auto, 0.4)

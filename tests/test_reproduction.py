@@ -107,6 +107,7 @@ def test_a_cell_is_computed_once_and_more_sections_add_to_what_is_there(tmp_path
     assert cells.row("persona@epochs=3") == cells.row("persona") == cells.row("persona@k=4")
 
 
+@pytest.mark.slow
 def test_seeds_are_runs_of_their_own_and_joined(tmp_path):
     sources = find_sources(lamp_folder(tmp_path / "data"))
     options = {"lms": [fake_lm()], "out": tmp_path / "out", "sections": ["table"], "of": ["persona"]}

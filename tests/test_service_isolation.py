@@ -187,8 +187,16 @@ def url(tmp_path):
     return f"sqlite:///{tmp_path}/personas.db"
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("kind", KINDS)
+QUICK = {("agent", "threads"), ("react", "tasks"), ("rag", "streams"), ("agent", "parallel"), ("rag", "best")}
+
+
+@pytest.mark.parametrize(
+    ("kind", "way"),
+    [
+        pytest.param(kind, way, marks=() if (kind, way) in QUICK else pytest.mark.slow)
+        for kind, way in itertools.product(KINDS, WAYS)
+    ],
+)
 def test_no_user_meets_another(url, tmp_path, kind, way):
     with caching(tmp_path / "cache"):
         assert served(url, kind, way, seed=1, answers=40) > 0

@@ -1,6 +1,8 @@
 """How much text a request has room for, by the LM."""
 
+import sys
 from dataclasses import fields
+from types import SimpleNamespace
 
 import dspy
 import pytest
@@ -49,11 +51,17 @@ def test_sizes_follow_the_lm():
     assert Sizes.of(None) == Sizes.of(dspy.LM("nobody/knows-it")) == Sizes.within(32_768)
 
 
-@pytest.mark.parametrize("model", ["openai/gpt-4", "gpt-4", "openai/gpt-4o"])
-def test_a_window_that_litellm_knows_is_used(model):
-    litellm = pytest.importorskip("litellm")
-    window = litellm.model_cost[model.rpartition("/")[2]]["max_input_tokens"]
+@pytest.mark.parametrize(("model", "window"), [("openai/gpt-4", 8_192), ("gpt-4", 8_192), ("openai/gpt-4o", 128_000)])
+def test_a_window_that_litellm_knows_is_used_without_its_import(model, window, monkeypatch):
+    """Its import takes seconds, and the first answer would wait for it."""
+    monkeypatch.delitem(sys.modules, "litellm", raising=False)
     assert Sizes.of(dspy.LM(model)) == Sizes.within(window) != Sizes.within(32_768)
+    assert "litellm" not in sys.modules
+
+
+def test_a_model_that_the_user_told_litellm_of_is_known(monkeypatch):
+    monkeypatch.setitem(sys.modules, "litellm", SimpleNamespace(model_cost={"mine": {"max_tokens": 9_000}}))
+    assert Sizes.of(dspy.LM("openai/mine")) == Sizes.within(9_000)
 
 
 def test_what_is_small_says_its_engine():

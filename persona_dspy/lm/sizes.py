@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import warnings
+import importlib.util
+import json
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
+from pathlib import Path
 from typing import Any, Self
 
 __all__ = ["Sizes", "is_small"]
@@ -77,15 +80,30 @@ def is_small(lm: Any) -> bool:
     return bool(getattr(getattr(lm, "engine", None), "small", False))
 
 
-@lru_cache(maxsize=64)
 def _window(model: str) -> int:
     """Tokens of a model's context, from LiteLLM's list where it is installed and knows the model."""
-    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # or its import asks the network for prices
+    registered: Any = vars(sys.modules.get("litellm") or object).get("model_cost") or {}  # the user's own entries, too
+    for name in (model, model.partition("/")[2]):
+        known = _window_of(registered.get(name) or {}) or _listed_windows().get(name)
+        if known:
+            return known
+    return _UNKNOWN
+
+
+@cache
+def _listed_windows() -> dict[str, int]:
+    """Model name -> context window, by the list inside LiteLLM. NOTE read as a file: importing LiteLLM takes seconds,
+    and it would be imported in the middle of the first answer."""
+    spec = importlib.util.find_spec("litellm")
+    if spec is None or spec.origin is None:
+        return {}
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pydantic's, about LiteLLM's own types
-            import litellm
-    except ImportError:
-        return _UNKNOWN
-    known = litellm.model_cost.get(model) or litellm.model_cost.get(model.partition("/")[2]) or {}
-    return int(known.get("max_input_tokens") or known.get("max_tokens") or _UNKNOWN)
+        models = json.loads(Path(spec.origin).with_name("model_prices_and_context_window_backup.json").read_bytes())
+    except FileNotFoundError:
+        return {}
+    return {name: window for name, entry in models.items() if (window := _window_of(entry))}
+
+
+def _window_of(entry: Mapping[str, Any]) -> int | None:
+    window = entry.get("max_input_tokens") or entry.get("max_tokens")
+    return int(window) if isinstance(window, int | float | str) and str(window).isdecimal() else None

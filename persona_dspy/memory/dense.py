@@ -1,7 +1,4 @@
-"""How near an episode is to a query by sentence vectors (Dense), and by several measures at once (Hybrid).
-
-Not here: the protocol and BM25 (``retrieval.py``); encoders (``encoders.py``); keeping vectors (``store.py``).
-"""
+"""Retrieval by sentence vectors (``Dense``), and by several retrievers at once (``Hybrid``)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""A sentence encoder that runs here, from an ONNX file: text -> vector. Needs the extra ``persona-dspy[dense]``.
-
-Owns: finding, loading and running the model. Not here: search (``retrieval.py``), hosted encoders (``dspy.Embedder``).
+"""A sentence encoder that runs on this machine from an ONNX file: text -> vector. Needs the extra
+``persona-dspy[dense]``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Which users' memories are open in this process. Owns: one handle a user while anybody holds it, and the recent ones.
-
-Not here: filling them (``store.py``), what a memory does (``episodic.py``).
-"""
+"""The users' memories that are open in this process: one per user and configuration."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""The LM's part of semantic memory: a summary of one user's episodes that grows with them (paper section 3).
-
-Owns: ``SemanticMemory``: which episodes are read, what the LM is asked. Not here: what it says, as values, and how that
-fades (profile_lines.py), facts and rules that code counts (semantic.py), keeping profiles between runs (the caller).
-"""
+"""Semantic memory: an LM's summary of one user's episodes, which grows as episodes are added (paper section 3)."""
 
 from __future__ import annotations
 

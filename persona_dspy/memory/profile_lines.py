@@ -1,7 +1,4 @@
-"""What an LM's summary says of one user, as values: lines with evidence, their fading and joining. Pure functions.
-
-Owns: ``Profile``, ``ProfileLine``, which interactions a profile covers. Not here: asking the LM (profile.py).
-"""
+"""The profile of a user as values: lines with evidence, which fade and are merged. Pure functions; no LM."""
 
 from __future__ import annotations
 

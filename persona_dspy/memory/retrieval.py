@@ -1,6 +1,4 @@
-"""How near an episode is to a query, by its words (BM25), how age counts (Recency), and the best of it (``top``).
-
-Not here: nearness by vectors (``dense.py``); who may see which episode, and time order (``episodic.py``); storage.
+"""Retrieval by words (``BM25``), the weight of an episode's age (``Recency``), and the k best scores (``top``).
 
 A **retriever** is a frozen configuration, shared by all users. It turns texts into items (``encode``: pure and
 possibly slow, so it is never called under a lock) and makes one **index** per user (``index``: cheap, mutable, not

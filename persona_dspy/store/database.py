@@ -1,7 +1,5 @@
-"""The database under the store: URL -> engine, migrations run, transactions, errors that say what to do.
-
-Owns: everything that knows which database it is. Not here: tables and migrations (``store_tables.py``), what is written
-and read (``store.py``).
+"""The database under the store: opens it by URL, runs migrations and transactions, and explains errors. No other file
+of the store knows which database it is.
 
 **Text never moves.** When SQLite splits or merges B-tree pages it copies rows and leaves the old bytes in unused parts
 of pages, out of reach of ``secure_delete``; only VACUUM, which rewrites the file, would remove them. So rows with text

@@ -1,6 +1,6 @@
-"""Episodes of a user, their vectors, and the memories that are open on them. Owns: idempotence and order of arrival.
+"""A user's interactions and their vectors in the store, and the memories that are open on them.
 
-Not here: the form of a row (``store_rows.py``), transactions (``database.py``), search (``memory/``).
+Interactions keep the order in which they arrived; storing one again changes nothing.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Persona versions of a user and the pointer to the current one. Owns: their order of writing.
-
-Not here: the form of a document (``store_rows.py``, ``export.py``), transactions (``database.py``).
-"""
+"""A user's persona versions, which never change, and the pointer to the current one, which moves last."""
 
 from __future__ import annotations
 

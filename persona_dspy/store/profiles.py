@@ -1,7 +1,4 @@
-"""What an LM's summary says of each user, kept between runs (semantic memory). Owns: one profile a user.
-
-Not here: what a profile says (``memory/profile_lines.py``), transactions (``database.py``).
-"""
+"""Each user's profile (the LM's summary in semantic memory), stored between runs."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""How values look as rows of the store: keys, episode bodies, persona documents. Pure functions and frozen values.
-
-Not here: transactions (``store.py``), tables (``database.py``), what a persona document means (``export.py``).
-"""
+"""Values as rows of the store: keys, interactions, persona documents. Pure functions and frozen values."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Everything kept about users, in SQL: a file by default, PostgreSQL by URL. Owns: opening, listing, forgetting.
-
-Not here: episodes and memories (``store_episodes.py``), persona versions (``store_personas.py``), profiles
-(``store_profiles.py``), the database itself (``database.py``).
+"""The store: everything kept about users, in an SQLite file by default or in PostgreSQL by URL.
 
 Every call names one user; none reads two users' rows. An acknowledged write is one committed transaction.
 """

@@ -1,6 +1,4 @@
-"""The store's tables and their migrations; one schema for SQLite and PostgreSQL. Owns: both, and ``digest``.
-
-Not here: running them (``database.py``), what is written and read (``store.py``).
+"""The store's tables and their migrations: one schema for SQLite and PostgreSQL.
 
 ``persona_users`` gives a user id its ``uid``, a random number that is never used again; ``persona_episodes``,
 ``persona_vectors``, ``persona_versions``, ``persona_profiles`` hold text by uid, ``persona_current`` the pointer;

@@ -1,4 +1,4 @@
-"""A fake LM that is safe to test with. Owns: ``FakeLM``, ``Prompt``. Not here: what a fake knows (synthetic.py).
+"""A fake LM that is safe to test with.
 
 It answers from the content of each request, never by turn, so threads and retries cannot shift answers; a request that
 no handler knows fails loudly and is kept in ``misses``. Ships with the package: notebooks and users' tests need it too.

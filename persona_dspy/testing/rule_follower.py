@@ -1,6 +1,6 @@
-"""An LM that follows the rules it is shown, and can say what rules mistakes show. Owns: ``RuleFollower`` and its world.
+"""A fake LM that follows the rules it is shown, and says which rules explain a set of mistakes.
 
-Not here: users (synthetic.py), the engine (testing.py). It knows how the world tags, rates and describes films, but no
+It knows how the world tags, rates and describes films, but no
 user: that must be in its prompt. Every optimizer that asks it to reflect gets the same deductions from what it shows,
 in its own format: edits, whole rewrites, and the reflection prompts of dspy.GEPA, gepa, dspy.SIMBA and dspy.COPRO.
 """

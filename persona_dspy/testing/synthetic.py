@@ -1,7 +1,7 @@
-"""Synthetic users with a hidden preference, of several kinds. Owns: ``SyntheticUser``, ``rule_following_lm``.
+"""Synthetic users of several kinds, each with a hidden preference; deterministic in their seed.
 
-Deterministic in their seed. Not here: the LM that must be told what they like (rule_follower.py). Together they make
-claims about alignment testable without a model (STYLE, invariants I1-I7).
+With an LM that follows only the rules it is shown (``rule_following_lm``) they make claims about alignment testable
+without a model.
 """
 
 from __future__ import annotations
