@@ -37,7 +37,6 @@ from persona_dspy.core import (
     Scores,
     Trial,
     Usage,
-    UsageRecord,
     answer_text,
 )
 from persona_dspy.lm import Ledger, is_small
@@ -407,7 +406,7 @@ class Run:
             self.scores = Scores(initial=election.mean(begun), final=election.mean(self.incumbent))
         if self.unread:
             self.notes.append(f"{len(self.unread)} answers of the reflecting LM could not be read: {self.unread[0]}")
-        by_role = {name: UsageRecord.of(usage) for name, usage in sorted(self.ledger.by_role.items())}
+        by_role = {name: usage.rounded() for name, usage in sorted(self.ledger.by_role.items())}
         if len(self.rounds) > 1:
             self.notes.append(
                 f"{len(self.rounds)} folds judged in turn: each edit was made without the fold that judged it; the "
@@ -424,7 +423,7 @@ class Run:
             steps=tuple(self.steps),
             stopped=self.stopped,
             notes=tuple(self.notes),
-            usage={**by_role, "total": UsageRecord.of(self.ledger.usage)},
+            usage={**by_role, "total": self.ledger.usage.rounded()},
             options=self.options.get_params()
             | {
                 "gate": type(self.gate).__name__,
@@ -433,8 +432,8 @@ class Run:
             },
         )
 
-    def _spent(self, before: Usage) -> UsageRecord:
-        return UsageRecord.of(self.ledger.usage - before)
+    def _spent(self, before: Usage) -> Usage:
+        return (self.ledger.usage - before).rounded()
 
     def tell(self, event: str, **details: Any) -> None:
         """One event to every observer."""

@@ -1,9 +1,9 @@
 """Fleets for the tests of the report page: documents made by hand, without an LM."""
 
 from persona_dspy.agent.trace import Step, Trace
-from persona_dspy.core.alignment import Alignment, AlignmentStep, Scores, Trial, UsageRecord
+from persona_dspy.core.alignment import Alignment, AlignmentStep, Scores, Trial
 from persona_dspy.core.document import PersonaDocument
-from persona_dspy.core.interactions import Interaction
+from persona_dspy.core.interactions import Interaction, Usage
 from persona_dspy.core.persona import Bullet, Edit, Persona
 from persona_dspy.report.sources import Subject
 
@@ -29,8 +29,8 @@ def record(user, before=0.25, after=0.75, accepted=True, said="The user wants sh
         steps=(step,),
         stopped="all epochs done",
         usage={
-            "respond": UsageRecord(calls=9, input_tokens=900, output_tokens=90, usd=0.01),
-            "total": UsageRecord(calls=9, input_tokens=900, output_tokens=90, seconds=2.0, usd=0.01),
+            "respond": Usage(calls=9, input_tokens=900, output_tokens=90, usd=0.01),
+            "total": Usage(calls=9, input_tokens=900, output_tokens=90, seconds=2.0, usd=0.01),
         },
         options={"recent": 3},
     )

@@ -17,8 +17,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from persona_dspy.core.alignment import Alignment, AlignmentStep, Scores, Trial, UsageRecord
+from persona_dspy.core.alignment import Alignment, AlignmentStep, Scores, Trial
 from persona_dspy.core.document import PersonaDocument
+from persona_dspy.core.interactions import Usage
 from persona_dspy.core.persona import Persona
 from persona_dspy.errors import InputError, RunError
 from persona_dspy.tracking import tracker as tracking
@@ -36,8 +37,8 @@ def document(user_id, version=0, text=SECRET):
         scores=Scores(without_persona=0.25, initial=0.25, final=0.75),
         gate_size=4,
         accepted=1,
-        steps=(AlignmentStep(epoch=1, scores=(0.0, 1.0), trials=(trial,), usage=UsageRecord(calls=5)),),
-        usage={"total": UsageRecord(calls=9, input_tokens=90, output_tokens=10), "loss": UsageRecord(calls=2)},
+        steps=(AlignmentStep(epoch=1, scores=(0.0, 1.0), trials=(trial,), usage=Usage(calls=5)),),
+        usage={"total": Usage(calls=9, input_tokens=90, output_tokens=10), "loss": Usage(calls=2)},
         options={"recent": 3},
     )
     return PersonaDocument.of(persona, alignment=record, task="q -> a", model="m").model_copy(

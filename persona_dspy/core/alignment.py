@@ -10,26 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from persona_dspy.core.interactions import Usage
 
-__all__ = ["Alignment", "AlignmentStep", "Scores", "Trial", "UsageRecord"]
-
-
-class UsageRecord(BaseModel):
-    """``Usage`` in JSON: calls sent to an engine, tokens, seconds (of LM time), US dollars where known."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    calls: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cached_tokens: int = 0
-    cache_hits: int = 0
-    failures: int = 0
-    seconds: float = 0.0
-    usd: float | None = None
-
-    @classmethod
-    def of(cls, usage: Usage) -> UsageRecord:
-        return cls(**usage.to_dict())  # type: ignore[arg-type]
+__all__ = ["Alignment", "AlignmentStep", "Scores", "Trial"]
 
 
 Outcome = Literal["", "accepted", "worse", "no difference", "untested"]
@@ -66,7 +47,7 @@ class AlignmentStep(BaseModel):
     feedback: tuple[str, ...] = ()
     trials: tuple[Trial, ...] = ()
     unread: int = Field(default=0, ge=0, description="answers of the reflecting LM that could not be read")
-    usage: UsageRecord = UsageRecord()
+    usage: Usage = Usage()
 
 
 class Scores(BaseModel):
@@ -116,10 +97,10 @@ class Alignment(BaseModel):
     steps: tuple[AlignmentStep, ...] = ()
     stopped: str = ""
     notes: tuple[str, ...] = ()
-    usage: dict[str, UsageRecord] = Field(default_factory=dict, description="by role, and 'total'")
+    usage: dict[str, Usage] = Field(default_factory=dict, description="by role, and 'total'")
     options: dict[str, Any] = Field(default_factory=dict)
 
     @property
-    def total(self) -> UsageRecord:
+    def total(self) -> Usage:
         """Usage over all roles."""
-        return self.usage.get("total", UsageRecord())
+        return self.usage.get("total", Usage())

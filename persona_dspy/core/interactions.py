@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, date, datetime
 from hashlib import sha256
 from itertools import pairwise
@@ -229,6 +229,8 @@ class Usage:
         12
     """
 
+    __pydantic_config__ = {"extra": "forbid"}  # as a field of records that are read from JSON
+
     calls: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
@@ -245,31 +247,18 @@ class Usage:
 
     def __add__(self, other: Usage) -> Usage:
         usd = None if self.usd is None and other.usd is None else (self.usd or 0.0) + (other.usd or 0.0)
-        return Usage(
-            calls=self.calls + other.calls,
-            input_tokens=self.input_tokens + other.input_tokens,
-            output_tokens=self.output_tokens + other.output_tokens,
-            cached_tokens=self.cached_tokens + other.cached_tokens,
-            cache_hits=self.cache_hits + other.cache_hits,
-            failures=self.failures + other.failures,
-            seconds=self.seconds + other.seconds,
-            usd=usd,
-        )
+        counts = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self) if f.name != "usd"}
+        return Usage(**counts, usd=usd)
 
     def __sub__(self, other: Usage) -> Usage:
         usd = None if self.usd is None else self.usd - (other.usd or 0.0)
         counts = {f.name: getattr(self, f.name) - getattr(other, f.name) for f in fields(self) if f.name != "usd"}
         return Usage(**counts, usd=usd)
 
+    def rounded(self) -> Usage:
+        """The same with seconds rounded to a millisecond, as records keep it."""
+        return replace(self, seconds=round(self.seconds, 3))
+
     def to_dict(self) -> dict[str, float | int | None]:
         """JSON-safe form, seconds rounded to a millisecond."""
-        return {
-            "calls": self.calls,
-            "input_tokens": self.input_tokens,
-            "output_tokens": self.output_tokens,
-            "cached_tokens": self.cached_tokens,
-            "cache_hits": self.cache_hits,
-            "failures": self.failures,
-            "seconds": round(self.seconds, 3),
-            "usd": self.usd,
-        }
+        return asdict(self.rounded())

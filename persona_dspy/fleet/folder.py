@@ -133,7 +133,7 @@ class FleetFolder:
 
         Args:
             error: the kind of error only, such as ``"LMTimeoutError"``: messages may quote the user.
-            cost: a ``UsageRecord`` or None.
+            cost: a ``Usage`` or None.
         """
         usage = (cost.calls, cost.input_tokens + cost.output_tokens, cost.usd) if cost is not None else (0, 0, None)
         row = (user_key(user_id), made_from, state, error, *usage, seconds, time.time())

@@ -50,16 +50,8 @@ class Judged:
     @classmethod
     def of(cls, usage: Usage, seconds: float, **what: Any) -> Judged:
         """A row with its cost."""
-        return cls(
-            calls=usage.calls,
-            input_tokens=usage.input_tokens,
-            output_tokens=usage.output_tokens,
-            cached_tokens=usage.cached_tokens,
-            seconds=round(seconds, 3),
-            lm_seconds=round(usage.seconds, 3),
-            usd=usage.usd,
-            **what,
-        )
+        counts = {name: getattr(usage, name) for name in ("calls", "input_tokens", "output_tokens", "cached_tokens")}
+        return cls(**counts, usd=usage.usd, lm_seconds=usage.rounded().seconds, seconds=round(seconds, 3), **what)
 
     @property
     def tokens(self) -> int:

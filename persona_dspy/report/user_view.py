@@ -151,7 +151,7 @@ def _alignment(record: Alignment, sentences: dict[str, str]) -> dict[str, Any]:
             for point in curve(record)
         ],
         "steps": [_step(step, sentences) for step in record.steps],
-        "usage": [{"role": role, **usage.model_dump()} for role, usage in record.usage.items()],
+        "usage": [{"role": role, **usage.to_dict()} for role, usage in record.usage.items()],
     }
 
 
