@@ -3,6 +3,8 @@ SHELL := /bin/bash
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell command -v $(p))))
 UV_VERSION := 0.13.9
 BIN := .venv/bin
+# Unit tests write some thousand small files: into memory where there is room for them.
+IN_MEMORY := $(shell test -w /dev/shm && test "$$(df -Pk /dev/shm | awk 'END { print $$4 }')" -gt 2000000 && echo TMPDIR=/dev/shm)
 # NOTE uv installs without bytecode, and where PYTHONDONTWRITEBYTECODE is set every start would compile DSPy, MLflow and
 # pandas anew: 9 s instead of 4. So it is written once, at installation.
 unexport PYTHONDONTWRITEBYTECODE
@@ -31,7 +33,7 @@ demo: .venv/ready
 	@$(BIN)/persona-dspy compile examples/movie_tags.jsonl --lm local --out personas/ --resume
 
 test: .venv/ready
-	@$(BIN)/python -m pytest -n 2 -m "not model and not postgres and not ray and not notebook and not browser and not loopback and not slow"
+	@$(IN_MEMORY) $(BIN)/python -m pytest -n 2 -m "not model and not postgres and not ray and not notebook and not browser and not loopback and not slow"
 
 check: lint slow
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import urllib3.util.connection  # noqa: F401 - binds [::1] once, at its first import: not in the middle of a test
+from hypothesis import settings
 
 # Tests that may talk to a server, or start what does. All others are unit tests.
 MAY_CONNECT = {"model", "postgres", "ray", "notebook", "browser", "loopback"}
@@ -22,6 +23,13 @@ OPENS = {"socket.connect", "socket.bind", "socket.sendto", "socket.sendmsg", "so
 os.environ.setdefault(
     "LITELLM_LOCAL_MODEL_COST_MAP", "True"
 )  # or DSPy fetches prices once a process, whoever asks first
+
+
+# Examples a property test tries: some on each run, many in CI (HYPOTHESIS_PROFILE=thorough). No deadline: a machine may
+# be busy.
+settings.register_profile("quick", max_examples=40, deadline=None)
+settings.register_profile("thorough", max_examples=200, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
 class _Wire:

@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -90,7 +90,7 @@ def _window(model: str) -> int:
     return _UNKNOWN
 
 
-@cache
+@lru_cache(maxsize=1)
 def _listed_windows() -> dict[str, int]:
     """Model name -> context window, by the list inside LiteLLM. NOTE read as a file: importing LiteLLM takes seconds,
     and it would be imported in the middle of the first answer."""
