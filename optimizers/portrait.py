@@ -36,7 +36,9 @@ class PortraitLine(BaseModel):
 
     section: Section
     text: str = Field(description="a plain sentence")
-    strength: Literal["weak", "clear", "strong"] = Field(description="how well the examples bear it out")
+    strength: Literal["weak", "clear", "strong"] = Field(
+        description="weak where fewer than 4 examples show it or some speak against it"
+    )
     examples: list[int] = Field(description="numbers of examples that show it, at most 5")
 
 
