@@ -89,6 +89,7 @@ def program(task: Task, person: Person, arm: str, order: argparse.Namespace, out
 def learn(task: Task, order: argparse.Namespace) -> None:
     out = Path(order.out) / Path(order.data).name
     (out / "personas").mkdir(parents=True, exist_ok=True)
+
     def one(person: Person, model: str) -> str:
         file = out / "personas" / f"{person.user_id}.json"
         if file.exists():
