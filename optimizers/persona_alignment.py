@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal, Self
 
 import dspy
@@ -17,6 +18,7 @@ from optimizers.portrait import Portrait
 from optimizers.progress import progress_bar
 from optimizers.proposals import EditProposer, Proposer, RewriteProposer
 from optimizers.run import Run
+from optimizers.signals import in_order, spoken_of
 from optimizers.trainset import fitting, remembered
 from persona_dspy.agent import PersonalProgram
 from persona_dspy.errors import BudgetExceeded, InputError
@@ -208,8 +210,12 @@ class PersonaAlignment(Teleprompter):
         bar = progress_bar(program.user_id, self.calls(len(fit)), shown=self.progress and parent is None)
         with ledger.recording(), bar as watching:
             (fit, notes), (held, more) = fitting(program, fit), fitting(program, held)
-            gate = self.gate_for(len(fit))
-            splits = [_split(fit, held, gate)] if held else gate.splits(fit)
+            spoken = self._spoken(program, fit, held)
+            judged = in_order(program, [*fit, *spoken]) if self.metric is None else fit
+            gate = self.gate_for(len(judged))
+            splits = [_split(judged, held, gate)] if held else gate.splits(judged)
+            if judged is fit and spoken:  # a metric of the user's own judges; drafts are learned from all the same
+                splits = [replace(split, fit=in_order(program, [*split.fit, *spoken])) for split in splits]
             run = Run(self, gate, program, splits, ledger, watching)
             run.notes += dict.fromkeys([*notes, *more])
             try:
@@ -220,6 +226,19 @@ class PersonaAlignment(Teleprompter):
         program.alignment = run.record()
         run.tell("end", accepted=program.alignment.accepted, scores=program.alignment.scores.model_dump())
         return program
+
+    def _spoken(
+        self, program: PersonalProgram, fit: Sequence[dspy.Example], held: Sequence[dspy.Example]
+    ) -> list[dspy.Example]:
+        """Drafts that the user judged without an answer, up to the last interaction that compile was given; none for a
+        small LM, which reads mistakes only."""
+        if is_small(self.reflection_lm or program.own_lm()):
+            return []
+        given = in_order(program, [*fit, *held])
+        latest = program.memory.interactions[-1:]
+        if not latest or (given and given[-1].interaction_id == latest[0].id):
+            return spoken_of(program)
+        return spoken_of(program, given[-1]) if given else []
 
 
 def _split(fit: list[dspy.Example], val: list[dspy.Example], gate: Gate) -> Split:

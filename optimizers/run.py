@@ -19,10 +19,11 @@ from optimizers.acceptance import LEAST, Gate, Split
 from optimizers.election import Election
 from optimizers.evidence import Challenger, Evidence, Momentum, Tried, same, support
 from optimizers.loss import Simulated
-from optimizers.mistakes import Mistakes, mistakes_of
+from optimizers.mistakes import SAME, Mistakes, mistakes_of
 from optimizers.options import Observer, Options
 from optimizers.proposals import FromPast, built
 from optimizers.reflection import Reflection, reflecting
+from optimizers.signals import attempt_of, comments
 from optimizers.simulation import Simulator
 from optimizers.text_judge import TextJudge
 from persona_dspy.agent import PersonalProgram
@@ -54,8 +55,29 @@ class Round:
 
     fit: list[dspy.Example]
     past: tuple[Interaction, ...]
+    judged: tuple[Interaction, ...]
     simulator: Simulator
     election: Election
+
+
+class PairJudge:
+    """Compares answers of a run by its reflecting LM, where their own scores do not tell: free text, and whatever the
+    user only spoke of."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def needed(self, example: dspy.Example) -> bool:
+        program = self._run.program
+        if program.kind.name == "text":
+            return True
+        signal = example.get("signal")
+        return example.get(program.response_field) is None and (signal is None or signal.approval is None)
+
+    def __call__(self, drafts: Sequence[Simulated], references: Sequence[Simulated]) -> list[float]:
+        spoken = [i for i in (*self._run.past, *self._run.judged) if i.signal is not None]
+        with self._run.reflecting():
+            return TextJudge(comments(spoken))(drafts, references)
 
 
 class Run:
@@ -76,6 +98,7 @@ class Run:
         self.loss = options.loss_for(self._reflector())
         self.initial = program.persona.value
         self.only_counts = all(b.source == "fact" for b in self.initial.bullets)
+        self.agreed: tuple[int, int] | None = None  # verdicts of the judge that edits and choices bear out, of how many
         # Counts are challengers like any other: nobody is left with them where no persona at all does better.
         self.incumbent = self.initial
         if self.only_counts and gate.decides:
@@ -83,9 +106,13 @@ class Run:
         places = [program.memory.position(e.interaction_id) for split in splits for e in (*split.fit, *split.held)]
         last = max((place for place in places if place is not None), default=-1)
         self.past = program.memory.interactions[: last + 1]  # what came after the examples is not for compile to know
-        texts = [str(e.get(program.response_field, "")) for s in splits for e in s.held if program.kind.name == "text"]
+        examples = {e.interaction_id for split in splits for e in (*split.fit, *split.held)}
+        self.judged = tuple(i for i in program.memory.signals if not i.answered and i.id in examples)
+        held = [e for split in splits for e in split.held]
+        texts = [str(e.get(program.response_field, "")) for e in held if program.kind.name == "text"]
+        texts += [e.signal.comment for e in held if e.get("signal") is not None]
         self.secrets = frozenset(text.strip() for text in texts) - {""}
-        self.judges_text = program.kind.name == "text" and options.metric is None and not is_small(self._reflector())
+        self.judge = None if options.metric is not None or is_small(self._reflector()) else PairJudge(self)
         self.rounds = [self._round(split) for split in splits]
         self.tried: list[Tried] = []
         self.riders: list[Edit] = []
@@ -101,11 +128,10 @@ class Run:
 
     def _round(self, split: Split) -> Round:
         hidden = frozenset(e.interaction_id for e in split.held)
-        past = tuple(i for i in self.past if i.id not in hidden)
+        past, judged = (tuple(i for i in items if i.id not in hidden) for items in (self.past, self.judged))
         simulator = Simulator(self.program, self.options.metric, hidden, self.options.concurrency)
-        as_then, judge = partial(self.as_of, past=past), self._judged if self.judges_text else None
-        election = Election(self.gate, simulator, split.held, as_then, judge)
-        return Round(fit=split.fit, past=past, simulator=simulator, election=election)
+        election = Election(self.gate, simulator, split.held, partial(self.as_of, past=past), self.judge)
+        return Round(fit=split.fit, past=past, judged=judged, simulator=simulator, election=election)
 
     def as_of(self, persona: Persona, past: Sequence[Interaction]) -> Persona:
         """The persona as it would have been then: its facts counted over ``past`` only."""
@@ -123,9 +149,33 @@ class Run:
             self.incumbent = self.initial
             self._adopt_cohort()
             return
+        if not self._may_judge(first):
+            self.stopped = "the judge did not agree with the user's own edits and choices; the initial persona stays"
+            self.incumbent = self.initial
+            return
         self._before_the_first_step(first)
         self.stopped = self._epochs()
         self._settle(first)
+
+    def _may_judge(self, first: Round) -> bool:
+        """Whether an LM may judge drafts that the user wrote nothing to: where the user's edits and choices can tell,
+        it has to agree with half of them or more."""
+        unanswered = [e for e in first.election.held if e.get(self.program.response_field) is None]
+        if self.judge is None or not any(map(self.judge.needed, unanswered)):
+            return True
+        made = [(i, attempt) for i in self.past if i.answered and (attempt := attempt_of(i, self.program.kind))]
+        made = [(i, attempt) for i, attempt in made if not attempt.right][-8:]
+        if not made:
+            return True
+        drafts = [replace(attempt, answer=attempt.gold, gold="", heard="", said="") for _, attempt in made]
+        others = [replace(attempt, gold="", heard="", said="") for _, attempt in made]
+        own_ids = {i.id for i, _ in made}
+        with self.reflecting():
+            said = comments([i for i in self.program.memory.signals if i.id not in own_ids])
+            verdicts = TextJudge(said)(drafts, others)
+        decided = [verdict for verdict in verdicts if verdict != SAME]
+        self.agreed = (sum(verdict == 1.0 for verdict in decided), len(decided))
+        return len(decided) < LEAST or 2 * self.agreed[0] >= len(decided)
 
     def _epochs(self) -> str:
         perfect, proposer = 0, self.proposer
@@ -165,8 +215,10 @@ class Run:
             base = counts[0].persona if together else self.incumbent
             evidence = self._evidence(first)
             earlier = self._before(self._batch(first), first)
-            if portrays and len(earlier) >= ENOUGH:  # a portrait that has read what is simulated next would know it
-                evidence = replace(evidence, past=earlier)
+            ids = {e.interaction_id for e in self._batch(first)}
+            judged = tuple(i for i in evidence.judged if i.id not in ids)
+            if portrays and len(earlier) + len(judged) >= ENOUGH:  # having read what is simulated next, it would know it
+                evidence = replace(evidence, past=earlier, judged=judged)
             self._stand(first, lambda: proposer.from_past(base, evidence))
             if together and not self.incumbent.bullets:
                 self._stand(first, lambda: counts)
@@ -188,7 +240,7 @@ class Run:
     def _stand(self, round_: Round, propose: Callable[[], list[Challenger]]) -> None:
         """An election without a simulation before it, on the record as a step of epoch 0."""
         before, unread = self.ledger.usage, len(self.unread)
-        with self._reflecting():
+        with self.reflecting():
             challengers = propose()
         trials = self._elect(round_, challengers)
         if trials or len(self.unread) > unread:
@@ -231,21 +283,20 @@ class Run:
         return self.options.reflection_lm or self.program.own_lm()
 
     @contextmanager
-    def _reflecting(self) -> Generator[Reflection]:
+    def reflecting(self) -> Generator[Reflection]:
         """Loss, update, portrait and judge calls: by the reflection LM, under no persona, counted and bounded."""
         with reflecting(self._reflector()) as reflection:
             yield reflection
         self.unread += reflection.unread
 
-    def _judged(self, drafts: Sequence[Simulated], references: Sequence[Simulated]) -> list[float]:
-        with self._reflecting():
-            return TextJudge()(drafts, references)
-
     def _before(self, batch: Sequence[dspy.Example], round_: Round) -> tuple[Interaction, ...]:
         """The past as it stood before the first of ``batch``, of which no held-out interaction is part."""
-        first = self.program.memory.position(batch[0].interaction_id) if batch else None
-        earlier = self.program.memory.before(first, round_.simulator.held)
-        return earlier if batch else round_.past
+        if not batch:
+            return round_.past
+        first = self.program.memory.get(batch[0].interaction_id)
+        place = self.program.memory.position(batch[0].interaction_id)
+        cut = place if place is not None or first is None else first.time
+        return self.program.memory.before(cut, round_.simulator.held)
 
     def _batch(self, round_: Round) -> list[dspy.Example]:
         """The latest interactions not yet simulated that no rule of the incumbent answers as the user did, oldest
@@ -263,14 +314,14 @@ class Run:
     def _step(self, epoch: int, round_: Round, batch: list[dspy.Example]) -> None:
         before, unread = self.ledger.usage, len(self.unread)
         earlier = self._before(batch, round_)
-        simulated = round_.simulator.run(self.as_of(self.incumbent, earlier), batch)
+        simulated = self._simulated(round_, batch, self.as_of(self.incumbent, earlier))
         self.tell("simulated", epoch=epoch, scores=[s.score for s in simulated])
         feedback: list[Feedback] = []
         trials: tuple[Trial, ...] = ()
-        if any(not s.right for s in simulated):
+        if any(not s.right or s.said for s in simulated):
             feedback = self._feedback(simulated)
             self.momentum.add([f for f, s in zip(feedback, simulated, strict=True) if not s.right])
-            with self._reflecting():
+            with self.reflecting():
                 challengers = self.proposer(self.incumbent, self._evidence(round_, simulated, feedback))
             trials = self._elect(round_, challengers, self._mistakes(round_, batch, simulated, earlier))
             self.idle = 0 if any(t.accepted for t in trials) else self.idle + 1
@@ -290,6 +341,24 @@ class Run:
         score = round_.election.mean(self.incumbent)
         self.tell("step", epoch=epoch, accepted=sum(t.accepted for t in trials), score=score)
 
+    def _simulated(self, round_: Round, batch: Sequence[dspy.Example], persona: Persona) -> list[Simulated]:
+        """The batch answered by the persona; what the user was really given under it, or judged, is not asked again."""
+        given = {e.interaction_id: given for e in batch if (given := self._given(round_, e, persona)) is not None}
+        asked = [e for e in batch if e.interaction_id not in given]
+        ran = {s.interaction_id: s for s in round_.simulator.run(persona, asked)}
+        return [(given | ran)[e.interaction_id] for e in batch]
+
+    def _given(self, round_: Round, example: dspy.Example, persona: Persona) -> Simulated | None:
+        interaction = self.program.memory.get(example.interaction_id)
+        if interaction is None or interaction.signal is None:
+            return None
+        version = interaction.signal.version
+        if interaction.answered and version is not None:  # an edit of what another persona gave is simulated anew
+            as_begun = [b for b in persona.bullets if b.source != "fact"]
+            if version != self.initial.version or as_begun != [b for b in self.initial.bullets if b.source != "fact"]:
+                return None
+        return round_.simulator.given(example)
+
     def _mistakes(
         self,
         round_: Round,
@@ -305,7 +374,7 @@ class Run:
             [e for e in round_.fit if e.interaction_id not in seen],
             as_then=partial(self.as_of, past=earlier),
             as_now=partial(self.as_of, past=round_.past),
-            judge=self._judged if self.judges_text else None,
+            judge=self.judge,
         )
 
     def _evidence(
@@ -317,6 +386,7 @@ class Run:
             simulated=simulated,
             feedback=feedback,
             past=round_.past,
+            judged=round_.judged,
             tried=tuple(self.tried),
             secrets=self.secrets,
             recurring=self.momentum.recurring,
@@ -324,7 +394,7 @@ class Run:
         )
 
     def _feedback(self, simulated: Sequence[Simulated]) -> list[Feedback]:
-        with self._reflecting():
+        with self.reflecting():
             notes = self.incumbent.render()
             return self.loss(simulated=simulated, task=self.program.asked(), notes=notes).feedback
 
@@ -413,7 +483,10 @@ class Run:
                 f"{len(self.rounds)} folds judged in turn: each edit was made without the fold that judged it; the "
                 "scores are on the first fold, which edits judged by another could see"
             )
-        if self.judges_text:
+        if self.agreed is not None:
+            self.notes.append("the judge agreed with {} of {} of the user's edits and choices".format(*self.agreed))
+        held = [e for round_ in self.rounds for e in round_.election.held]
+        if self.judge is not None and any(map(self.judge.needed, held)):
             self.notes.append("drafts were compared by the reflecting LM with those written without a persona")
         return Alignment(
             user_id=self.program.user_id,
