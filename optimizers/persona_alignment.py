@@ -18,7 +18,7 @@ from optimizers.portrait import Portrait
 from optimizers.progress import progress_bar
 from optimizers.proposals import EditProposer, Proposer, RewriteProposer
 from optimizers.run import Run
-from optimizers.signals import in_order, spoken_of
+from optimizers.drafts import in_order, spoken_of
 from optimizers.trainset import fitting, remembered
 from persona_dspy.agent import PersonalProgram
 from persona_dspy.errors import BudgetExceeded, InputError

@@ -11,7 +11,7 @@ import dspy
 from pydantic import BaseModel, Field
 
 from optimizers.reflection import ask, current_sizes
-from optimizers.signals import heard
+from optimizers.drafts import heard
 from persona_dspy.core import (
     Bullet,
     Interaction,

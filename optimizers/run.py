@@ -23,7 +23,7 @@ from optimizers.mistakes import SAME, Mistakes, mistakes_of
 from optimizers.options import Observer, Options
 from optimizers.proposals import FromPast, built
 from optimizers.reflection import Reflection, reflecting
-from optimizers.signals import attempt_of, comments
+from optimizers.drafts import attempt_of, comments
 from optimizers.simulation import Simulator
 from optimizers.text_judge import TextJudge
 from persona_dspy.agent import PersonalProgram
@@ -110,7 +110,6 @@ class Run:
         self.judged = tuple(i for i in program.memory.signals if not i.answered and i.id in examples)
         held = [e for split in splits for e in split.held]
         texts = [str(e.get(program.response_field, "")) for e in held if program.kind.name == "text"]
-        texts += [e.signal.comment for e in held if e.get("signal") is not None]
         self.secrets = frozenset(text.strip() for text in texts) - {""}
         self.judge = None if options.metric is not None or is_small(self._reflector()) else PairJudge(self)
         self.rounds = [self._round(split) for split in splits]

@@ -12,7 +12,7 @@ import dspy
 from dspy.utils.exceptions import AdapterParseError
 
 from optimizers.loss import Metric, Simulated, score_of
-from optimizers.signals import attempt_of, score_by_signal
+from optimizers.drafts import attempt_of, score_by_signal
 from persona_dspy.agent import PersonalProgram, Step, trace_of
 from persona_dspy.core import Persona, answer_text, clip_tokens, one_line, unheard
 

@@ -94,7 +94,7 @@ class TextJudge:
             if draft.gold:
                 texts.append(("the person wrote", draft.gold, sizes.response))
             elif draft.heard:
-                texts += [("an earlier draft", draft.draft, sizes.response), ("the person", draft.heard, sizes.response)]
+                texts += [("an earlier draft", draft.draft, sizes.response), ("the person on it", draft.heard, sizes.response)]
             texts += [("draft A", a, sizes.response), ("draft B", b, sizes.response)]
             lines = [f"{name}: {indented(clip_middle(text.strip(), most))}" for name, text, most in texts]
             blocks.append("\n".join([f"case {number}", *lines]))
