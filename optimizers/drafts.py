@@ -46,7 +46,9 @@ def attempt_of(interaction: Interaction, kind: ResponseKind) -> Simulated | None
     if not draft or not (signal.judged or interaction.answered):
         return None
     approval = signal.approval
-    score = kind.score(interaction.response, draft) if interaction.answered else UNKNOWN if approval is None else approval
+    score = UNKNOWN if approval is None else approval
+    if interaction.answered:
+        score = kind.score(interaction.response, draft)
     return Simulated(
         interaction_id=interaction.id,
         query=interaction.query,
@@ -76,8 +78,8 @@ def score_by_signal(signal: Signal | None, answer: str) -> float:
 
 
 def spoken_of(program: PersonalProgram, last: dspy.Example | None = None) -> list[dspy.Example]:
-    """Examples of the drafts that the user judged without an answer of their own, oldest first; ``last``: none that came
-    later. Each has its ``signal`` and no response."""
+    """Examples of the drafts that the user judged without an answer of their own, oldest first; ``last``: none that
+    came later. Each has its ``signal`` and no response."""
     until = program.memory.get(last.interaction_id) if last is not None else None
     time = until.time if until is not None else None
     examples: list[dspy.Example] = []

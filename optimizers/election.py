@@ -26,7 +26,7 @@ class Election:
 
     Args:
         as_then: turns a persona into what it would have been before the held-out interactions (its facts).
-        judge: compares answers with those given without a persona, where it is needed; None = scores are the simulator's.
+        judge: compares answers with those given without a persona, where needed; None = scores are the simulator's.
     """
 
     def __init__(

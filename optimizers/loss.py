@@ -36,8 +36,8 @@ class Simulated:
     actions and episodes (ids, and the responses of these) led to ours. ``score`` in [0, 1], higher is better; ``said``
     is the metric's own feedback; ``context``: what is known of the query beside its text, such as a title.
 
-    Where the user only said something of an answer of ours (``heard``, in words), ``gold`` is empty, and ``draft`` is the
-    answer that was spoken of. ``unexplained``: it was disliked without a word on why."""
+    Where the user only said something of an answer of ours (``heard``, in words), ``gold`` is empty, and ``draft`` is
+    the answer that was spoken of. ``unexplained``: it was disliked without a word on why."""
 
     interaction_id: str
     query: str

@@ -11,14 +11,15 @@ from dspy.teleprompt import Teleprompter
 
 from optimizers.acceptance import LEAST, AlwaysAccept, Gate, Split, gate_for
 from optimizers.cohort import Cohort
+from optimizers.drafts import in_order, spoken_of
 from optimizers.keywords import KeywordProposer
 from optimizers.loss import Metric, TextualLoss
 from optimizers.options import Observer
 from optimizers.portrait import Portrait
 from optimizers.progress import progress_bar
 from optimizers.proposals import EditProposer, Proposer, RewriteProposer
+from optimizers.record import record_of
 from optimizers.run import Run
-from optimizers.drafts import in_order, spoken_of
 from optimizers.trainset import fitting, remembered
 from persona_dspy.agent import PersonalProgram
 from persona_dspy.errors import BudgetExceeded, InputError
@@ -223,7 +224,7 @@ class PersonaAlignment(Teleprompter):
             except BudgetExceeded as spent:
                 run.stopped = f"budget: {spent}"
         program.persona.value = run.final()
-        program.alignment = run.record()
+        program.alignment = record_of(run)
         run.tell("end", accepted=program.alignment.accepted, scores=program.alignment.scores.model_dump())
         return program
 

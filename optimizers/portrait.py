@@ -10,8 +10,8 @@ from typing import Literal
 import dspy
 from pydantic import BaseModel, Field
 
-from optimizers.reflection import ask, current_sizes
 from optimizers.drafts import heard
+from optimizers.reflection import ask, current_sizes
 from persona_dspy.core import (
     Bullet,
     Interaction,

@@ -19,16 +19,14 @@ from optimizers.acceptance import LEAST, Gate, Split
 from optimizers.election import Election
 from optimizers.evidence import Challenger, Evidence, Momentum, Tried, same, support
 from optimizers.loss import Simulated
-from optimizers.mistakes import SAME, Mistakes, mistakes_of
+from optimizers.mistakes import Mistakes, mistakes_of
 from optimizers.options import Observer, Options
 from optimizers.proposals import FromPast, built
 from optimizers.reflection import Reflection, reflecting
-from optimizers.drafts import attempt_of, comments
 from optimizers.simulation import Simulator
-from optimizers.text_judge import TextJudge
+from optimizers.text_judge import PairJudge
 from persona_dspy.agent import PersonalProgram
 from persona_dspy.core import (
-    Alignment,
     AlignmentStep,
     Bullet,
     Edit,
@@ -60,28 +58,8 @@ class Round:
     election: Election
 
 
-class PairJudge:
-    """Compares answers of a run by its reflecting LM, where their own scores do not tell: free text, and whatever the
-    user only spoke of."""
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-
-    def needed(self, example: dspy.Example) -> bool:
-        program = self._run.program
-        if program.kind.name == "text":
-            return True
-        signal = example.get("signal")
-        return example.get(program.response_field) is None and (signal is None or signal.approval is None)
-
-    def __call__(self, drafts: Sequence[Simulated], references: Sequence[Simulated]) -> list[float]:
-        spoken = [i for i in (*self._run.past, *self._run.judged) if i.signal is not None]
-        with self._run.reflecting():
-            return TextJudge(comments(spoken))(drafts, references)
-
-
 class Run:
-    """``loop()``, then ``final()`` and ``record()``; ``loop`` raises BudgetExceeded with everything so far intact."""
+    """``loop()``, then ``final()`` and ``record_of``; ``loop`` raises BudgetExceeded with everything so far intact."""
 
     def __init__(
         self,
@@ -98,7 +76,6 @@ class Run:
         self.loss = options.loss_for(self._reflector())
         self.initial = program.persona.value
         self.only_counts = all(b.source == "fact" for b in self.initial.bullets)
-        self.agreed: tuple[int, int] | None = None  # verdicts of the judge that edits and choices bear out, of how many
         # Counts are challengers like any other: nobody is left with them where no persona at all does better.
         self.incumbent = self.initial
         if self.only_counts and gate.decides:
@@ -108,10 +85,12 @@ class Run:
         self.past = program.memory.interactions[: last + 1]  # what came after the examples is not for compile to know
         examples = {e.interaction_id for split in splits for e in (*split.fit, *split.held)}
         self.judged = tuple(i for i in program.memory.signals if not i.answered and i.id in examples)
+        spoken = [i for i in (*self.past, *self.judged) if i.signal is not None]
+        judge = PairJudge(program.kind, spoken, self.reflecting)
+        self.judge = None if options.metric is not None or is_small(self._reflector()) else judge
         held = [e for split in splits for e in split.held]
         texts = [str(e.get(program.response_field, "")) for e in held if program.kind.name == "text"]
         self.secrets = frozenset(text.strip() for text in texts) - {""}
-        self.judge = None if options.metric is not None or is_small(self._reflector()) else PairJudge(self)
         self.rounds = [self._round(split) for split in splits]
         self.tried: list[Tried] = []
         self.riders: list[Edit] = []
@@ -162,19 +141,10 @@ class Run:
         unanswered = [e for e in first.election.held if e.get(self.program.response_field) is None]
         if self.judge is None or not any(map(self.judge.needed, unanswered)):
             return True
-        made = [(i, attempt) for i in self.past if i.answered and (attempt := attempt_of(i, self.program.kind))]
-        made = [(i, attempt) for i, attempt in made if not attempt.right][-8:]
-        if not made:
-            return True
-        drafts = [replace(attempt, answer=attempt.gold, gold="", heard="", said="") for _, attempt in made]
-        others = [replace(attempt, gold="", heard="", said="") for _, attempt in made]
-        own_ids = {i.id for i, _ in made}
-        with self.reflecting():
-            said = comments([i for i in self.program.memory.signals if i.id not in own_ids])
-            verdicts = TextJudge(said)(drafts, others)
-        decided = [verdict for verdict in verdicts if verdict != SAME]
-        self.agreed = (sum(verdict == 1.0 for verdict in decided), len(decided))
-        return len(decided) < LEAST or 2 * self.agreed[0] >= len(decided)
+        agreed, decided = self.judge.agreement(self.past)
+        if decided:
+            self.notes.append(f"the judge agreed with {agreed} of {decided} of the user's edits and choices")
+        return decided < LEAST or 2 * agreed >= decided
 
     def _epochs(self) -> str:
         perfect, proposer = 0, self.proposer
@@ -216,7 +186,9 @@ class Run:
             earlier = self._before(self._batch(first), first)
             ids = {e.interaction_id for e in self._batch(first)}
             judged = tuple(i for i in evidence.judged if i.id not in ids)
-            if portrays and len(earlier) + len(judged) >= ENOUGH:  # having read what is simulated next, it would know it
+            if (
+                portrays and len(earlier) + len(judged) >= ENOUGH
+            ):  # having read what is simulated next, it would know it
                 evidence = replace(evidence, past=earlier, judged=judged)
             self._stand(first, lambda: proposer.from_past(base, evidence))
             if together and not self.incumbent.bullets:
@@ -313,7 +285,7 @@ class Run:
     def _step(self, epoch: int, round_: Round, batch: list[dspy.Example]) -> None:
         before, unread = self.ledger.usage, len(self.unread)
         earlier = self._before(batch, round_)
-        simulated = self._simulated(round_, batch, self.as_of(self.incumbent, earlier))
+        simulated = round_.simulator.run_or_given(self.as_of(self.incumbent, earlier), batch, self.initial)
         self.tell("simulated", epoch=epoch, scores=[s.score for s in simulated])
         feedback: list[Feedback] = []
         trials: tuple[Trial, ...] = ()
@@ -339,24 +311,6 @@ class Run:
         )
         score = round_.election.mean(self.incumbent)
         self.tell("step", epoch=epoch, accepted=sum(t.accepted for t in trials), score=score)
-
-    def _simulated(self, round_: Round, batch: Sequence[dspy.Example], persona: Persona) -> list[Simulated]:
-        """The batch answered by the persona; what the user was really given under it, or judged, is not asked again."""
-        given = {e.interaction_id: given for e in batch if (given := self._given(round_, e, persona)) is not None}
-        asked = [e for e in batch if e.interaction_id not in given]
-        ran = {s.interaction_id: s for s in round_.simulator.run(persona, asked)}
-        return [(given | ran)[e.interaction_id] for e in batch]
-
-    def _given(self, round_: Round, example: dspy.Example, persona: Persona) -> Simulated | None:
-        interaction = self.program.memory.get(example.interaction_id)
-        if interaction is None or interaction.signal is None:
-            return None
-        version = interaction.signal.version
-        if interaction.answered and version is not None:  # an edit of what another persona gave is simulated anew
-            as_begun = [b for b in persona.bullets if b.source != "fact"]
-            if version != self.initial.version or as_begun != [b for b in self.initial.bullets if b.source != "fact"]:
-                return None
-        return round_.simulator.given(example)
 
     def _mistakes(
         self,
@@ -464,46 +418,6 @@ class Run:
         budget ended before anything was judged, the initial persona."""
         judged = self.counts_judged or self.leading or self.incumbent.bullets
         return self.as_of(self.incumbent if judged else self.initial, self.past)
-
-    def record(self) -> Alignment:
-        """Every step, its scores and its cost."""
-        if self.leading:
-            self.accepted += 1
-            self.notes.append("the budget ended while the persona led, before it was compared on all held-out items")
-        if self.scores.initial is None:  # the budget ended before
-            election = self.rounds[0].election
-            begun = self.incumbent if self.only_counts else self.initial
-            self.scores = Scores(initial=election.mean(begun), final=election.mean(self.incumbent))
-        if self.unread:
-            self.notes.append(f"{len(self.unread)} answers of the reflecting LM could not be read: {self.unread[0]}")
-        by_role = {name: UsageRecord.of(usage) for name, usage in sorted(self.ledger.by_role.items())}
-        if len(self.rounds) > 1:
-            self.notes.append(
-                f"{len(self.rounds)} folds judged in turn: each edit was made without the fold that judged it; the "
-                "scores are on the first fold, which edits judged by another could see"
-            )
-        if self.agreed is not None:
-            self.notes.append("the judge agreed with {} of {} of the user's edits and choices".format(*self.agreed))
-        held = [e for round_ in self.rounds for e in round_.election.held]
-        if self.judge is not None and any(map(self.judge.needed, held)):
-            self.notes.append("drafts were compared by the reflecting LM with those written without a persona")
-        return Alignment(
-            user_id=self.program.user_id,
-            scores=self.scores,
-            gate_size=len(self.rounds[0].election.held),
-            accepted=self.accepted,
-            unread=len(self.unread),
-            steps=tuple(self.steps),
-            stopped=self.stopped,
-            notes=tuple(self.notes),
-            usage={**by_role, "total": UsageRecord.of(self.ledger.usage)},
-            options=self.options.get_params()
-            | {
-                "gate": type(self.gate).__name__,
-                "proposer": type(self.proposer).__name__,
-                "loss": self.loss.mode,
-            },
-        )
 
     def _spent(self, before: Usage) -> UsageRecord:
         return UsageRecord.of(self.ledger.usage - before)

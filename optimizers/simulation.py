@@ -11,8 +11,8 @@ from typing import Any
 import dspy
 from dspy.utils.exceptions import AdapterParseError
 
-from optimizers.loss import Metric, Simulated, score_of
 from optimizers.drafts import attempt_of, score_by_signal
+from optimizers.loss import Metric, Simulated, score_of
 from persona_dspy.agent import PersonalProgram, Step, trace_of
 from persona_dspy.core import Persona, answer_text, clip_tokens, one_line, unheard
 
@@ -71,6 +71,25 @@ class Simulator:
             draft=given.draft if given else "",
             heard=given.heard if given else "",
         )
+
+    def run_or_given(self, persona: Persona, examples: Sequence[dspy.Example], begun: Persona) -> list[Simulated]:
+        """As ``run``, but what the user was really given under this persona, or judged, is not asked again; ``begun``:
+        the persona that answered the user until now."""
+        given = {e.interaction_id: one for e in examples if (one := self._given_under(persona, e, begun)) is not None}
+        asked = [e for e in examples if e.interaction_id not in given]
+        ran = {s.interaction_id: s for s in self.run(persona, asked)}
+        return [(given | ran)[e.interaction_id] for e in examples]
+
+    def _given_under(self, persona: Persona, example: dspy.Example, begun: Persona) -> Simulated | None:
+        interaction = self.program.memory.get(example.interaction_id)
+        if interaction is None or interaction.signal is None:
+            return None
+        version = interaction.signal.version
+        if interaction.answered and version is not None:  # an edit of what another persona gave is simulated anew
+            lines, own = ([b for b in p.bullets if b.source != "fact"] for p in (persona, begun))
+            if version != begun.version or lines != own:
+                return None
+        return self.given(example)
 
     def given(self, example: dspy.Example) -> Simulated | None:
         """The answer that the user was really given then, with what the user made of it; None where there was none."""

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any, Literal
 from zlib import crc32
 
 import dspy
 from pydantic import BaseModel, Field
 
+from optimizers.drafts import attempt_of, comments
 from optimizers.loss import Simulated
 from optimizers.mistakes import SAME
 from optimizers.reflection import ask, current_sizes
-from persona_dspy.core import clip_middle, fenced, indented
+from persona_dspy.core import Interaction, ResponseKind, clip_middle, fenced, indented
 from persona_dspy.lm import role
 
-__all__ = ["TextJudge"]
+__all__ = ["PairJudge", "TextJudge"]
 
 
 class Nearer(BaseModel):
@@ -48,8 +51,8 @@ class CompareForPerson(dspy.Signature):
 
 class TextJudge:
     """Scores drafts against references of the same queries: 1 = nearer to the user's own text than the reference,
-    0 = less near, 0.5 = neither (or the LM's answer could not be read). All cases go in one request; which of the two is
-    shown first changes from case to case. Where the user wrote no text, what the user said of an earlier draft and
+    0 = less near, 0.5 = neither (or the LM's answer could not be read). All cases go in one request; which of the two
+    is shown first changes from case to case. Where the user wrote no text, what the user said of an earlier draft and
     elsewhere is the standard; these cases are asked in both orders, and two verdicts that differ are none.
 
     Args:
@@ -82,7 +85,7 @@ class TextJudge:
     def _asked(
         self, cases: Sequence[int], pairs: Sequence[tuple[Simulated, Simulated]], first: dict[int, bool]
     ) -> dict[int, float]:
-        """Scores of the cases that the LM decides, by place in ``pairs``; ``first``: whether the draft is shown as A."""
+        """Scores of the cases that the LM decides, by place in ``pairs``; ``first``: whether the draft is A."""
         if not cases:
             return {}
         sizes = current_sizes()
@@ -94,7 +97,10 @@ class TextJudge:
             if draft.gold:
                 texts.append(("the person wrote", draft.gold, sizes.response))
             elif draft.heard:
-                texts += [("an earlier draft", draft.draft, sizes.response), ("the person on it", draft.heard, sizes.response)]
+                texts += [
+                    ("an earlier draft", draft.draft, sizes.response),
+                    ("the person on it", draft.heard, sizes.response),
+                ]
             texts += [("draft A", a, sizes.response), ("draft B", b, sizes.response)]
             lines = [f"{name}: {indented(clip_middle(text.strip(), most))}" for name, text, most in texts]
             blocks.append("\n".join([f"case {number}", *lines]))
@@ -111,3 +117,44 @@ class TextJudge:
                 n = cases[said.case - 1]
                 scores[n] = 1.0 if (said.nearer == "A") == first[n] else 0.0
         return scores
+
+
+class PairJudge:
+    """Compares answers of one run by its reflecting LM, where their own scores do not tell: free text, and whatever the
+    user only spoke of.
+
+    Args:
+        kind: of the program's responses.
+        spoken: the user's interactions that carry a signal, oldest first.
+        reflecting: makes the context in which the LM is asked.
+    """
+
+    def __init__(
+        self, kind: ResponseKind, spoken: Sequence[Interaction], reflecting: Callable[[], AbstractContextManager[Any]]
+    ) -> None:
+        self._kind, self._spoken, self._reflecting = kind, spoken, reflecting
+
+    def needed(self, example: dspy.Example) -> bool:
+        """Whether no score of its own tells how good an answer to this example is."""
+        signal = example.get("signal")
+        return self._kind.name == "text" or (signal is not None and signal.approval is None)
+
+    def __call__(self, drafts: Sequence[Simulated], references: Sequence[Simulated]) -> list[float]:
+        """As ``TextJudge``, with the user's latest comments as what was said elsewhere."""
+        with self._reflecting():
+            return TextJudge(comments(self._spoken))(drafts, references)
+
+    def agreement(self, past: Sequence[Interaction], most: int = 8) -> tuple[int, int]:
+        """Of the user's latest edits and choices, how many the judge would have made too, shown only what the user said
+        elsewhere; and of how many it could say."""
+        made = [(i, attempt) for i in past if i.answered and (attempt := attempt_of(i, self._kind))]
+        made = [(i, attempt) for i, attempt in made if not attempt.right][-most:]
+        if not made:
+            return 0, 0
+        drafts = [replace(attempt, answer=attempt.gold, gold="", heard="", said="") for _, attempt in made]
+        others = [replace(attempt, gold="", heard="", said="") for _, attempt in made]
+        own_ids = {i.id for i, _ in made}
+        with self._reflecting():
+            verdicts = TextJudge(comments([i for i in self._spoken if i.id not in own_ids]))(drafts, others)
+        decided = [verdict for verdict in verdicts if verdict != SAME]
+        return sum(verdict == 1.0 for verdict in decided), len(decided)

@@ -393,7 +393,8 @@ def _verdicts(cases: str) -> list[dict[str, Any]]:
         texts = dict(re.findall(r"^([\w ]+): (.*)$", block, re.MULTILINE))
         own = texts.get("the person wrote", "")
         if not own and "an earlier draft" in texts:
-            seen = f"query: {texts['asked']}\nour response: {texts['an earlier draft']}\nthe user {texts['the person on it']}"
+            seen = f"query: {texts['asked']}\nour response: {texts['an earlier draft']}\n"
+            seen += f"the user {texts['the person on it']}"
             own = next((case.gold for case in _judged(seen)), "")
         near = [_alike(own, texts.get(name, "")) if own else 0.0 for name in _DRAFTS]
         verdicts.append({"case": int(number), "nearer": "same" if near[0] == near[1] else "AB"[near[0] < near[1]]})

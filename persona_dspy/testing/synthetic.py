@@ -192,7 +192,9 @@ class SyntheticUser:
         if self.kind == "style":
             head, _, tail = said.partition(described(query))
             wish = f'it starts with "{head.strip()}" and ends with "{tail.strip()}", if you ask me'
-        return {"signal": {"draft": draft, "comment": "just right" if right else wish, "thumbs": "up" if right else None}}
+        return {
+            "signal": {"draft": draft, "comment": "just right" if right else wish, "thumbs": "up" if right else None}
+        }
 
     def _random(self, rng: random.Random, query: str) -> str:
         if self.kind == "style":
