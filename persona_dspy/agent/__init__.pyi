@@ -7,6 +7,7 @@ from .context import Answering as Answering
 from .context import Turn as Turn
 from .context import answering as answering
 from .context import current_answer as current_answer
+from .drafts import draft_of as draft_of
 from .history import apart as apart
 from .history import memory_of as memory_of
 from .instructions import judged_by as judged_by

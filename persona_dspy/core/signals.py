@@ -53,8 +53,7 @@ _UP = frozenset(
         "accepted",
     ]
 )
-_ABOUT_THE_ANSWER = ("thumbs", "thumb", "thumbs_up", "liked", "accepted", "approved", "feedback", "reaction")
-_AGAINST_THE_ANSWER = ("thumbs_down", "disliked", "rejected")
+_THUMBS_DOWN = frozenset(["down", "thumbs_down", "thumbsdown", "thumbs-down", "👎", ":-1:", "dislike", "disliked"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,10 +198,11 @@ def says_disliked(metadata: Mapping[str, Any]) -> bool:
         >>> says_disliked({"thumbs": "down"}), says_disliked({"thumbs": "up"}), says_disliked({"title": "Up"})
         (True, False, False)
     """
-    for name in _ABOUT_THE_ANSWER:
-        if name in metadata and _word(metadata[name]) in _DOWN:
-            return True
-    return any(metadata.get(n) is True or str(metadata.get(n)).strip() in ("true", "1") for n in _AGAINST_THE_ANSWER)
+    if any(name in metadata and _word(metadata[name]) in _DOWN for name in ("thumbs", "thumb", "thumbs_up")):
+        return True
+    if "thumbs_down" in metadata and _word(metadata["thumbs_down"]) in _UP:
+        return True
+    return any(_word(metadata.get(name)) in _THUMBS_DOWN for name in ("feedback", "reaction", "vote"))
 
 
 def _plain(text: str) -> str:

@@ -31,6 +31,7 @@ from persona_dspy.store.tables import (
     MIGRATIONS,
     current,
     digest,
+    drafts,
     episodes,
     profiles,
     schema,
@@ -56,6 +57,7 @@ _ERASED_WHERE_BLANK = {
     vectors: vectors.c.encoder,
     versions: versions.c.document,
     profiles: profiles.c.document,
+    drafts: drafts.c.body,
 }
 _ROWID = sa.literal_column("rowid")
 # SQLite: the uid of what is left of a row that lies elsewhere now; eight bytes as any uid: the row keeps its size

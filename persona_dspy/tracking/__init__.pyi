@@ -2,6 +2,7 @@ from .forgetting import TrackedErasure as TrackedErasure
 from .protocol import Ended as Ended
 from .tables import look_at as look_at
 from .tables import without_user as without_user
+from .traces import TraceSender as TraceSender
 from .tracker import MlflowTracker as MlflowTracker
 from .tracker import NullTracker as NullTracker
 from .tracker import Tracker as Tracker
