@@ -21,7 +21,7 @@ from optimizers.proposals import EditProposer, Proposer, RewriteProposer
 from optimizers.record import record_of
 from optimizers.run import Run
 from optimizers.trainset import fitting, remembered
-from persona_dspy.agent import PersonalProgram
+from persona_dspy.agent import PersonalProgram, tag_run
 from persona_dspy.errors import BudgetExceeded, InputError
 from persona_dspy.lm import Budget, Ledger, current_ledger, is_small
 from persona_dspy.memory import SemanticMemory
@@ -203,6 +203,7 @@ class PersonaAlignment(Teleprompter):
             raise InputError(
                 f"student {type(student).__name__!r}: expected a PersonaAgent; wrap it: personalize(program)"
             )
+        tag_run(student.user_id)
         program = student.deepcopy()
         fit = remembered(program, trainset)
         held = remembered(program, valset) if valset else []  # what both have is known by now

@@ -643,6 +643,8 @@ def test_a_reader_that_holds_the_log_up_is_reported(tmp_path):
         reader.execute("BEGIN")
         assert reader.execute("SELECT count(*) FROM persona_episodes").fetchone() == (1,)
         assert not store.forget("u1").scrubbed
+        again = store.forget("u1")  # nothing is left to remove, but the log holds the text
+        assert (again.counts, "is still in its files" in again.note) == ({}, True)
         reader.execute("COMMIT")
         reader.close()
         assert store.forget("u1").scrubbed

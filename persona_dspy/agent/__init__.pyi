@@ -3,6 +3,8 @@ from .actions import Policy as Policy
 from .agent import PersonaAgent as PersonaAgent
 from .agent import PersonalProgram as PersonalProgram
 from .agent import personalize as personalize
+from .autologged import AUTOLOG_TAG as AUTOLOG_TAG
+from .autologged import tag_run as tag_run
 from .context import Answering as Answering
 from .context import Turn as Turn
 from .context import answering as answering

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import dspy
 
+from persona_dspy.agent.autologged import tag_trace
 from persona_dspy.agent.context import Answering, Delivery, Turn, answering, current_answer, recording
 from persona_dspy.agent.drafts import RecentDrafts, draft_of, other_inputs
 from persona_dspy.agent.feedback import TakesFeedback
@@ -314,6 +315,7 @@ class PersonalProgram(TakesFeedback, dspy.Module):
         cut, lm = current_answer().cut, self._lm()
         if self.replays and cut is None:
             cut = self._as_new(query)
+        tag_trace(self._user_id)
         with (
             recording(tools=self._has_tools()),
             answering(

@@ -124,7 +124,10 @@ class Store(LeaseTable, EpisodeTable, PersonaTable, ProfileTable, DraftTable):
             with memory.syncing:
                 memory.clear()
                 memory.uid, memory.next_seq = None, 0
-        return Forgotten(user_id=user_id, removed=removed, scrubbed=self._database.scrub())
+        scrubbed = self._database.scrub()
+        return Forgotten(
+            user_id=user_id, removed=removed, scrubbed=scrubbed, is_read=self._database.sqlite and not scrubbed
+        )
 
     def compact(self) -> None:
         """Give the room of forgotten and moved rows back to the disk, and put each user's episodes side by side.

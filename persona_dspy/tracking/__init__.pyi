@@ -1,5 +1,7 @@
 from .forgetting import TrackedErasure as TrackedErasure
+from .mentions import Mentions as Mentions
 from .protocol import Ended as Ended
+from .tables import Pruned as Pruned
 from .tables import look_at as look_at
 from .tables import without_user as without_user
 from .traces import TraceSender as TraceSender

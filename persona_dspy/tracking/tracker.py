@@ -11,7 +11,7 @@ import queue
 import threading
 import time
 import warnings
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -218,12 +218,17 @@ class MlflowTracker:
             raise RunError(f"MLflow at {self._shown_uri!r} did not move an alias: {_reason(failure)}") from failure
         raise InputError(f"prompt of {user_id!r}: version {version!r}: expected one of {sorted(map(str, versions))}")
 
-    def forget(self, user_id: str) -> TrackedErasure:
+    def forget(self, user_id: str, texts: Iterable[str] = ()) -> TrackedErasure:
         """Remove a user's runs with artifacts, prompts, traces and rows of tables: from a database for good; a server
-        marks runs as deleted until its owner runs ``mlflow gc``. Says how many of each, and what is left to do."""
+        marks runs as deleted until its owner runs ``mlflow gc``. Says how many of each, and what is left to do.
+
+        Args:
+            texts: what the user wrote. Runs, traces and models that nobody marked as the user's, such as those of
+                ``mlflow.dspy.autolog``, are searched for it, and named in the note.
+        """
         from persona_dspy.tracking.forgetting import forget_tracked
 
-        return forget_tracked(self._connect(), self.uri, user_id, (*_failures(), ImportError))
+        return forget_tracked(self._connect(), self.uri, user_id, (*_failures(), ImportError), texts)
 
     def _prompts(self, name: str) -> list[Any]:
         client = self._connect()
