@@ -20,7 +20,7 @@ def tag_trace(user_id: str) -> None:
     mlflow = sys.modules.get("mlflow")
     if mlflow is None or mlflow.get_current_active_span() is None:
         return
-    _safely(mlflow.update_current_trace, tags={AUTOLOG_TAG + user_key(user_id): "answer"})
+    _safely(mlflow, mlflow.update_current_trace, tags={AUTOLOG_TAG + user_key(user_id): "answer"})
 
 
 def tag_run(user_id: str) -> None:
@@ -28,11 +28,11 @@ def tag_run(user_id: str) -> None:
     mlflow = sys.modules.get("mlflow")
     if mlflow is None or mlflow.active_run() is None:
         return
-    _safely(mlflow.set_tag, AUTOLOG_TAG + user_key(user_id), "compile")
+    _safely(mlflow, mlflow.set_tag, AUTOLOG_TAG + user_key(user_id), "compile")
 
 
-def _safely(tag: Any, *arguments: Any, **options: Any) -> None:
+def _safely(mlflow: Any, tag: Any, *arguments: Any, **options: Any) -> None:
     try:
         tag(*arguments, **options)
-    except Exception as failure:  # noqa: BLE001 - MLflow may be down: no answer fails for it
+    except (mlflow.exceptions.MlflowException, OSError) as failure:  # MLflow may be down: no answer fails for it
         _log.warning("MLflow took no tag with the user's key: %s", failure)

@@ -51,21 +51,12 @@ def forget(  # noqa: PLR0913 - a place an option
 
     Example: persona-dspy forget ana --store personas.db --out personas/ --yes
     """
-    from persona_dspy.agent import PageCache
     from persona_dspy.cli.programs import forgettable
-    from persona_dspy.errors import ForgettingIncomplete, InputError
+    from persona_dspy.errors import ForgettingIncomplete
     from persona_dspy.fleet import dspy_cache_entries, forget_user
-    from persona_dspy.service import ObservationQueue
 
-    for folder in queue or ():
-        if not folder.is_dir():
-            raise InputError(
-                f"--queue {str(folder)!r}: no such folder; expected the queue of a service on this machine"
-            )
     places, missing = _places(store, out, tracking_uri)
-    caches: dict[str, Any] = {str(folder): PageCache(folder) for folder in pages or ()}
-    for folder in queue if queue is not None else [one for one in [queue_folder(store)] if one.is_dir()]:
-        caches[f"queue {folder}"] = ObservationQueue(folder)
+    caches = _caches(store, pages, queue)
     named = [*places["names"], *caches]
     if not yes and not typer.confirm(f"Remove everything kept of user {user!r} in {', '.join(named)}?", err=True):
         echo("nothing was removed", err=True)
@@ -93,6 +84,27 @@ def forget(  # noqa: PLR0913 - a place an option
     if failure:
         echo(f"persona-dspy: {failure}", err=True)
     return 1 if failure else 0
+
+
+def _caches(store: str | None, pages: list[Path] | None, queue: list[Path] | None) -> dict[str, Any]:
+    """Page caches and queues, by the name they go by in the account.
+
+    Raises:
+        InputError: a queue that was named is not there.
+    """
+    from persona_dspy.agent import PageCache
+    from persona_dspy.errors import InputError
+    from persona_dspy.service import ObservationQueue
+
+    for folder in queue or ():
+        if not folder.is_dir():
+            raise InputError(
+                f"--queue {str(folder)!r}: no such folder; expected the queue of a service on this machine"
+            )
+    caches: dict[str, Any] = {str(folder): PageCache(folder) for folder in pages or ()}
+    for folder in queue if queue is not None else [one for one in [queue_folder(store)] if one.is_dir()]:
+        caches[f"queue {folder}"] = ObservationQueue(folder)
+    return caches
 
 
 def _texts(history: Path | None, user: str) -> list[str]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from persona_dspy.core import Erasure, Forgets, Removal, lock_file, persona_file_name, write_bytes, write_text
-from persona_dspy.errors import ForgettingIncomplete, InputError, UnknownUser
+from persona_dspy.errors import ForgettingIncomplete, InputError, PersonaError, UnknownUser
 from persona_dspy.fleet.folder import forget_in_fleet, has_running_fleet
 from persona_dspy.store import Store
 from persona_dspy.tracking import Mentions, look_at, without_user
@@ -106,7 +106,7 @@ class _Account:
     def add(self, place: str, remove: Callable[[], Removal | None]) -> None:
         try:
             removal = remove()
-        except Exception as failure:  # noqa: BLE001 - of any place's own kind; what the others removed is to be told
+        except (PersonaError, OSError, sqlite3.Error) as failure:
             self.failures[place] = failure
             self.erasures.append(Erasure(place=place, note=f"FAILED: {failure}"))
             return

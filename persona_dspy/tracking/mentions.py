@@ -13,8 +13,8 @@ __all__ = ["Mentions"]
 
 _WINDOW = 24  # bytes of a text that are looked for; a shorter text is nobody's own
 _LONG_NAME = 4
-_ESCAPED = re.compile(r"\\+u([0-9a-fA-F]{4})")
-_BLANKS = re.compile(r"\\+[nrtbf]")
+_ESCAPED = re.compile(r"(?<!\\)\\+u([0-9a-fA-F]{4})")
+_BLANKS = re.compile(r"(?<!\\)\\+[nrtbf]")
 _WORDS = re.compile(r"\w+")
 
 
@@ -96,7 +96,11 @@ def _starts(content: bytes) -> Iterable[int]:
     last = len(content) - _WINDOW
     if not content.isascii():
         return range(last + 1)
-    return [0, *(place.end() for place in re.finditer(b" ", content) if place.end() <= last)] if last >= 0 else []
+    starts, at = list[int](), 0
+    while at <= last:
+        starts.append(at)
+        at = content.find(b" ", at) + 1 or last + 1
+    return starts
 
 
 def _sampled(content: bytes) -> Iterable[bytes]:

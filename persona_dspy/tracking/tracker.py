@@ -225,10 +225,20 @@ class MlflowTracker:
         Args:
             texts: what the user wrote. Runs, traces and models that nobody marked as the user's, such as those of
                 ``mlflow.dspy.autolog``, are searched for it, and named in the note.
+
+        Raises:
+            RunError: the server or file cannot be used, or was lost meanwhile: part of it may be removed.
         """
         from persona_dspy.tracking.forgetting import forget_tracked
 
-        return forget_tracked(self._connect(), self.uri, user_id, (*_failures(), ImportError), texts)
+        client, failures = self._connect(), _failures()
+        try:
+            return forget_tracked(client, self.uri, user_id, (*failures, ImportError), texts)
+        except failures as failure:
+            raise RunError(
+                f"MLflow at {self._shown_uri!r} did not forget {user_id!r} wholly: {_reason(failure)}; expected a "
+                "server or file that nobody holds: forget again"
+            ) from failure
 
     def _prompts(self, name: str) -> list[Any]:
         client = self._connect()
