@@ -57,6 +57,7 @@ from .secrets import scrubbed as scrubbed
 from .signals import SIGNAL_FIELDS as SIGNAL_FIELDS
 from .signals import Signal as Signal
 from .signals import says_disliked as says_disliked
+from .signals import thumbs_of as thumbs_of
 from .spelling import match_label as match_label
 from .spelling import own_labels as own_labels
 from .spelling import spellings as spellings

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from persona_dspy.errors import InputError
 
-__all__ = ["SIGNAL_FIELDS", "Signal", "says_disliked"]
+__all__ = ["SIGNAL_FIELDS", "Signal", "says_disliked", "thumbs_of"]
 
 _DOWN = frozenset(
     [
@@ -98,7 +98,7 @@ class Signal:
         for name in ("draft", "comment", "preferred", "trace"):
             value: Any = getattr(self, name)
             object.__setattr__(self, name, "" if value is None else _text(name, value))
-        object.__setattr__(self, "thumbs", _thumbs(self.thumbs))
+        object.__setattr__(self, "thumbs", thumbs_of(self.thumbs))
         for name in ("rejected", "options"):
             object.__setattr__(self, name, _texts(name, getattr(self, name)))
         version: Any = self.version
@@ -226,7 +226,16 @@ def _texts(name: str, value: Any) -> tuple[str, ...]:
     return tuple(text for text in texts if text.strip())
 
 
-def _thumbs(value: object) -> Literal["up", "down"] | None:
+def thumbs_of(value: object) -> Literal["up", "down"] | None:
+    """Which way a thumb points, in any of its spellings; None for none.
+
+    Raises:
+        InputError: no thumb.
+
+    Example:
+        >>> thumbs_of(True), thumbs_of("👎"), thumbs_of(None)
+        ('up', 'down', None)
+    """
     if value is None or value == "":
         return None
     plain = _word(value)

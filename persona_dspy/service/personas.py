@@ -26,7 +26,7 @@ from persona_dspy.service.open_user import OpenUser, UserReader
 from persona_dspy.service.queue import ObservationQueue, QueuedObservation
 from persona_dspy.service.tracked import TrackedAlignments
 from persona_dspy.store import Observed, Store, StoredPersona, UserState, checked_key
-from persona_dspy.tracking import TraceSender, Tracker
+from persona_dspy.tracking import TraceSender, TracesRead, Tracker, learn_from_traces
 
 __all__ = ["Personas", "ServiceOptions"]
 
@@ -199,6 +199,12 @@ class Personas:
             StoreError: neither the store nor a queue could keep it.
         """
         return self._user(user_id).program.feedback(prediction, **said)
+
+    def learn_from_traces(self, uri: str, **options: Any) -> TracesRead:
+        """Bring what people said on MLflow's traces into the store; users who are due by that are aligned in the
+        background. Arguments are those of ``persona_dspy.tracking.learn_from_traces``."""
+        self._check_process()
+        return learn_from_traces(self.store, uri, **options)
 
     def align_now(self, user_id: str, *, timeout: float = 600.0) -> Outcome:
         """Align a user in this thread, however little is new.

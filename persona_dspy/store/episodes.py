@@ -88,7 +88,7 @@ class EpisodeTable:
             before = self._by_id(connection, uid, [key])
             if before:
                 known = interactions_of(user_id, [(key, before[0][2])])[0]
-                said = known.amended(said.signal, said.response)
+                said = known.amended(said.signal, said.response, said.metadata)
             body = body_of(said)
             new = int(not before or body != before[0][2])
             if new:

@@ -11,15 +11,25 @@ import queue
 import threading
 import time
 import warnings
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from persona_dspy.core import Alignment, PersonaDocument, remove_left_folders, scrubbed, temporary_folder, user_key
+from persona_dspy.core import (
+    Alignment,
+    Interaction,
+    PersonaDocument,
+    remove_left_folders,
+    scrubbed,
+    temporary_folder,
+    user_key,
+)
 from persona_dspy.errors import InputError, RunError
 from persona_dspy.report import FleetFigures, curve, learning_curve_json
+from persona_dspy.tracking.assessed import assessed_traces, spans_of, write_assessments
 from persona_dspy.tracking.database_file import file_of, make_database, set_aside_broken
+from persona_dspy.tracking.failures import mlflow_failures, reason_of
 from persona_dspy.tracking.protocol import Ended, NullTracker, Tracker, prompt_name
 from persona_dspy.tracking.users_table import UsersTable
 from persona_dspy.tracking.values import Totals, metrics_of, params_of
@@ -175,16 +185,59 @@ class MlflowTracker:
         where = TraceLocation.from_experiment_id(self._experiment_id)
         info = TraceInfo(trace_id=trace_id, trace_location=where, state=TraceState.OK, **information(trace))
         client = TracingClient(self.uri)
-        try:
+        with self._explained("did not take a trace"):
             client.start_trace(info)
             client.log_spans(self._experiment_id, [Span.from_dict(span) for span in spans])
-        except _failures() as failure:
-            raise RunError(f"MLflow at {self._shown_uri!r} did not take a trace: {_reason(failure)}") from failure
         return trace_id
+
+    def assess(self, said: Interaction) -> int:
+        """Write what a user said of an answer onto the answer's trace, as MLflow's assessments; how many. Takes some
+        50 ms: under ``tracing`` it is done in the background.
+
+        Args:
+            said: its signal is what was said, its id that of the trace.
+
+        Raises:
+            RunError: the server or file cannot be used, or has no such trace.
+        """
+        self._connect()
+        with self._explained("did not take an assessment"):
+            return write_assessments(self.uri, said)
+
+    def assessed_traces(self, earliest: int | None = None) -> Iterator[Any]:
+        """MLflow's ``TraceInfo`` of each trace that people assessed, oldest first.
+
+        Args:
+            earliest: milliseconds since 1970.
+
+        Raises:
+            RunError: the server or file cannot be used, or has no such experiment.
+        """
+        client = self._connect(make=False)
+        with self._explained("gave no traces"):
+            yield from assessed_traces(client, self._experiment_id, earliest)
+
+    def spans_of(self, trace_id: str) -> list[Any]:
+        """MLflow's spans of a trace, outermost first.
+
+        Raises:
+            RunError: the server or file cannot be used, or has no such trace.
+        """
+        client = self._connect()
+        with self._explained("gave no trace"):
+            return spans_of(client, trace_id)
+
+    @contextmanager
+    def _explained(self, what: str) -> Generator[None]:
+        try:
+            yield
+        except mlflow_failures() as failure:
+            raise RunError(f"MLflow at {self._shown_uri!r} {what}: {reason_of(failure)}") from failure
 
     @contextmanager
     def tracing(self, *, simulated: bool = False) -> Generator[TraceSender]:
-        """Every answer of a PersonaAgent or personalized program inside becomes an MLflow trace, in the background.
+        """Every answer of a PersonaAgent or personalized program inside becomes an MLflow trace, in the background, and
+        what ``feedback`` is told of one an assessment on its trace. A service takes the sender: ``ServiceOptions``.
 
         Args:
             simulated: also the answers to past interactions that alignment asks for; each is a trace too.
@@ -198,7 +251,10 @@ class MlflowTracker:
         from persona_dspy.tracking.traces import TraceSender
 
         self._connect()
-        with TraceSender(self.trace, simulated=simulated) as sender, dspy.context(persona_traces=sender):
+        with (
+            TraceSender(self.trace, simulated=simulated, send_said=self.assess) as sender,
+            dspy.context(persona_traces=sender),
+        ):
             yield sender
 
     def roll_back_prompt(self, user_id: str, version: int) -> None:
@@ -209,13 +265,11 @@ class MlflowTracker:
             RunError: the server or file cannot be used.
         """
         client, name = self._connect(), prompt_name(user_id)
-        try:
+        with self._explained("did not move an alias"):
             versions = {p.tags.get("persona_version"): p.version for p in self._prompts(name)}
             if str(version) in versions:
                 client.set_prompt_alias(name, "current", versions[str(version)])
                 return
-        except _failures() as failure:
-            raise RunError(f"MLflow at {self._shown_uri!r} did not move an alias: {_reason(failure)}") from failure
         raise InputError(f"prompt of {user_id!r}: version {version!r}: expected one of {sorted(map(str, versions))}")
 
     def forget(self, user_id: str, texts: Iterable[str] = ()) -> TrackedErasure:
@@ -231,12 +285,12 @@ class MlflowTracker:
         """
         from persona_dspy.tracking.forgetting import forget_tracked
 
-        client, failures = self._connect(), _failures()
+        client, failures = self._connect(), mlflow_failures()
         try:
             return forget_tracked(client, self.uri, user_id, (*failures, ImportError), texts)
         except failures as failure:
             raise RunError(
-                f"MLflow at {self._shown_uri!r} did not forget {user_id!r} wholly: {_reason(failure)}; expected a "
+                f"MLflow at {self._shown_uri!r} did not forget {user_id!r} wholly: {reason_of(failure)}; expected a "
                 "server or file that nobody holds: forget again"
             ) from failure
 
@@ -272,8 +326,8 @@ class MlflowTracker:
         """Whether it went well; tracking that fails must not end the fleet."""
         try:
             work(*arguments)
-        except _failures() as failure:
-            self.trouble = self.trouble or f"MLflow failed: {_reason(failure)}"
+        except mlflow_failures() as failure:
+            self.trouble = self.trouble or f"MLflow failed: {reason_of(failure)}"
             return False
         return True
 
@@ -329,7 +383,7 @@ class MlflowTracker:
         except RunError as missing:
             client.set_tag(self.run_id, "persona_dspy.report.figures", str(missing))
 
-    def _connect(self) -> Any:
+    def _connect(self, *, make: bool = True) -> Any:
         if self._client is not None:
             return self._client
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # MLflow's own 7 hold on for minutes
@@ -346,12 +400,15 @@ class MlflowTracker:
                     f"MLFLOW_TRACKING_URI={self._shown_uri} mlflow experiments restore --experiment-id "
                     f"{experiment.experiment_id}; --tracking-uri off goes without"
                 )
+            if experiment is None and not make:
+                names = sorted(one.name for one in client.search_experiments())
+                raise RunError(f"MLflow experiment {self.experiment!r}: expected one of {names[:20]}")
             self._experiment_id = (
                 experiment.experiment_id if experiment else client.create_experiment(self.experiment, self._artifacts())
             )
-        except _failures() as failure:
+        except mlflow_failures() as failure:
             raise RunError(
-                f"MLflow tracking URI {self._shown_uri!r} cannot be used ({_reason(failure)}); expected a running "
+                f"MLflow tracking URI {self._shown_uri!r} cannot be used ({reason_of(failure)}); expected a running "
                 "server or a file such as sqlite:///mlflow.db; --tracking-uri off goes without"
             ) from failure
         self._client = client
@@ -396,19 +453,6 @@ class MlflowTracker:
             metrics=[Metric(name, float(value), now, step) for name, value, step in metrics or []],
             params=[Param(name, value) for name, value in (params or {}).items()],
         )
-
-
-def _reason(failure: Exception) -> str:
-    return scrubbed(str(failure))[:200]
-
-
-def _failures() -> tuple[type[Exception], ...]:
-    """What comes out of MLflow when it, its database or its server fails."""
-    from mlflow.exceptions import MlflowException
-    from requests import RequestException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    return MlflowException, RequestException, SQLAlchemyError, OSError
 
 
 def tracker_for(uri: str | None, *, runs: Runs = "sampled", register: bool = False) -> Tracker:
