@@ -9,7 +9,9 @@ from typing import Any
 from persona_dspy.core import Interaction, Signal, parse_time
 from persona_dspy.errors import InputError, UserForgotten
 from persona_dspy.store import Store
+from persona_dspy.tracking.assessed import assessed_traces, spans_of
 from persona_dspy.tracking.assessments import drafted_in, heard
+from persona_dspy.tracking.failures import explained
 from persona_dspy.tracking.forgetting import USER_TAG
 from persona_dspy.tracking.tracker import EXPERIMENT, MlflowTracker
 
@@ -80,12 +82,14 @@ class _Reading:
         scale: tuple[float, float],
     ) -> None:
         self._store, self._tracker, self._since, self._fields, self._scale = store, tracker, since, fields, scale
+        self._client, self._experiment_id = tracker.reading()
         self.read = TracesRead()
 
     def run(self) -> TracesRead:
         earliest = int(self._since.timestamp() * 1000) if self._since is not None else None
-        for info in self._tracker.assessed_traces(earliest):
-            self._take(info)
+        with explained(self._tracker.uri, "gave no traces"):
+            for info in assessed_traces(self._client, self._experiment_id, earliest):
+                self._take(info)
         return self.read
 
     def _take(self, info: Any) -> None:
@@ -114,7 +118,7 @@ class _Reading:
         self.read.passed_over += [f"trace {info.trace_id}: {reason}" for reason in said.passed_over]
         if not said.ids:
             return
-        drafted = drafted_in(self._tracker.spans_of(info.trace_id), self._fields)
+        drafted = drafted_in(spans_of(self._client, info.trace_id), self._fields)
         if drafted is None:
             names = f"; expected {self._fields!r}" if self._fields else "; name them: fields=('question', 'answer')"
             raise InputError(f"no span with a query and a response by name{names}")

@@ -11,7 +11,7 @@ import queue
 import threading
 import time
 import warnings
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,9 +27,9 @@ from persona_dspy.core import (
 )
 from persona_dspy.errors import InputError, RunError
 from persona_dspy.report import FleetFigures, curve, learning_curve_json
-from persona_dspy.tracking.assessed import assessed_traces, spans_of, write_assessments
+from persona_dspy.tracking.assessed import write_assessments
 from persona_dspy.tracking.database_file import file_of, make_database, set_aside_broken
-from persona_dspy.tracking.failures import mlflow_failures, reason_of
+from persona_dspy.tracking.failures import explained, mlflow_failures, reason_of
 from persona_dspy.tracking.protocol import Ended, NullTracker, Tracker, prompt_name
 from persona_dspy.tracking.users_table import UsersTable
 from persona_dspy.tracking.values import Totals, metrics_of, params_of
@@ -185,7 +185,7 @@ class MlflowTracker:
         where = TraceLocation.from_experiment_id(self._experiment_id)
         info = TraceInfo(trace_id=trace_id, trace_location=where, state=TraceState.OK, **information(trace))
         client = TracingClient(self.uri)
-        with self._explained("did not take a trace"):
+        with explained(self.uri, "did not take a trace"):
             client.start_trace(info)
             client.log_spans(self._experiment_id, [Span.from_dict(span) for span in spans])
         return trace_id
@@ -201,38 +201,16 @@ class MlflowTracker:
             RunError: the server or file cannot be used, or has no such trace.
         """
         self._connect()
-        with self._explained("did not take an assessment"):
+        with explained(self.uri, "did not take an assessment"):
             return write_assessments(self.uri, said)
 
-    def assessed_traces(self, earliest: int | None = None) -> Iterator[Any]:
-        """MLflow's ``TraceInfo`` of each trace that people assessed, oldest first.
-
-        Args:
-            earliest: milliseconds since 1970.
+    def reading(self) -> tuple[Any, str]:
+        """MLflow's client, and the id of an experiment that is there.
 
         Raises:
             RunError: the server or file cannot be used, or has no such experiment.
         """
-        client = self._connect(make=False)
-        with self._explained("gave no traces"):
-            yield from assessed_traces(client, self._experiment_id, earliest)
-
-    def spans_of(self, trace_id: str) -> list[Any]:
-        """MLflow's spans of a trace, outermost first.
-
-        Raises:
-            RunError: the server or file cannot be used, or has no such trace.
-        """
-        client = self._connect()
-        with self._explained("gave no trace"):
-            return spans_of(client, trace_id)
-
-    @contextmanager
-    def _explained(self, what: str) -> Generator[None]:
-        try:
-            yield
-        except mlflow_failures() as failure:
-            raise RunError(f"MLflow at {self._shown_uri!r} {what}: {reason_of(failure)}") from failure
+        return self._connect(make=False), self._experiment_id
 
     @contextmanager
     def tracing(self, *, simulated: bool = False) -> Generator[TraceSender]:
@@ -265,7 +243,7 @@ class MlflowTracker:
             RunError: the server or file cannot be used.
         """
         client, name = self._connect(), prompt_name(user_id)
-        with self._explained("did not move an alias"):
+        with explained(self.uri, "did not move an alias"):
             versions = {p.tags.get("persona_version"): p.version for p in self._prompts(name)}
             if str(version) in versions:
                 client.set_prompt_alias(name, "current", versions[str(version)])
