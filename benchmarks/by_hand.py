@@ -1,11 +1,12 @@
 """Arms of personalization on real users, answered by whatever stands behind an OpenAI-compatible address.
 
-Made for a capable model that answers by hand, so each arm has a model name (a lane) of its own, requests wait for hours,
-and everything goes to a file as it comes: a run that was stopped goes on. ``learn`` aligns users and writes personas;
-``ask`` answers held-out questions under one arm; ``table`` prints scores with intervals over users.
+Made for a capable model that answers by hand: requests wait for hours, and everything goes to a file as it comes, so a run
+that was stopped goes on. ``learn`` aligns users and writes personas; ``ask`` answers held-out questions under each arm;
+``table`` prints scores with intervals over users. Of several ``--models`` (lanes, each with an answerer of its own) every one
+answers each arm for some users and no user's questions twice, so that no arm has the better answerer.
 
     python -m benchmarks.by_hand learn --task lamp-3 --data ../shared/data/rating --users 12 --out results/hand
-    python -m benchmarks.by_hand ask --arm aligned --task lamp-3 --data ../shared/data/rating --users 12 --out results/hand
+    python -m benchmarks.by_hand ask --task lamp-3 --data ../shared/data/rating --users 12 --out results/hand
     python -m benchmarks.by_hand table --task lamp-3 --out results/hand
 """
 
@@ -32,8 +33,16 @@ ARMS = ("direct", "rag", "latest40", "unaligned", "aligned")
 # A task of one's own says what is asked; these data sets are not quite LaMP's.
 WORDS = {
     "rating": "Say how offensive this user, an annotator, finds the comment: 1 = not offensive at all, 5 = very offensive.",
-    "taste": "Say whether this user, a critic, judged the film fresh (good) or rotten (bad).",
 }
+OWN_TASKS = {
+    "taste": Task(
+        name="taste", title="critics", query_field="film", response_field="verdict",
+        instructions="Say whether this user, a critic, judged the film fresh (good) or rotten (bad).",
+        query_means="title and plot of the film", response_means="this critic's verdict", labels=("fresh", "rotten"),
+        metrics=("accuracy",), input_pattern=r"(?is)\bmovie:(.*)$", item_query=("description",),
+        item_response="verdict", item_extras=("title",),
+    ),
+}  # fmt: skip
 
 
 class Person:
@@ -80,14 +89,13 @@ def program(task: Task, person: Person, arm: str, order: argparse.Namespace, out
 def learn(task: Task, order: argparse.Namespace) -> None:
     out = Path(order.out) / Path(order.data).name
     (out / "personas").mkdir(parents=True, exist_ok=True)
-    lm = lm_of(order, order.model)
 
-    def one(person: Person) -> str:
+    def one(person: Person, model: str) -> str:
         file = out / "personas" / f"{person.user_id}.json"
         if file.exists():
             return "there"
         agent = program(task, person, "unaligned", order, out)
-        with dspy.context(lm=lm):
+        with dspy.context(lm=lm_of(order, model)):
             aligned = PersonaAlignment(auto=order.auto, concurrency=8, progress=False).compile(
                 agent, trainset=agent.examples()
             )
@@ -96,32 +104,39 @@ def learn(task: Task, order: argparse.Namespace) -> None:
         (out / "personas" / f"{person.user_id}.record.json").write_text(record.model_dump_json(indent=1))
         return f"{record.scores} {record.total.calls} calls, {record.accepted} accepted"
 
+    persons = people(task, order)
+    models = [order.models[n % len(order.models)] for n in range(len(persons))]
     with ThreadPoolExecutor(order.users) as pool:
-        for person, told in pool.map(lambda p: (p, one(p)), people(task, order)):
+        for person, told in zip(persons, pool.map(one, persons, models), strict=True):
             print(person.user_id, told, flush=True)
 
 
 def ask(task: Task, order: argparse.Namespace) -> None:
     out = Path(order.out) / Path(order.data).name
     out.mkdir(parents=True, exist_ok=True)
-    file, lock = out / f"{order.arm}.jsonl", threading.Lock()
-    rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.exists() else []
-    done = {(row["user"], row["n"]) for row in rows}
-    lm = lm_of(order, order.model)
+    persons, lock = people(task, order), threading.Lock()
+    work: list[tuple[str, str, Person, int]] = []
+    for shift, arm in enumerate(order.arms):
+        file = out / f"{arm}.jsonl"
+        rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.exists() else []
+        done = {(row["user"], row["n"]) for row in rows}
+        for place, person in enumerate(persons):
+            model = order.models[(place + shift) % len(order.models)]
+            work += [(arm, model, person, n) for n in range(len(person.queries)) if (person.user_id, n) not in done]
 
-    def one(person: Person, n: int) -> None:
+    def one(arm: str, model: str, person: Person, n: int) -> None:
         query, gold = person.queries[n]
+        lm = lm_of(order, model)
         with dspy.context(lm=lm, disable_history=False):
-            answer = program(task, person, order.arm, order, out)(**{task.query_field: query})[task.response_field]
-        values = {"user": person.user_id, "n": n, "query": query, "gold": gold, "answer": str(answer)}
-        shown = sum(count_tokens(str(m)) for m in lm.history[-1]["messages"]) if lm.history else 0
-        with lock, file.open("a", encoding="utf-8") as sink:
+            answer = program(task, person, arm, order, out)(**{task.query_field: query})[task.response_field]
+        values = {"user": person.user_id, "n": n, "query": query, "gold": gold, "answer": str(answer), "model": model}
+        shown = sum(count_tokens(str(m)) for m in lm.history[-1]["messages"])
+        with lock, (out / f"{arm}.jsonl").open("a", encoding="utf-8") as sink:
             sink.write(json.dumps(values | {"score": task.score(gold, answer), "tokens": shown}) + "\n")
 
-    work = [(p, n) for p in people(task, order) for n in range(len(p.queries)) if (p.user_id, n) not in done]
-    with ThreadPoolExecutor(64) as pool:
-        list(pool.map(lambda pair: one(*pair), work))
-    print(order.arm, len(work), "asked", flush=True)
+    with ThreadPoolExecutor(200) as pool:
+        list(pool.map(lambda job: one(*job), work))
+    print(len(work), "asked", flush=True)
 
 
 def table(task: Task, order: argparse.Namespace) -> None:
@@ -151,17 +166,17 @@ def main() -> None:
     options.add_argument("command", choices=("learn", "ask", "table"))
     options.add_argument("--task", required=True)
     options.add_argument("--data", required=True, help="folder with users.json")
-    options.add_argument("--arm", choices=ARMS, default="aligned")
+    options.add_argument("--arms", nargs="+", choices=ARMS, default=["rag", "latest40", "unaligned", "aligned"])
     options.add_argument("--users", type=int, default=24)
     options.add_argument("--questions", type=int, default=4)
     options.add_argument("--least", type=int, default=12, help="interactions a user must have")
     options.add_argument("--k", type=int, default=12)
     options.add_argument("--auto", default="light")
     options.add_argument("--port", type=int, default=9100)
-    options.add_argument("--model", default="gpt-4o-mini", help="the arm's own lane")
+    options.add_argument("--models", nargs="+", default=["gpt-4o-mini"], help="lanes, each with its own answerer")
     options.add_argument("--out", default="results/hand")
     order = options.parse_args()
-    task = get_task(order.task)
+    task = OWN_TASKS.get(order.task) or get_task(order.task)
     {"learn": learn, "ask": ask, "table": table}[order.command](task, order)
 
 

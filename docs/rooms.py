@@ -17,7 +17,9 @@ WIDTH, ROW, PAD = 900, 62, 8
 
 def layers():
     """Layers from the top, each a list of rooms, as import-linter holds them."""
-    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ]
     rows = next(c["layers"] for c in contracts if c["name"] == "Rooms")
     return [[room.strip() for room in row.split("|")] for row in rows]
 

@@ -14,7 +14,7 @@ import dspy
 from optimizers.acceptance import Gate
 from optimizers.evidence import Challenger
 from optimizers.loss import RIGHT, Simulated
-from optimizers.mistakes import Judge, Mistakes
+from optimizers.mistakes import SAME, Judge, Mistakes, compared
 from optimizers.simulation import Simulator
 from persona_dspy.core import Outcome, Persona, Trial
 
@@ -26,7 +26,7 @@ class Election:
 
     Args:
         as_then: turns a persona into what it would have been before the held-out interactions (its facts).
-        judge: scores free text against the answers without a persona; None = scores are the simulator's.
+        judge: compares answers with those given without a persona, where needed; None = scores are the simulator's.
     """
 
     def __init__(
@@ -41,6 +41,7 @@ class Election:
         self._seen: dict[str, dict[int, float]] = {}
         self._without: dict[int, Simulated] = {}
         self._latest = list(reversed(range(len(self.held))))
+        self._paired = {i for i, example in enumerate(self.held) if judge is not None and judge.needed(example)}
 
     def score(self, persona: Persona) -> list[float]:
         """Scores of a persona just as it is, on all items. Personas that render alike are scored once."""
@@ -126,7 +127,7 @@ class Election:
         led: bool | None = False
         for block in self._blocks(order):
             self._play(old, block)
-            self._play(new, [i for i in block if self.judge is not None or before[i] < RIGHT])
+            self._play(new, [i for i in block if i in self._paired or before[i] < RIGHT])
             if self._hopeless(incumbent, challenger, old, new, may_tie):
                 return False
             led = self._led(old, new, led, leading)
@@ -178,21 +179,19 @@ class Election:
         if not missing:
             return
         nobody = Persona(user_id=persona.user_id)
-        if self.judge is None:
-            simulations = self.simulator.run(persona, [self.held[i] for i in missing])
-            scores.update(zip(missing, (s.score for s in simulations), strict=True))
-            return
-        unseen = [i for i in missing if i not in self._without]
+        unseen = [i for i in missing if i in self._paired and i not in self._without]
         if unseen:
             self._without |= dict(zip(unseen, self.simulator.run(nobody, [self.held[i] for i in unseen]), strict=True))
-            self._known(nobody).update(dict.fromkeys(unseen, 0.5))
-        if persona.fingerprint != nobody.fingerprint:
-            drafts = self.simulator.run(persona, [self.held[i] for i in missing])
-            scores.update(zip(missing, self.judge(drafts, [self._without[i] for i in missing]), strict=True))
+            self._known(nobody).update(dict.fromkeys(unseen, SAME))
+        if missing := [i for i in missing if i not in scores]:
+            examples = [self.held[i] for i in missing]
+            drafts = self.simulator.run(persona, examples)
+            references = [self._without.get(i, draft) for i, draft in zip(missing, drafts, strict=True)]
+            scores.update(zip(missing, compared(self.judge, examples, drafts, references), strict=True))
 
     def _blocks(self, items: Iterable[int]) -> list[list[int]]:
         listed = list(items)
-        size = self.simulator.concurrency if self.judge is None else max(1, len(self.held))  # one request for all
+        size = max(1, len(self.held)) if self._paired else self.simulator.concurrency  # one request for all
         return [listed[at : at + size] for at in range(0, len(listed), size)]
 
 

@@ -34,7 +34,8 @@ class Tried:
 class Evidence:
     """All that a proposer may see. Nothing of the interactions that will judge its challengers is in it.
 
-    ``asked``: what the program is asked, in words. ``past``: interactions that are not held out, oldest first.
+    ``asked``: what the program is asked, in words. ``past``: interactions that are not held out, oldest first;
+    ``judged``: drafts that the user judged without an answer, likewise.
     ``tried``: challengers that the gate refused. ``secrets``: the texts that judge, in any fold, of which no line may
     hold a run of words.
     ``recurring``: feedback that came up in several steps, and in how many, most often first. ``riders``: edits that
@@ -45,6 +46,7 @@ class Evidence:
     simulated: Sequence[Simulated]
     feedback: Sequence[Feedback]
     past: Sequence[Interaction]
+    judged: Sequence[Interaction] = ()
     asked: str = ""
     tried: Sequence[Tried] = ()
     secrets: frozenset[str] = frozenset()

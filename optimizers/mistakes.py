@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import dspy
 
@@ -11,12 +12,23 @@ from optimizers.loss import Simulated
 from optimizers.simulation import Simulator
 from persona_dspy.core import Persona
 
-__all__ = ["Judge", "Mistakes", "mistakes_of"]
+__all__ = ["SAME", "Judge", "Mistakes", "compared", "mistakes_of"]
 
 ALIKE = 2  # past interactions that a mended mistake is checked against
 
-Judge = Callable[[Sequence[Simulated], Sequence[Simulated]], list[float]]
-"""Scores answers against others to the same queries, in [0, 1]; 0.5 = as good."""
+SAME = 0.5
+
+
+class Judge(Protocol):
+    """Scores answers where their own scores do not tell: against others to the same queries."""
+
+    def needed(self, example: dspy.Example) -> bool:
+        """Whether answers to this example have to be compared."""
+        ...
+
+    def __call__(self, drafts: Sequence[Simulated], references: Sequence[Simulated]) -> list[float]:
+        """In [0, 1], higher is better; 0.5 = as good as the reference."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,17 +66,31 @@ def mistakes_of(
     examples = [e for e, _ in wrong]
 
     def replayed(persona: Persona) -> list[float]:
-        answers = simulator.run(as_then(persona), examples)
-        return judge(answers, [s for _, s in wrong]) if judge else [s.score for s in answers]
+        return compared(judge, examples, simulator.run(as_then(persona), examples), [s for _, s in wrong])
 
     def alike(old: Persona, new: Persona, mended: Sequence[int]) -> tuple[list[float], list[float]]:
         others = _nearest(simulator, [examples[n] for n in mended], unseen)
         before, after = (simulator.run(as_now(persona), others) for persona in (old, new))
-        if judge:
-            return [0.5] * len(others), judge(after, before)
-        return [s.score for s in before], [s.score for s in after]
+        return compared(judge, others, before, before), compared(judge, others, after, before)
 
-    return Mistakes(before=[0.5 if judge else s.score for _, s in wrong], replayed=replayed, alike=alike)
+    before = compared(judge, examples, [s for _, s in wrong], [s for _, s in wrong])
+    return Mistakes(before=before, replayed=replayed, alike=alike)
+
+
+def compared(
+    judge: Judge | None, examples: Sequence[dspy.Example], drafts: Sequence[Simulated], references: Sequence[Simulated]
+) -> list[float]:
+    """Scores of ``drafts``: their own, and those of the judge where it is needed; 0.5 for what is its own reference."""
+    scores = [draft.score for draft in drafts]
+    if judge is None or not (at := [n for n, example in enumerate(examples) if judge.needed(example)]):
+        return scores
+    if all(drafts[n] is references[n] for n in at):
+        verdicts = [SAME] * len(at)
+    else:
+        verdicts = judge([drafts[n] for n in at], [references[n] for n in at])
+    for n, verdict in zip(at, verdicts, strict=True):
+        scores[n] = verdict
+    return scores
 
 
 def _nearest(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal, Self
 
 import dspy
@@ -10,15 +11,17 @@ from dspy.teleprompt import Teleprompter
 
 from optimizers.acceptance import LEAST, AlwaysAccept, Gate, Split, gate_for
 from optimizers.cohort import Cohort
+from optimizers.drafts import in_order, spoken_of
 from optimizers.keywords import KeywordProposer
 from optimizers.loss import Metric, TextualLoss
 from optimizers.options import Observer
 from optimizers.portrait import Portrait
 from optimizers.progress import progress_bar
 from optimizers.proposals import EditProposer, Proposer, RewriteProposer
+from optimizers.record import record_of
 from optimizers.run import Run
 from optimizers.trainset import fitting, remembered
-from persona_dspy.agent import PersonalProgram
+from persona_dspy.agent import PersonalProgram, tag_run
 from persona_dspy.errors import BudgetExceeded, InputError
 from persona_dspy.lm import Budget, Ledger, current_ledger, is_small
 from persona_dspy.memory import SemanticMemory
@@ -200,6 +203,7 @@ class PersonaAlignment(Teleprompter):
             raise InputError(
                 f"student {type(student).__name__!r}: expected a PersonaAgent; wrap it: personalize(program)"
             )
+        tag_run(student.user_id)
         program = student.deepcopy()
         fit = remembered(program, trainset)
         held = remembered(program, valset) if valset else []  # what both have is known by now
@@ -208,8 +212,12 @@ class PersonaAlignment(Teleprompter):
         bar = progress_bar(program.user_id, self.calls(len(fit)), shown=self.progress and parent is None)
         with ledger.recording(), bar as watching:
             (fit, notes), (held, more) = fitting(program, fit), fitting(program, held)
-            gate = self.gate_for(len(fit))
-            splits = [_split(fit, held, gate)] if held else gate.splits(fit)
+            spoken = self._spoken(program, fit, held)
+            judged = in_order(program, [*fit, *spoken]) if self.metric is None else fit
+            gate = self.gate_for(len(judged))
+            splits = [_split(judged, held, gate)] if held else gate.splits(judged)
+            if judged is fit and spoken:  # a metric of the user's own judges; drafts are learned from all the same
+                splits = [replace(split, fit=in_order(program, [*split.fit, *spoken])) for split in splits]
             run = Run(self, gate, program, splits, ledger, watching)
             run.notes += dict.fromkeys([*notes, *more])
             try:
@@ -217,9 +225,22 @@ class PersonaAlignment(Teleprompter):
             except BudgetExceeded as spent:
                 run.stopped = f"budget: {spent}"
         program.persona.value = run.final()
-        program.alignment = run.record()
+        program.alignment = record_of(run)
         run.tell("end", accepted=program.alignment.accepted, scores=program.alignment.scores.model_dump())
         return program
+
+    def _spoken(
+        self, program: PersonalProgram, fit: Sequence[dspy.Example], held: Sequence[dspy.Example]
+    ) -> list[dspy.Example]:
+        """Drafts that the user judged without an answer, up to the last interaction that compile was given; none for a
+        small LM, which reads mistakes only."""
+        if is_small(self.reflection_lm or program.own_lm()):
+            return []
+        given = in_order(program, [*fit, *held])
+        latest = program.memory.interactions[-1:]
+        if not latest or (given and given[-1].interaction_id == latest[0].id):
+            return spoken_of(program)
+        return spoken_of(program, given[-1]) if given else []
 
 
 def _split(fit: list[dspy.Example], val: list[dspy.Example], gate: Gate) -> Split:

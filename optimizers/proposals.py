@@ -113,7 +113,7 @@ class EditProposer:
         if self.portrait is None or any(_own(b) for b in incumbent.bullets):
             return []
         with role("portrait"):
-            lines = self.portrait(evidence.past, evidence.kind, evidence.asked)
+            lines = self.portrait(evidence.past, evidence.kind, evidence.asked, evidence.judged)
         edits = [Edit(op="add", bullet=line) for line in lines]
         challenger = built(incumbent, edits, evidence, len(edits)) if lines else None
         return [replace(challenger, harmless=True)] if challenger else []
@@ -126,7 +126,9 @@ class EditProposer:
         blocks: list[str] = []
         for n, attempt in enumerate(evidence.simulated, 1):
             lesson = feedback.get(attempt.interaction_id, "")
-            verdict = "" if attempt.right else f"\nwhat it shows: {lesson or 'nothing to learn'}"
+            doubt = " (a guess)" if attempt.unexplained else ""
+            shows = f"{lesson}{doubt}" if lesson else "nothing to learn"
+            verdict = "" if attempt.right and not lesson else f"\nwhat it shows: {shows}"
             blocks.append(f"attempt {n}\n{attempt.shown(sizes)}{verdict}")
         blocks += [f"came up in {times} steps: {text}" for text, times in evidence.recurring[:3]]
         with role("update"):
@@ -139,9 +141,16 @@ class EditProposer:
                 tried_before=fenced(_history(evidence), "tried before"),
             )
         ids = [s.interaction_id for s in evidence.simulated]
+        guessed = {s.interaction_id for s in evidence.simulated if s.unexplained}
         own = {b.id for b in incumbent.bullets if _own(b)}
         edits = (_edit(said, ids, own) for said in (answer.edits or [] if answer else []))
-        return [edit for edit in edits if edit is not None]
+        return [edit for edit in edits if edit is not None and not _one_guess(edit, guessed)]
+
+
+def _one_guess(edit: Edit, guessed: set[str]) -> bool:
+    """Whether a line rests on one dislike without a word, and nothing else: it needs a second sign."""
+    shown = edit.bullet.evidence if edit.bullet is not None else ()
+    return len(shown) == 1 and shown[0] in guessed
 
 
 def _own(bullet: Bullet) -> bool:

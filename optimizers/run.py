@@ -24,10 +24,9 @@ from optimizers.options import Observer, Options
 from optimizers.proposals import FromPast, built
 from optimizers.reflection import Reflection, reflecting
 from optimizers.simulation import Simulator
-from optimizers.text_judge import TextJudge
+from optimizers.text_judge import PairJudge
 from persona_dspy.agent import PersonalProgram
 from persona_dspy.core import (
-    Alignment,
     AlignmentStep,
     Bullet,
     Edit,
@@ -53,12 +52,13 @@ class Round:
 
     fit: list[dspy.Example]
     past: tuple[Interaction, ...]
+    judged: tuple[Interaction, ...]
     simulator: Simulator
     election: Election
 
 
 class Run:
-    """``loop()``, then ``final()`` and ``record()``; ``loop`` raises BudgetExceeded with everything so far intact."""
+    """``loop()``, then ``final()`` and ``record_of``; ``loop`` raises BudgetExceeded with everything so far intact."""
 
     def __init__(
         self,
@@ -82,9 +82,14 @@ class Run:
         places = [program.memory.position(e.interaction_id) for split in splits for e in (*split.fit, *split.held)]
         last = max((place for place in places if place is not None), default=-1)
         self.past = program.memory.interactions[: last + 1]  # what came after the examples is not for compile to know
-        texts = [str(e.get(program.response_field, "")) for s in splits for e in s.held if program.kind.name == "text"]
+        examples = {e.interaction_id for split in splits for e in (*split.fit, *split.held)}
+        self.judged = tuple(i for i in program.memory.signals if not i.answered and i.id in examples)
+        spoken = [i for i in (*self.past, *self.judged) if i.signal is not None]
+        judge = PairJudge(program.kind, spoken, self.reflecting)
+        self.judge = None if options.metric is not None or is_small(self._reflector()) else judge
+        held = [e for split in splits for e in split.held]
+        texts = [str(e.get(program.response_field, "")) for e in held if program.kind.name == "text"]
         self.secrets = frozenset(text.strip() for text in texts) - {""}
-        self.judges_text = program.kind.name == "text" and options.metric is None and not is_small(self._reflector())
         self.rounds = [self._round(split) for split in splits]
         self.tried: list[Tried] = []
         self.riders: list[Edit] = []
@@ -100,11 +105,10 @@ class Run:
 
     def _round(self, split: Split) -> Round:
         hidden = frozenset(e.interaction_id for e in split.held)
-        past = tuple(i for i in self.past if i.id not in hidden)
+        past, judged = (tuple(i for i in items if i.id not in hidden) for items in (self.past, self.judged))
         simulator = Simulator(self.program, self.options.metric, hidden, self.options.concurrency)
-        as_then, judge = partial(self.as_of, past=past), self._judged if self.judges_text else None
-        election = Election(self.gate, simulator, split.held, as_then, judge)
-        return Round(fit=split.fit, past=past, simulator=simulator, election=election)
+        election = Election(self.gate, simulator, split.held, partial(self.as_of, past=past), self.judge)
+        return Round(fit=split.fit, past=past, judged=judged, simulator=simulator, election=election)
 
     def as_of(self, persona: Persona, past: Sequence[Interaction]) -> Persona:
         """The persona as it would have been then: its facts counted over ``past`` only."""
@@ -122,9 +126,24 @@ class Run:
             self.incumbent = self.initial
             self._adopt_cohort()
             return
+        if not self._may_judge(first):
+            self.stopped = "the judge did not agree with the user's own edits and choices; the initial persona stays"
+            self.incumbent = self.initial
+            return
         self._before_the_first_step(first)
         self.stopped = self._epochs()
         self._settle(first)
+
+    def _may_judge(self, first: Round) -> bool:
+        """Whether an LM may judge drafts that the user wrote nothing to: where the user's edits and choices can tell,
+        it has to agree with half of them or more."""
+        unanswered = [e for e in first.election.held if e.get(self.program.response_field) is None]
+        if self.judge is None or not any(map(self.judge.needed, unanswered)):
+            return True
+        agreed, decided = self.judge.agreement(self.past)
+        if decided:
+            self.notes.append(f"the judge agreed with {agreed} of {decided} of the user's edits and choices")
+        return decided < LEAST or 2 * agreed >= decided
 
     def _epochs(self) -> str:
         perfect, proposer = 0, self.proposer
@@ -164,8 +183,12 @@ class Run:
             base = counts[0].persona if together else self.incumbent
             evidence = self._evidence(first)
             earlier = self._before(self._batch(first), first)
-            if portrays and len(earlier) >= ENOUGH:  # a portrait that has read what is simulated next would know it
-                evidence = replace(evidence, past=earlier)
+            ids = {e.interaction_id for e in self._batch(first)}
+            judged = tuple(i for i in evidence.judged if i.id not in ids)
+            if (
+                portrays and len(earlier) + len(judged) >= ENOUGH
+            ):  # having read what is simulated next, it would know it
+                evidence = replace(evidence, past=earlier, judged=judged)
             self._stand(first, lambda: proposer.from_past(base, evidence))
             if together and not self.incumbent.bullets:
                 self._stand(first, lambda: counts)
@@ -187,7 +210,7 @@ class Run:
     def _stand(self, round_: Round, propose: Callable[[], list[Challenger]]) -> None:
         """An election without a simulation before it, on the record as a step of epoch 0."""
         before, unread = self.ledger.usage, len(self.unread)
-        with self._reflecting():
+        with self.reflecting():
             challengers = propose()
         trials = self._elect(round_, challengers)
         if trials or len(self.unread) > unread:
@@ -230,21 +253,20 @@ class Run:
         return self.options.reflection_lm or self.program.own_lm()
 
     @contextmanager
-    def _reflecting(self) -> Generator[Reflection]:
+    def reflecting(self) -> Generator[Reflection]:
         """Loss, update, portrait and judge calls: by the reflection LM, under no persona, counted and bounded."""
         with reflecting(self._reflector()) as reflection:
             yield reflection
         self.unread += reflection.unread
 
-    def _judged(self, drafts: Sequence[Simulated], references: Sequence[Simulated]) -> list[float]:
-        with self._reflecting():
-            return TextJudge()(drafts, references)
-
     def _before(self, batch: Sequence[dspy.Example], round_: Round) -> tuple[Interaction, ...]:
         """The past as it stood before the first of ``batch``, of which no held-out interaction is part."""
-        first = self.program.memory.position(batch[0].interaction_id) if batch else None
-        earlier = self.program.memory.before(first, round_.simulator.held)
-        return earlier if batch else round_.past
+        if not batch:
+            return round_.past
+        first = self.program.memory.get(batch[0].interaction_id)
+        place = self.program.memory.position(batch[0].interaction_id)
+        cut = place if place is not None or first is None else first.time
+        return self.program.memory.before(cut, round_.simulator.held)
 
     def _batch(self, round_: Round) -> list[dspy.Example]:
         """The latest interactions not yet simulated that no rule of the incumbent answers as the user did, oldest
@@ -262,14 +284,14 @@ class Run:
     def _step(self, epoch: int, round_: Round, batch: list[dspy.Example]) -> None:
         before, unread = self.ledger.usage, len(self.unread)
         earlier = self._before(batch, round_)
-        simulated = round_.simulator.run(self.as_of(self.incumbent, earlier), batch)
+        simulated = round_.simulator.run_or_given(self.as_of(self.incumbent, earlier), batch, self.initial)
         self.tell("simulated", epoch=epoch, scores=[s.score for s in simulated])
         feedback: list[Feedback] = []
         trials: tuple[Trial, ...] = ()
-        if any(not s.right for s in simulated):
+        if any(not s.right or s.said for s in simulated):
             feedback = self._feedback(simulated)
             self.momentum.add([f for f, s in zip(feedback, simulated, strict=True) if not s.right])
-            with self._reflecting():
+            with self.reflecting():
                 challengers = self.proposer(self.incumbent, self._evidence(round_, simulated, feedback))
             trials = self._elect(round_, challengers, self._mistakes(round_, batch, simulated, earlier))
             self.idle = 0 if any(t.accepted for t in trials) else self.idle + 1
@@ -304,7 +326,7 @@ class Run:
             [e for e in round_.fit if e.interaction_id not in seen],
             as_then=partial(self.as_of, past=earlier),
             as_now=partial(self.as_of, past=round_.past),
-            judge=self._judged if self.judges_text else None,
+            judge=self.judge,
         )
 
     def _evidence(
@@ -316,6 +338,7 @@ class Run:
             simulated=simulated,
             feedback=feedback,
             past=round_.past,
+            judged=round_.judged,
             tried=tuple(self.tried),
             secrets=self.secrets,
             recurring=self.momentum.recurring,
@@ -323,7 +346,7 @@ class Run:
         )
 
     def _feedback(self, simulated: Sequence[Simulated]) -> list[Feedback]:
-        with self._reflecting():
+        with self.reflecting():
             notes = self.incumbent.render()
             return self.loss(simulated=simulated, task=self.program.asked(), notes=notes).feedback
 
@@ -394,43 +417,6 @@ class Run:
         budget ended before anything was judged, the initial persona."""
         judged = self.counts_judged or self.leading or self.incumbent.bullets
         return self.as_of(self.incumbent if judged else self.initial, self.past)
-
-    def record(self) -> Alignment:
-        """Every step, its scores and its cost."""
-        if self.leading:
-            self.accepted += 1
-            self.notes.append("the budget ended while the persona led, before it was compared on all held-out items")
-        if self.scores.initial is None:  # the budget ended before
-            election = self.rounds[0].election
-            begun = self.incumbent if self.only_counts else self.initial
-            self.scores = Scores(initial=election.mean(begun), final=election.mean(self.incumbent))
-        if self.unread:
-            self.notes.append(f"{len(self.unread)} answers of the reflecting LM could not be read: {self.unread[0]}")
-        by_role = {name: usage.rounded() for name, usage in sorted(self.ledger.by_role.items())}
-        if len(self.rounds) > 1:
-            self.notes.append(
-                f"{len(self.rounds)} folds judged in turn: each edit was made without the fold that judged it; the "
-                "scores are on the first fold, which edits judged by another could see"
-            )
-        if self.judges_text:
-            self.notes.append("drafts were compared by the reflecting LM with those written without a persona")
-        return Alignment(
-            user_id=self.program.user_id,
-            scores=self.scores,
-            gate_size=len(self.rounds[0].election.held),
-            accepted=self.accepted,
-            unread=len(self.unread),
-            steps=tuple(self.steps),
-            stopped=self.stopped,
-            notes=tuple(self.notes),
-            usage={**by_role, "total": self.ledger.usage.rounded()},
-            options=self.options.get_params()
-            | {
-                "gate": type(self.gate).__name__,
-                "proposer": type(self.proposer).__name__,
-                "loss": self.loss.mode,
-            },
-        )
 
     def _spent(self, before: Usage) -> Usage:
         return (self.ledger.usage - before).rounded()

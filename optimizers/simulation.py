@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextvars
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import dspy
 from dspy.utils.exceptions import AdapterParseError
 
+from optimizers.drafts import attempt_of, score_by_signal
 from optimizers.loss import Metric, Simulated, score_of
 from persona_dspy.agent import PersonalProgram, Step, trace_of
 from persona_dspy.core import Persona, answer_text, clip_tokens, one_line, unheard
@@ -47,8 +49,12 @@ class Simulator:
             prediction = dspy.Prediction(**{field: ""})
         recalled_ids = dict.fromkeys(r.id for s in steps for r in s.recalled)
         past = {i.id: i for i in program.memory.interactions} if recalled_ids else {}
-        score, comment = score_of(self.metric, program.kind, example, prediction, field)
+        if example.get(field) is None:  # the user only said something of another answer
+            score, comment = score_by_signal(example.get("signal"), answer_text(prediction.get(field, ""))), ""
+        else:
+            score, comment = score_of(self.metric, program.kind, example, prediction, field)
         heard = [s.observation for s in steps if s.observation]  # a tool's words must not become the persona's
+        given = None if example.get(field) is not None else self.given(example)
         return Simulated(
             interaction_id=str(example.get("interaction_id", "")),
             query=str(example.get(program.query_field, "")),
@@ -62,7 +68,38 @@ class Simulator:
             episodes=tuple(recalled_ids),
             recalled=tuple(past[i].response for i in recalled_ids if i in past),
             context=_context(program, example),
+            draft=given.draft if given else "",
+            heard=given.heard if given else "",
         )
+
+    def run_or_given(self, persona: Persona, examples: Sequence[dspy.Example], begun: Persona) -> list[Simulated]:
+        """As ``run``, but what the user was really given under this persona, or judged, is not asked again; ``begun``:
+        the persona that answered the user until now."""
+        given = {e.interaction_id: one for e in examples if (one := self._given_under(persona, e, begun)) is not None}
+        asked = [e for e in examples if e.interaction_id not in given]
+        ran = {s.interaction_id: s for s in self.run(persona, asked)}
+        return [(given | ran)[e.interaction_id] for e in examples]
+
+    def _given_under(self, persona: Persona, example: dspy.Example, begun: Persona) -> Simulated | None:
+        interaction = self.program.memory.get(example.interaction_id)
+        if interaction is None or interaction.signal is None:
+            return None
+        version = interaction.signal.version
+        if interaction.answered and version is not None:  # an edit of what another persona gave is simulated anew
+            lines, own = ([b for b in p.bullets if b.source != "fact"] for p in (persona, begun))
+            if version != begun.version or lines != own:
+                return None
+        return self.given(example)
+
+    def given(self, example: dspy.Example) -> Simulated | None:
+        """The answer that the user was really given then, with what the user made of it; None where there was none."""
+        interaction = self.program.memory.get(str(example.get("interaction_id", "")))
+        attempt = attempt_of(interaction, self.program.kind) if interaction else None
+        if attempt is None or self.metric is None or not attempt.gold:
+            return attempt and replace(attempt, context=_context(self.program, example))
+        prediction = dspy.Prediction(**{self.program.response_field: self.program.kind.typed(attempt.answer)})
+        score, said = score_of(self.metric, self.program.kind, example, prediction, self.program.response_field)
+        return replace(attempt, score=score, said=attempt.said or said, context=_context(self.program, example))
 
     def _map(self, work: Callable[[dspy.Example], Simulated], items: Iterable[dspy.Example]) -> list[Simulated]:
         items = list(items)

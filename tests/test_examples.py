@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib.util
+import sys
 
 import dspy
 import httpx
@@ -11,18 +12,31 @@ from tree import ROOT
 
 
 @pytest.fixture
-def fastapi_app(tmp_path, monkeypatch):
+def example(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        sys.modules["dspy.dsp.utils.settings"], "config_owner_async_task", None
+    )  # each test has a loop of its own
     monkeypatch.setattr(dspy, "LM", faked(lambda prompt: dict.fromkeys(prompt.outputs, "On its way.")))
-    spec = importlib.util.spec_from_file_location("fastapi_service", ROOT / "examples" / "fastapi_service.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module.app
+
+    def loaded(name):
+        spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, name, module)
+        spec.loader.exec_module(module)
+        return module.app
+
+    yield loaded
     dspy.configure(lm=None)
 
 
-def test_the_fastapi_service(fastapi_app):
-    asyncio.run(used(fastapi_app))
+def test_the_fastapi_service(example):
+    asyncio.run(used(example("fastapi_service")))
+
+
+def test_the_service_that_learns_from_feedback(example, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    asyncio.run(judged(example("fastapi_feedback")))
 
 
 async def used(app):
@@ -49,3 +63,25 @@ async def used(app):
         assert removed["store"]["episodes"] == 3
         assert personas.history("ana") == []
         assert (await client.get("/persona", headers=ana)).json()["version"] == 0
+
+
+async def judged(app):
+    ana, bob = {"X-User": "ana"}, {"X-User": "bob"}
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service") as client,
+    ):
+        draft = (await client.post("/drafts", json={"message": "Where is my parcel?"}, headers=ana)).json()
+        place = f"/drafts/{draft['id']}/feedback"
+        said = await client.post(place, json={"thumbs": "down", "comment": "no date"}, headers=ana)
+        assert (said.status_code, said.json()) == (202, {"id": draft["id"], "learned": "signal"})
+        edited = await client.post(place, json={"edited": "It arrives on Friday."}, headers=ana)
+        assert edited.json()["learned"] == "answer"
+        for body, user in (({"thumbs": "up"}, bob), ({}, ana), ({"rating": 9}, ana)):
+            assert (await client.post(place, json=body, headers=user)).status_code == 422
+        assert (await client.post("/drafts/tr-0/feedback", json={"thumbs": "up"}, headers=ana)).status_code == 422
+        (kept,) = app.state.personas.store.episodes("ana")
+        assert (kept.response, kept.signal.draft) == ("It arrives on Friday.", "On its way.")
+        assert (kept.signal.comment, kept.signal.thumbs) == ("no date", "down")
+        await client.delete("/me", headers=ana)
+        assert (await client.post(place, json={"thumbs": "up"}, headers=ana)).status_code == 422

@@ -14,20 +14,27 @@ import numpy as np
 import pytest
 
 from persona_dspy import lm as lm_room
+from persona_dspy.agent import personalize
 from persona_dspy.agent.knowledge import Document, PageCache
 from persona_dspy.cli import main
-from persona_dspy.core.disk import persona_file_name
+from persona_dspy.core.disk import lock_file, persona_file_name
 from persona_dspy.core.document import load_document
 from persona_dspy.core.persona import Persona
-from persona_dspy.errors import InputError
+from persona_dspy.errors import ForgettingIncomplete, InputError, StoreError
 from persona_dspy.fleet.folder import FleetFolder
 from persona_dspy.fleet.forget import dspy_cache_entries, forget_in_folder, forget_user
 from persona_dspy.judge.experiment import Experiment
 from persona_dspy.lm.answer_folder import CallFolder
 from persona_dspy.store.store import Store
 from persona_dspy.testing.synthetic import SyntheticUser, rule_following_lm
+from persona_dspy.tracking import tables
 from persona_dspy.tracking.forgetting import USER_TAG
-from persona_dspy.tracking.tables import without_user
+
+
+def without_user(content, suffix, user_id):
+    pruned = tables.without_user(content, suffix, user_id)
+    return pruned.content, pruned.removed, pruned.trouble
+
 
 VICTIM, OTHER = "victim/../'qzxcanary-é🦊", "other/../'keepme-é🦊"
 MARKS = {VICTIM: "qzxcanary", OTHER: "keepme"}
@@ -337,3 +344,107 @@ def test_answers_in_dspys_own_cache_are_counted(tmp_path, monkeypatch):
     monkeypatch.setenv("DSPY_CACHEDIR", str(tmp_path / "some"))
     assert dspy_cache_entries() == (tmp_path / "some", 1)
     cache.disk_cache.close()
+
+
+def other_spellings(user):
+    """A document of one user, a list of two users' and rows, as other programs and encodings write them."""
+    documents = [{"user_id": user, "text": "x"}, {"user_id": "v", "text": "y"}]
+    odd = '{"user\\u005fid" : "' + "".join(f"\\u{ord(c):04x}" for c in user) + '", "text": "x"}'
+    return {
+        "escaped.json": odd.encode(),
+        "bom.json": b"\xef\xbb\xbf" + json.dumps(documents[0]).encode(),
+        "utf16.json": json.dumps(documents[0]).encode("utf-16"),
+        "utf16be.json": json.dumps(documents[0]).encode("utf-16-be"),
+        "utf32.json": json.dumps(documents[0]).encode("utf-32"),
+        "camel.json": json.dumps({"userId": user, "text": "x"}).encode(),
+        "deep.json": json.dumps({"data": {"persona": documents[0]}}).encode(),
+        "list.json": json.dumps(documents, indent=1).encode(),
+        "mapping.json": json.dumps({"a": documents[0], "b": documents[1]}).encode(),
+        "rows.txt": "".join(json.dumps(d) + "\n" for d in documents).encode(),
+        "rows16.jsonl": "".join(json.dumps(d) + "\n" for d in documents).encode("utf-16"),
+        "semicolons.csv": f"user_id;text\n{user};x\nv;y\n".encode(),
+    }
+
+
+def test_documents_in_any_spelling_and_encoding_go(tmp_path):
+    user = "qzx-ünï7"
+    for name, content in other_spellings(user).items():
+        (tmp_path / name).write_bytes(content)
+    told = forget_in_folder(tmp_path, user)
+    left = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    assert sorted(left) == ["list.json", "mapping.json", "rows.txt", "rows16.jsonl", "semicolons.csv"]
+    assert told.note == ""
+    assert json.loads(left["list.json"]) == [{"user_id": "v", "text": "y"}]
+    assert json.loads(left["mapping.json"]) == {"b": {"user_id": "v", "text": "y"}}
+    assert left["rows16.jsonl"].decode("utf-16") == json.dumps({"user_id": "v", "text": "y"}) + "\n"
+    assert left["semicolons.csv"] == b"user_id;text\nv;y\n"
+
+
+def test_checkpoints_profiles_pages_and_what_a_killed_writer_left_go(tmp_path):
+    program = personalize(dspy.Predict("question -> answer"), persona=Persona.from_text("Likes tea.", user_id="ana"))
+    program.save(tmp_path / "program.json")
+    program.save(tmp_path / "whole", save_program=True)
+    other = personalize(dspy.Predict("question -> answer"), persona=Persona.from_text("Likes tea.", user_id="bob"))
+    other.save(tmp_path / "other.json")
+    profile = persona_file_name("ana").replace(".json", ".txt")
+    (tmp_path / "personas" / "pag").mkdir(parents=True)
+    (tmp_path / "personas" / "pag" / profile).write_text("Reads about bees.")
+    mark = '<meta name="generator" content="persona-dspy">'
+    (tmp_path / "report.html").write_text(f'<html><head>{mark}</head><script>[{{"user_id": "ana"}}]</script>')
+    (tmp_path / "others.html").write_text(f'<html><head>{mark}</head><script>[{{"user_id": "bob"}}]</script>')
+    (tmp_path / ".abc12345.part").write_text("Reads about bees, and was cut")
+    with lock_file(tmp_path / ".live1234.part") as live:
+        live.write("somebody's text, being written")
+        live.flush()
+        told = forget_in_folder(tmp_path, "ana")
+    assert told.removed == {"profiles": 1, "checkpoints": 2, "report pages": 1, "unfinished files": 1}
+    assert ".live1234.part (is being written)" in told.note
+    assert {f.name for f in tmp_path.rglob("*") if f.is_file()} == {
+        ".live1234.part",
+        "metadata.json",
+        "other.json",
+        "others.html",
+    }
+
+
+def test_what_is_not_marked_is_named(tmp_path):
+    wrote = "My sister keeps bees behind the old mill in Ghent."
+    (tmp_path / "notes.md").write_text("She said: my sister keeps bees behind the old mill.")
+    (tmp_path / "demos.json").write_text(json.dumps({"demos": [{"question": wrote}]}))
+    (tmp_path / "packed.jsonl.gz").write_bytes(b"\x1f\x8b")
+    (tmp_path / "other.json").write_text(json.dumps({"user_id": "bob", "text": wrote}))  # bob's own
+    (tmp_path / "nothing.txt").write_text("Bees are insects.")
+    (told,) = forget_user("ana", folders=[tmp_path], texts=[wrote])
+    assert not told.removed
+    for name in ("notes.md", "demos.json"):
+        assert f"{tmp_path / name} holds words of the user's" in told.note
+    assert "packed.jsonl.gz (packed)" in told.note
+    assert "nothing.txt" not in told.note and "other.json" not in told.note
+
+
+class Broken:
+    def forget(self, user_id, texts=()):
+        raise StoreError("the server is down")
+
+
+def test_an_account_is_given_where_a_place_fails(tmp_path, home, capsys, monkeypatch):
+    Persona.from_text("Likes tea.", user_id="u").to_json(tmp_path / "a.json")
+    with pytest.raises(ForgettingIncomplete, match="the server is down") as incomplete:
+        forget_user("u", folders=[tmp_path], store=Broken(), tracker=Broken())
+    told = {one.place: (dict(one.removed), one.note) for one in incomplete.value.erasures}
+    assert told[str(tmp_path)] == ({"persona files": 1}, "")
+    assert told["store"] == told["MLflow"] == ({}, "FAILED: the server is down")
+    (home / "p").mkdir()
+    Persona.from_text("Likes tea.", user_id="u").to_json(home / "p" / "a.json")
+    (home / "mlflow.db").write_bytes(b"")
+    monkeypatch.setattr("persona_dspy.tracking.MlflowTracker.forget", Broken().forget)
+    code, out, err = run(capsys, "forget", "u", "--out", "p", "--tracking-uri", "sqlite:///mlflow.db", "--yes")
+    assert (code, "p: 1 persona files" in out, "MLflow: nothing was found; NOTE: FAILED" in out) == (1, True, True)
+    assert "mend it and forget again" in err
+
+
+def test_an_evaluation_at_work_is_not_forgotten_under(tmp_path):
+    Persona.from_text("Likes tea.", user_id="u").to_json(tmp_path / "cells" / "one" / "a.json")
+    with lock_file(tmp_path / "cells" / "one" / ".evaluation.lock"), pytest.raises(InputError, match="evaluates"):
+        forget_user("u", folders=[tmp_path])
+    assert forget_user("u", folders=[tmp_path])[0].removed == {"persona files": 1}

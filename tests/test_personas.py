@@ -357,7 +357,7 @@ def test_a_user_forgotten_elsewhere_is_gone_and_starts_anew(store, url, tmp_path
     """As an engineer types it, while the service runs."""
     monkeypatch.chdir(tmp_path)
     optimizer = Slow(go=True)
-    with dspy.context(lm=lm()), service(store, optimizer) as personas:
+    with dspy.context(lm=lm()), service(store, optimizer, drafts=0) as personas:
         agent = personas.for_user("ana")
         for n in range(3):
             agent.observe(f"secret {n}", "drama")
@@ -367,7 +367,7 @@ def test_a_user_forgotten_elsewhere_is_gone_and_starts_anew(store, url, tmp_path
         assert ended.value.code == 0
         trace = agent(film="x").trace
         assert trace.persona_version == 0 and trace.persona == "" and len(agent.memory) == 0
-        assert list(store.users()) == [], "an answer writes nothing"
+        assert list(store.users()) == [], "an answer writes nothing where no drafts are kept"
         for n in range(3):
             agent.observe(f"new {n}", "drama")
         assert personas.wait(10)

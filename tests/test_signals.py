@@ -61,7 +61,7 @@ def test_a_signal_is_json_and_back_and_later_words_count():
         ({"response": "r", "metadata": {"thumbs": "down", "comment": "long"}}, ""),
         ({"response": "r", "metadata": {"thumbs_up": False}}, ""),
         ({"response": "r", "metadata": {"thumbs_down": True}}, ""),
-        ({"response": "r", "metadata": {"liked": False}}, ""),
+        ({"response": "r", "metadata": {"feedback": "negative", "liked": False}}, "r"),
         ({"response": "r", "metadata": {"feedback": "👎"}}, ""),
         ({"response": "r", "metadata": {"thumbs": "up", "title": "down", "rating": 0}}, "r"),
     ],

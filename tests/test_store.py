@@ -7,6 +7,7 @@ import json
 import sqlite3
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from itertools import count, pairwise
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 
 import persona_dspy.store.store as store_module
 from persona_dspy.core.interactions import Interaction, in_time_order
+from persona_dspy.core.signals import Signal
 from persona_dspy.errors import InputError, StoreError, UnknownUser
 from persona_dspy.memory.dense import Dense, Hybrid
 from persona_dspy.memory.retrieval import BM25
@@ -35,6 +37,7 @@ TABLES = (
     "persona_current",
     "persona_versions",
     "persona_profiles",
+    "persona_drafts",
     "persona_vectors",
     "persona_episodes",
     "persona_users",
@@ -478,6 +481,7 @@ def test_forget_removes_and_reports(store, tmp_path):
         "persona_current": 1,
         "persona_versions": 2,
         "persona_profiles": 1,
+        "persona_drafts": 0,
         "persona_vectors": 40,
         "persona_episodes": 40,
         "persona_users": 1,
@@ -511,6 +515,11 @@ def test_no_byte_of_a_forgotten_user_stays_in_the_files(tmp_path):
                     store.put_persona(user, persona(user, round_, None, about), {"note": about})
                     store.put_vectors(user, f"encoder-of-{user}", {key: np.full(500, 3.25)})
                     store.put_profile(user, {"user_id": user, "lines": [about], "covers": round_})
+                signal = Signal(draft=about, trace=key + "-t", comment=["", about][round_ % 2])
+                draft = Interaction(user_id=user, query=about, id=key + "-t", signal=signal)
+                store.put_drafts(user, [draft], most=4)
+                if round_ < 2:
+                    store.feedback(user, replace(draft, id=f"id-of-{user}-t"))
             if round_ % 50 == 25:
                 gone = names[3 + round_ % 20]
                 assert store.forget(gone).scrubbed and gone.encode() not in held()
@@ -521,8 +530,9 @@ def test_no_byte_of_a_forgotten_user_stays_in_the_files(tmp_path):
             "persona_current": 1,
             "persona_versions": 15,
             "persona_profiles": 1,
+            "persona_drafts": 4,
             "persona_vectors": 15,
-            "persona_episodes": 150,
+            "persona_episodes": 151,
             "persona_users": 1,
         }
         assert b"secretive" not in held() and b"word-of-zz" in held()
@@ -633,6 +643,8 @@ def test_a_reader_that_holds_the_log_up_is_reported(tmp_path):
         reader.execute("BEGIN")
         assert reader.execute("SELECT count(*) FROM persona_episodes").fetchone() == (1,)
         assert not store.forget("u1").scrubbed
+        again = store.forget("u1")  # nothing is left to remove, but the log holds the text
+        assert (again.counts, "is still in its files" in again.note) == ({}, True)
         reader.execute("COMMIT")
         reader.close()
         assert store.forget("u1").scrubbed

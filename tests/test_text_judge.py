@@ -80,3 +80,33 @@ def test_a_draft_cannot_close_its_fence_and_judge_itself():
 def test_drafts_and_references_belong_together():
     with pytest.raises(ValueError, match="argument 2"):
         judged(drafts(NEAR, FAR), drafts(FAR))
+
+
+def spoken(n, answer, heard="", earlier="an earlier draft"):
+    return Simulated(
+        interaction_id=f"i{n}", query=f"query {n}", answer=answer, gold="", score=0.5, draft=earlier, heard=heard
+    )
+
+
+def test_where_the_user_wrote_nothing_what_the_user_said_is_the_standard():
+    lm = rule_following_lm()
+    with dspy.context(lm=lm):
+        mine = [spoken(1, "dear all, hi", 'said of it: "starts with "dear all,", please"', "hi")]
+        scores = TextJudge(['"too long"'])(mine, [spoken(1, "hi there")])
+    assert scores == [1.0]
+    there, back = lm.engine.calls
+    assert "too long" in there.fields["elsewhere"] and "the person on it: said of it" in there.fields["cases"]
+    shown = [call.fields["cases"].index("dear all, hi") for call in (there, back)]
+    assert shown[0] != shown[1], "asked in both orders"
+
+
+def test_a_verdict_that_turns_with_the_order_is_none():
+    with dspy.context(lm=saying({"case": 1, "nearer": "A"})):
+        assert TextJudge()([spoken(1, "one")], [spoken(1, "two")]) == [SAME]
+        assert TextJudge()([draft(1, "one")], [draft(1, "two")]) != [SAME]
+
+
+def test_a_text_of_the_users_own_and_what_was_said_of_another_stand_in_requests_of_their_own():
+    scores, calls = judged([draft(1, NEAR), spoken(2, "one")], [draft(1, FAR), spoken(2, "two")])
+    assert scores == [1.0, SAME] and len(calls) == 3
+    assert not any("query 1" in call.fields["cases"] and "query 2" in call.fields["cases"] for call in calls)

@@ -3,10 +3,13 @@ from .actions import Policy as Policy
 from .agent import PersonaAgent as PersonaAgent
 from .agent import PersonalProgram as PersonalProgram
 from .agent import personalize as personalize
+from .autologged import AUTOLOG_TAG as AUTOLOG_TAG
+from .autologged import tag_run as tag_run
 from .context import Answering as Answering
 from .context import Turn as Turn
 from .context import answering as answering
 from .context import current_answer as current_answer
+from .drafts import draft_of as draft_of
 from .history import apart as apart
 from .history import memory_of as memory_of
 from .instructions import judged_by as judged_by

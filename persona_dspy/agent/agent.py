@@ -114,7 +114,7 @@ class PersonaAgent(PersonalProgram):
                     return (yield Ask(self.respond, arguments))
 
             prediction = yield from within_context(respond, (looked_up.episodes, looked_up.observations), _shorter)
-            return self._traced(prediction, answer, query)
+            return self._traced(prediction, answer, query, inputs)
 
     def _query(self, inputs: dict[str, Any]) -> str:
         query = answer_text(inputs.get(self.query_field, ""))

@@ -10,12 +10,12 @@ from persona_dspy.core import ResponseKind
 __all__ = ["described", "judged_by", "with_task_told"]
 
 _TURNS = (
-    "Earlier turns, where there are any, are this user's own past: what was asked, and what this user really answered; "
-    "the last ones are most like what is asked now{}. "
+    "Earlier turns, where there are any, are this user's own past: what was asked, and what this user really answered. "
+    "They were chosen for being like what is asked now and unlike each other{}. "
     "Notes on the user, where there are any, tell tendencies; past turns that are like the query weigh more. "
     "What counts is how this user would answer, not what is right in general."
 )
-_SKEWED = ", and rare answers are shown more often than they were given"
+_SKEWED = ", so rare answers are seen in them more often than this user gives them"
 
 
 def judged_by(kind: ResponseKind) -> str:

@@ -84,7 +84,8 @@ class Personalized(PersonalProgram):
         return await adrive(self._flow(args, inputs))
 
     def _flow(self, args: tuple[Any, ...], inputs: dict[str, Any]) -> Steps[Any]:
-        query = self._query(args, inputs)
+        named = self._named(args, inputs)
+        query = answer_text(named[self.query_field] if self.query_field in named else next(iter(named.values()), ""))
         with self._answering(query) as answer:
 
             def respond(episodes: Sequence[Episode]) -> Steps[Any]:
@@ -93,26 +94,24 @@ class Personalized(PersonalProgram):
 
             # What the program holds itself is its own to shorten.
             given = yield from within_context(respond, (yield from self._recalled(query)), drop_last)
-            return self._traced(given, answer, query)
+            return self._traced(given, answer, query, named)
 
     def _plain_adapter(self) -> Adapter:
         """The adapter that the program has without us: DSPy's default is ChatAdapter with its fallback."""
         return self.adapter or dspy.settings.get("adapter") or dspy.ChatAdapter()
 
-    def _query(self, args: tuple[Any, ...], inputs: dict[str, Any]) -> str:
-        """The query among the arguments, however they were given; the first of them where none has its name."""
-        if self.query_field in inputs or not (args or inputs):
-            return answer_text(inputs.get(self.query_field, ""))
+    def _named(self, args: tuple[Any, ...], inputs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments by name, however they were given; those that have none by their place, and first."""
+        if not args and (self.query_field in inputs or not inputs):
+            return inputs
         try:
             forward: Any = getattr(type(self.program), "forward")  # noqa: B009 - a module's own, not dspy.Module's
             bound = inspect.signature(forward).bind(self.program, *args, **inputs)
             bound.apply_defaults()
-            named = dict(bound.arguments)
+            named = dict(list(bound.arguments.items())[1:])
         except (AttributeError, TypeError):  # the program itself says what is wrong
             named = {}
-        if self.query_field in named:
-            return answer_text(named[self.query_field])
-        return answer_text((*args, *inputs.values())[0])
+        return named if self.query_field in named else {**{str(n): arg for n, arg in enumerate(args)}, **inputs}
 
     def _recalled(self, query: str) -> Steps[Sequence[Episode]]:
         """As PersonaAgent recalls: the persona's rules have a say in the words, and in which of the found are shown."""

@@ -12,13 +12,14 @@ from typing import Any
 import cloudpickle
 import dspy
 
+from persona_dspy.agent.drafts import RecentDrafts
 from persona_dspy.memory import EpisodicMemory
 
 __all__ = ["keys_pickled", "pickled"]
 
 _WITH_KEYS: ContextVar[bool] = ContextVar("persona_dspy_pickle_keys", default=False)
 
-_NOT_PICKLED = ("memory", "online", "callbacks", "history")
+_NOT_PICKLED = ("memory", "online", "callbacks", "history", "_drafts")
 _SECRETS = ("key", "token", "secret", "password", "credential", "header", "auth")  # in names of an LM's options
 
 
@@ -45,7 +46,7 @@ def pickled(program: Any) -> tuple[Any, ...]:
 def _unpickled(kind: type[Any], state: bytes, remembered: int) -> Any:
     program = object.__new__(kind)
     vars(program).update(cloudpickle.loads(state), callbacks=[], history=[])
-    program.memory = EpisodicMemory(user_id=program.user_id)
+    program.memory, program._drafts = EpisodicMemory(user_id=program.user_id), RecentDrafts()
     if remembered:
         warnings.warn(
             f"the {remembered} interactions of user {program.user_id!r} stayed where the program was pickled; it "

@@ -9,11 +9,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import dspy
 
+from persona_dspy.agent.autologged import tag_trace
 from persona_dspy.agent.context import Answering, Delivery, Turn, answering, current_answer, recording
+from persona_dspy.agent.drafts import RecentDrafts, draft_of, other_inputs
+from persona_dspy.agent.feedback import TakesFeedback
 from persona_dspy.agent.history import memory_of
 from persona_dspy.agent.instructions import described
 from persona_dspy.agent.pickling import pickled
@@ -21,6 +24,7 @@ from persona_dspy.agent.prediction import PersonaPrediction, as_prediction, resp
 from persona_dspy.agent.recall import Recall
 from persona_dspy.agent.steering import Steering
 from persona_dspy.agent.trace import Trace
+from persona_dspy.agent.watcher import Watcher
 from persona_dspy.core import (
     Alignment,
     Episode,
@@ -28,6 +32,7 @@ from persona_dspy.core import (
     Persona,
     PersonaParameter,
     ResponseKind,
+    Signal,
     clip_tokens,
 )
 from persona_dspy.errors import InputError
@@ -37,20 +42,7 @@ from persona_dspy.memory import EpisodicMemory, MemoryCut, facts
 __all__ = ["PersonalProgram", "Watcher"]
 
 
-class Watcher(Protocol):
-    """Who keeps a program of a service up to date: ``Personas.for_user`` gives each program one."""
-
-    def refresh(self, program: Any) -> None:
-        """Called before each answer: brings persona and memory of ``program`` to their current state."""
-
-    async def arefresh(self, program: Any) -> None:
-        """As ``refresh``, without holding up the event loop."""
-
-    def observed(self, program: Any, interaction: Interaction) -> None:
-        """Keeps ``interaction`` in the program's memory and in whatever outlives it."""
-
-
-class PersonalProgram(dspy.Module):
+class PersonalProgram(TakesFeedback, dspy.Module):
     """What PersonaAgent and Personalized share: a persona parameter, a handle on one user's memory, and the names of
     the query and response fields. The predictors may be shared between users; a call changes nothing but contexts."""
 
@@ -76,6 +68,7 @@ class PersonalProgram(dspy.Module):
         self.recall = recall
         self._given = persona
         self._user_id = user
+        self._drafts = RecentDrafts()
 
     def _settle_persona(self) -> None:
         if not self.kind.is_free:
@@ -89,15 +82,20 @@ class PersonalProgram(dspy.Module):
         if self.online is None:
             return super().__call__(*args, **inputs)
         self.online.refresh(self)
-        with dspy.context(disable_history=True):  # DSPy's own keeps the prompts of all users in the shared program
+        with dspy.context(**self._service_context(self.online)):
             return super().__call__(*args, **inputs)
 
     async def acall(self, *args: Any, **inputs: Any) -> Any:
         if self.online is None:
             return await super().acall(*args, **inputs)
         await self.online.arefresh(self)
-        with dspy.context(disable_history=True):
+        with dspy.context(**self._service_context(self.online)):
             return await super().acall(*args, **inputs)
+
+    def _service_context(self, online: Watcher) -> dict[str, Any]:
+        """DSPy's own history keeps the prompts of all users in the shared program."""
+        traces = {"persona_traces": online.traces} if online.traces is not None else {}
+        return {"disable_history": True, "persona_since": online.state, **traces}
 
     def _check_response(self, interaction: Interaction) -> None:
         try:
@@ -152,6 +150,7 @@ class PersonalProgram(dspy.Module):
         twin = object.__new__(type(self))
         vars(twin).update(vars(self))
         twin.history, twin.callbacks = [], list(self.callbacks)
+        twin._drafts = RecentDrafts()
         return twin
 
     def reset_copy(self) -> Self:
@@ -216,13 +215,15 @@ class PersonalProgram(dspy.Module):
     def observe(
         self,
         query: str,
-        response: Any,
+        response: Any = "",
         *,
         time: datetime | str | None = None,
         id: str = "",
         metadata: Mapping[str, Any] | None = None,
+        signal: Signal | Mapping[str, Any] | None = None,
     ) -> Interaction:
-        """What the user really answered: remembered at once, for every answer from now on.
+        """What the user really answered: remembered at once, for every answer from now on. What a user says of a draft
+        is no answer: ``feedback``.
 
         Where the program is a service's (``Personas.for_user``), it is kept in the store first, and once enough are
         new, alignment is scheduled; this call does not wait for it.
@@ -230,20 +231,25 @@ class PersonalProgram(dspy.Module):
         Args:
             response: as text or as the program's own type; a label in any spelling.
             time: by default now.
+            signal: what the user said about a draft that is not at hand as a prediction; beside it, ``response`` may be
+                left out.
 
         Raises:
             InputError: blank, none of the program's declared answers, or its id is taken.
         """
-        answer = self.kind.response(response)
-        self.kind = self.kind.observing([answer])
+        answer = "" if signal and response in ("", None) else self.kind.response(response)
+        judged = None if signal else self._drafts.judged_in(query, answer, metadata or {})
         said = Interaction(
             user_id=self._user_id,
             query=query,
-            response=answer,
+            response="" if judged else answer,
             time=datetime.now(UTC) if time is None else time,  # type: ignore[arg-type]  # parsed there
             id=id,
             metadata=dict(metadata or {}),
+            signal=Signal.of(signal) if signal else judged,
         )
+        if said.answered:
+            self.kind = self.kind.observing([said.response])
         if self.online is not None:
             self.online.observed(self, said)
         else:
@@ -309,6 +315,7 @@ class PersonalProgram(dspy.Module):
         cut, lm = current_answer().cut, self._lm()
         if self.replays and cut is None:
             cut = self._as_new(query)
+        tag_trace(self._user_id)
         with (
             recording(tools=self._has_tools()),
             answering(
@@ -326,7 +333,7 @@ class PersonalProgram(dspy.Module):
         ):
             yield answer
 
-    def _traced(self, answer_given: Any, answer: Answering, query: str) -> Any:
+    def _traced(self, answer_given: Any, answer: Answering, query: str, inputs: Mapping[str, Any]) -> Any:
         """What the program returned; a prediction with its trace.
 
         Raises:
@@ -351,7 +358,13 @@ class PersonalProgram(dspy.Module):
             response=response_text(answer_given, self.response_field),
             started=recorder.started,
             seconds=round(recorder.now, 6),
+            inputs=other_inputs(inputs, [name for name in self._input_names() if name != self.query_field]),
         )
+        if answer.cut is None and not delivery.simulated and trace.response.strip():
+            if self.online is None:
+                self._drafts.add(draft_of(trace))
+            else:
+                self.online.drafted(draft_of(trace), dspy.settings.get("persona_since"))
         send = dspy.settings.get("persona_traces")
         if send is not None and (send.simulated or answer.cut is None):
             send(trace)

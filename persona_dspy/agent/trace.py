@@ -6,7 +6,8 @@ In the paper's words: the persona is the policy, a step's action is what it chos
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+import secrets
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from persona_dspy.core import Usage
@@ -84,7 +85,8 @@ class Span:
 class Trace:
     """How one response came about. ``persona_version``/``persona`` are those in force when the query was answered.
 
-    ``started``: seconds since 1970; ``seconds``: from the query to the response.
+    ``started``: seconds since 1970; ``seconds``: from the query to the response. ``inputs``: the other input fields,
+    JSON-safe. ``id``: by which feedback finds this answer; where the trace is sent to MLflow, its id there too.
     """
 
     user_id: str
@@ -96,6 +98,8 @@ class Trace:
     response: str = ""
     started: float = 0.0
     seconds: float = 0.0
+    inputs: dict[str, Any] = field(default_factory=dict[str, Any])
+    id: str = field(default_factory=lambda: f"tr-{secrets.token_hex(16)}")
 
     @property
     def recalled(self) -> tuple[Recalled, ...]:
@@ -146,7 +150,11 @@ class Trace:
                 start_ns=self._ns(0.0),
                 end_ns=self._ns(self.seconds),
                 parent=None,
-                inputs={"query": self.query, "persona": self.persona},
+                inputs={
+                    "query": self.query,
+                    **({"inputs": self.inputs} if self.inputs else {}),
+                    "persona": self.persona,
+                },
                 outputs={"response": self.response},
                 attributes={"user_id": self.user_id, "persona_version": self.persona_version, **self.usage.to_dict()},
             )

@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
     app.command("forget")(forget)
 
 
-def forget(
+def forget(  # noqa: PLR0913 - a place an option
     user: Annotated[str, typer.Argument(metavar="USER", help="A user id, as it was ingested.")],
     store: StoreOption = None,
     out: Annotated[
@@ -39,36 +39,38 @@ def forget(
         typer.Option(help="Folders where a service's interactions wait. Default: that of serve, if there is one."),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    history: Annotated[
+        Path | None,
+        typer.Option(help="A file with the user's interactions: what still holds their words is named. Only read."),
+    ] = None,
     json_output: JsonOption = False,
 ) -> int:
     """Remove everything kept of a user, for good: interactions, vectors, all versions, exports, MLflow runs, cached
-    LM answers. Prints what was removed. It cannot be undone.
+    LM answers. Prints what was removed, and what still speaks of the user. It cannot be undone. Whoever reads a SQLite
+    file meanwhile is waited for 5 seconds.
 
     Example: persona-dspy forget ana --store personas.db --out personas/ --yes
     """
-    from persona_dspy.agent import PageCache
     from persona_dspy.cli.programs import forgettable
-    from persona_dspy.errors import InputError
+    from persona_dspy.errors import ForgettingIncomplete
     from persona_dspy.fleet import dspy_cache_entries, forget_user
-    from persona_dspy.service import ObservationQueue
 
-    for folder in queue or ():
-        if not folder.is_dir():
-            raise InputError(
-                f"--queue {str(folder)!r}: no such folder; expected the queue of a service on this machine"
-            )
     places, missing = _places(store, out, tracking_uri)
-    caches: dict[str, Any] = {str(folder): PageCache(folder) for folder in pages or ()}
-    for folder in queue if queue is not None else [one for one in [queue_folder(store)] if one.is_dir()]:
-        caches[f"queue {folder}"] = ObservationQueue(folder)
+    caches = _caches(store, pages, queue)
     named = [*places["names"], *caches]
     if not yes and not typer.confirm(f"Remove everything kept of user {user!r} in {', '.join(named)}?", err=True):
         echo("nothing was removed", err=True)
         return 1
     forgettable()
+    texts = _texts(history, user)
     opened = open_store(store) if places["store"] else None
+    failure = ""
     try:
-        done = forget_user(user, store=opened, folders=places["folders"], tracker=places["tracker"], caches=caches)
+        done = forget_user(
+            user, store=opened, folders=places["folders"], tracker=places["tracker"], caches=caches, texts=texts
+        )
+    except ForgettingIncomplete as incomplete:
+        done, failure = incomplete.erasures, str(incomplete)
     finally:
         if opened is not None:
             opened.close()
@@ -79,7 +81,40 @@ def forget(
             "if one of them served this user, remove the folder"
         )
     _print(user, done, missing, as_json=json_output)
-    return 0
+    if failure:
+        echo(f"persona-dspy: {failure}", err=True)
+    return 1 if failure else 0
+
+
+def _caches(store: str | None, pages: list[Path] | None, queue: list[Path] | None) -> dict[str, Any]:
+    """Page caches and queues, by the name they go by in the account.
+
+    Raises:
+        InputError: a queue that was named is not there.
+    """
+    from persona_dspy.agent import PageCache
+    from persona_dspy.errors import InputError
+    from persona_dspy.service import ObservationQueue
+
+    for folder in queue or ():
+        if not folder.is_dir():
+            raise InputError(
+                f"--queue {str(folder)!r}: no such folder; expected the queue of a service on this machine"
+            )
+    caches: dict[str, Any] = {str(folder): PageCache(folder) for folder in pages or ()}
+    for folder in queue if queue is not None else [one for one in [queue_folder(store)] if one.is_dir()]:
+        caches[f"queue {folder}"] = ObservationQueue(folder)
+    return caches
+
+
+def _texts(history: Path | None, user: str) -> list[str]:
+    """What the user wrote, as a file of interactions has it."""
+    if history is None:
+        return []
+    from persona_dspy.data import read_users
+
+    own = read_users(history, users=[user], skip_bad_rows=True, group=True)
+    return [text for one in own for i in one.interactions for text in (i.query, i.response)]
 
 
 def _places(store: str | None, out: list[Path] | None, uri: str | None) -> tuple[dict[str, Any], list[str]]:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from persona_dspy.core import Interaction
 from persona_dspy.data import BadRow, Place, Task, UserHistory, file_form, json_line, numbered_lines, read_users
 from persona_dspy.errors import DataError, InputError, UnknownUser
 from persona_dspy.store import Store, body_of, checked_key
 
-__all__ = ["Ingest"]
+if TYPE_CHECKING:
+    from persona_dspy.tracking import TracesRead
+
+__all__ = ["Ingest", "ingest_traces"]
 
 
 class Ingest:
@@ -127,3 +131,21 @@ class Ingest:
             if same and ("id" in row or str(row.get("query")).strip() == interaction.query):
                 return number
         return None
+
+
+def ingest_traces(
+    store: Store, uri: str, *, experiment: str | None, since: str | None, fields: str | None
+) -> TracesRead:
+    """What people said on the traces of an MLflow server or file, into the store.
+
+    Raises:
+        InputError: ``fields`` or ``since`` cannot be read.
+        RunError: MLflow cannot be used.
+    """
+    from persona_dspy.tracking import learn_from_traces
+
+    names = [name.strip() for name in fields.split(",")] if fields is not None else []
+    if fields is not None and (len(names) != 2 or not all(names)):
+        raise InputError(f"--fields {fields!r}: expected the names of query and response, such as question,answer")
+    named: dict[str, Any] = {"experiment": experiment} if experiment is not None else {}
+    return learn_from_traces(store, uri, since=since, fields=(names[0], names[1]) if names else None, **named)

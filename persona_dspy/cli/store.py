@@ -16,7 +16,7 @@ from persona_dspy.cli.output import JsonOption, echo, print_json, terminal
 if TYPE_CHECKING:
     from persona_dspy.core import PersonaDocument
     from persona_dspy.store import Store, StoredPersona
-    from persona_dspy.tracking import MlflowTracker
+    from persona_dspy.tracking import MlflowTracker, TracesRead
 
 __all__ = ["StoreOption", "document_of", "is_file", "open_store", "queue_folder", "register", "sqlite_file"]
 
@@ -103,23 +103,47 @@ def document_of(store: Store, user_id: str, version: int | None = None) -> Perso
     return _document(version_row)
 
 
-def ingest(
+def ingest(  # noqa: PLR0913 - a command's options
     source: Annotated[
-        Path, typer.Argument(metavar="FILE", help="JSONL, LaMP questions.json or OPPU-style users.json.")
-    ],
+        Path | None, typer.Argument(metavar="FILE", help="JSONL, LaMP questions.json or OPPU-style users.json.")
+    ] = None,
     store: StoreOption = None,
     task: Annotated[str | None, typer.Option(help="lamp-1 ... lamp-7; JSONL needs none.")] = None,
     skip_bad_rows: Annotated[bool, typer.Option(help="Skip rows that cannot be used, and count them.")] = False,
     group: Annotated[bool, typer.Option("--group", help="Join the rows of a user that a file holds apart.")] = False,
+    from_mlflow: Annotated[
+        str | None,
+        typer.Option("--from-mlflow", metavar="URI", help="Read what people said on traces there, in place of a file."),
+    ] = None,
+    experiment: Annotated[
+        str | None, typer.Option(help="The MLflow experiment that holds the traces. Default: persona-dspy.")
+    ] = None,
+    since: Annotated[str | None, typer.Option(help="Only traces from then on, such as 2026-01-31.")] = None,
+    fields: Annotated[
+        str | None, typer.Option(help="Query and response of autologged traces, such as question,answer.")
+    ] = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Keep a file's interactions in the store. Calls no LM; the same file again changes nothing.
+    """Keep a file's interactions, or feedback on MLflow's traces, in the store. Calls no LM; the same again changes
+    nothing.
 
     Example: persona-dspy ingest examples/movie_tags.jsonl --store personas.db
     """
+    from persona_dspy.cli.ingesting import Ingest, ingest_traces
+    from persona_dspy.errors import InputError
 
-    from persona_dspy.cli.ingesting import Ingest
-
+    named = {"--experiment": experiment, "--since": since, "--fields": fields}
+    if from_mlflow is not None:
+        if source is not None:
+            raise InputError(f"{str(source)!r} and --from-mlflow {from_mlflow!r}: expected one of them")
+        with open_store(store, new=True) as opened:
+            read = ingest_traces(opened, from_mlflow, experiment=experiment, since=since, fields=fields)
+        _say_read(read, json_output)
+        return
+    given = [name for name, value in named.items() if value is not None]
+    if source is None or given:
+        needs = f"{' and '.join(given)} without --from-mlflow" if given else "ingest without FILE"
+        raise InputError(f"{needs}: expected a file, or --from-mlflow URI")
     with open_store(store, new=True) as opened, terminal(stderr=True).status("reading") as status:
         work = Ingest(opened, source, task=task, skip_bad_rows=skip_bad_rows, group=group)
         for row in work.run(lambda users, rows: status.update(f"{users:,} users, {rows:,} interactions")):
@@ -129,6 +153,22 @@ def ingest(
         return
     bad = f", {work.bad:,} bad rows skipped" if work.bad else ""
     echo(f"{work.users:,} users, {work.rows:,} interactions: {work.new:,} new, {work.known:,} known already{bad}")
+
+
+def _say_read(read: TracesRead, json_output: bool) -> None:
+    for reason in read.passed_over:
+        echo(f"skipped: {reason}", err=True)
+    if json_output:
+        print_json(read.to_dict())
+        return
+    echo(
+        f"{read.traces:,} assessed traces, {len(read.users):,} users: {read.new:,} new interactions, {read.changed:,} "
+        "with more said of them"
+    )
+    if read.unnamed:
+        echo(f"{read.unnamed:,} name no user: mlflow.update_current_trace(metadata={{'mlflow.trace.user': ...}})")
+    if read.forgotten:
+        echo(f"{read.forgotten:,} are of users who were forgotten: --since DATE takes those from after that")
 
 
 def history(user: _User, store: StoreOption = None, json_output: JsonOption = False) -> None:

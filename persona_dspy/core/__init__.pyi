@@ -7,6 +7,7 @@ from .alignment import Trial as Trial
 from .answer_types import answer_text as answer_text
 from .answers import FREE_TEXT as FREE_TEXT
 from .answers import ResponseKind as ResponseKind
+from .disk import lock_file as lock_file
 from .disk import persona_file_name as persona_file_name
 from .disk import remove_left_folders as remove_left_folders
 from .disk import remove_own_folders as remove_own_folders
@@ -55,6 +56,7 @@ from .secrets import scrubbed as scrubbed
 from .signals import SIGNAL_FIELDS as SIGNAL_FIELDS
 from .signals import Signal as Signal
 from .signals import says_disliked as says_disliked
+from .signals import thumbs_of as thumbs_of
 from .spelling import match_label as match_label
 from .spelling import own_labels as own_labels
 from .spelling import spellings as spellings

@@ -9,8 +9,10 @@ import tempfile
 from contextlib import suppress
 from hashlib import blake2b, sha256
 from pathlib import Path
+from typing import IO, Any
 
 __all__ = [
+    "lock_file",
     "persona_file_name",
     "persona_path",
     "remove_left_folders",
@@ -64,6 +66,9 @@ def write_text(path: Path, text: str, *, mode: int = 0o644) -> None:
 def write_bytes(path: Path, content: bytes, *, mode: int = 0o644) -> None:
     """Write a file so that it is never seen half-written: a temporary file beside it, flushed, then renamed.
 
+    The temporary file, ``.*.part``, is locked until it is renamed: one that is not was left by a process that was
+    killed.
+
     Args:
         mode: who may read it; 0o600 for what only this account may see.
     """
@@ -71,14 +76,43 @@ def write_bytes(path: Path, content: bytes, *, mode: int = 0o644) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
     try:
         with os.fdopen(handle, "wb") as file:
+            _try_lock(file)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, mode)
-        os.replace(name, path)
+            os.chmod(name, mode)
+            if os.name == "posix":
+                os.replace(name, path)
+        if os.name != "posix":  # Windows renames no open file
+            os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def lock_file(file: Path) -> IO[Any] | None:
+    """The file, made where it is missing, locked until it is closed or the process ends; None where it is locked.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    handle = open(file, "a")  # noqa: SIM115 - open as long as the lock is held
+    if _try_lock(handle):
+        return handle
+    handle.close()
+    return None
+
+
+def _try_lock(handle: Any) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # Windows: no lock, two processes in one place are the caller's care
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def temporary_folder(within: str | os.PathLike[str] | None = None) -> _TemporaryFolder:

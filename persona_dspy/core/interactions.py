@@ -119,6 +119,19 @@ class Interaction:
         """Whether there is an answer of the user's own, or one that the user chose."""
         return bool(self.response)
 
+    def amended(self, signal: Signal, response: str = "", metadata: Mapping[str, Any] = _EMPTY) -> Interaction:
+        """This interaction with what the user said later of the same draft; a response given before stays where none is
+        given now, unless what is said now rules it out. ``metadata`` is added.
+
+        Example:
+            >>> given = Interaction(user_id="u1", query="q", id="tr-1", signal={"draft": "Dear Sir"})
+            >>> given.amended(Signal(thumbs="down")).amended(Signal(comment="too stiff"), "Hi").response
+            'Hi'
+        """
+        said = self.signal.updated(signal) if self.signal is not None else signal
+        answer = response or signal.preferred or self.response
+        return replace(self, signal=said, response=answer, metadata={**self.metadata, **metadata})
+
     def _settle_signal(self) -> None:
         """What was the user's answer and what was ours; see the class."""
         response: Any = self.response

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from persona_dspy.errors import InputError
 
-__all__ = ["SIGNAL_FIELDS", "Signal", "says_disliked"]
+__all__ = ["SIGNAL_FIELDS", "Signal", "says_disliked", "thumbs_of"]
 
 _DOWN = frozenset(
     [
@@ -53,8 +53,7 @@ _UP = frozenset(
         "accepted",
     ]
 )
-_ABOUT_THE_ANSWER = ("thumbs", "thumb", "thumbs_up", "liked", "accepted", "approved", "feedback", "reaction")
-_AGAINST_THE_ANSWER = ("thumbs_down", "disliked", "rejected")
+_THUMBS_DOWN = frozenset(["down", "thumbs_down", "thumbsdown", "thumbs-down", "👎", ":-1:", "dislike", "disliked"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +98,7 @@ class Signal:
         for name in ("draft", "comment", "preferred", "trace"):
             value: Any = getattr(self, name)
             object.__setattr__(self, name, "" if value is None else _text(name, value))
-        object.__setattr__(self, "thumbs", _thumbs(self.thumbs))
+        object.__setattr__(self, "thumbs", thumbs_of(self.thumbs))
         for name in ("rejected", "options"):
             object.__setattr__(self, name, _texts(name, getattr(self, name)))
         version: Any = self.version
@@ -199,10 +198,11 @@ def says_disliked(metadata: Mapping[str, Any]) -> bool:
         >>> says_disliked({"thumbs": "down"}), says_disliked({"thumbs": "up"}), says_disliked({"title": "Up"})
         (True, False, False)
     """
-    for name in _ABOUT_THE_ANSWER:
-        if name in metadata and _word(metadata[name]) in _DOWN:
-            return True
-    return any(metadata.get(n) is True or str(metadata.get(n)).strip() in ("true", "1") for n in _AGAINST_THE_ANSWER)
+    if any(name in metadata and _word(metadata[name]) in _DOWN for name in ("thumbs", "thumb", "thumbs_up")):
+        return True
+    if "thumbs_down" in metadata and _word(metadata["thumbs_down"]) in _UP:
+        return True
+    return any(_word(metadata.get(name)) in _THUMBS_DOWN for name in ("feedback", "reaction", "vote"))
 
 
 def _plain(text: str) -> str:
@@ -226,7 +226,16 @@ def _texts(name: str, value: Any) -> tuple[str, ...]:
     return tuple(text for text in texts if text.strip())
 
 
-def _thumbs(value: object) -> Literal["up", "down"] | None:
+def thumbs_of(value: object) -> Literal["up", "down"] | None:
+    """Which way a thumb points, in any of its spellings; None for none.
+
+    Raises:
+        InputError: no thumb.
+
+    Example:
+        >>> thumbs_of(True), thumbs_of("👎"), thumbs_of(None)
+        ('up', 'down', None)
+    """
     if value is None or value == "":
         return None
     plain = _word(value)

@@ -16,11 +16,11 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from persona_dspy.core import Erasure, PersonaDocument, persona_file_name, user_key, write_text
+from persona_dspy.core import Erasure, PersonaDocument, lock_file, persona_file_name, user_key, write_text
 from persona_dspy.errors import InputError, StoreError
 from persona_dspy.lm import CallFolder
 
-__all__ = ["FleetFolder", "State", "fleet_status", "forget_in_fleet", "has_fleet"]
+__all__ = ["FleetFolder", "State", "fleet_status", "forget_in_fleet", "has_fleet", "has_running_fleet"]
 
 State = Literal["done", "stopped", "failed"]
 """``done``: never redone from the same inputs. ``stopped``: a budget of the fleet, or an interruption, ended it early:
@@ -157,6 +157,11 @@ def has_fleet(path: str | os.PathLike[str]) -> bool:
     return _hidden_folder(Path(path)).is_dir()
 
 
+def has_running_fleet(path: str | os.PathLike[str]) -> bool:
+    """Whether a compile into this folder is at work."""
+    return has_fleet(path) and _is_locked(_hidden_folder(Path(path)) / "lock")
+
+
 def forget_in_fleet(path: str | os.PathLike[str], user_id: str) -> Erasure:
     """Remove what a fleet keeps of a user: the persona file, the journal's row, answers. The journal is rewritten, so
     that its free pages hold nothing either. Where it cannot be read, the answers go and the note names it.
@@ -170,7 +175,7 @@ def forget_in_fleet(path: str | os.PathLike[str], user_id: str) -> Erasure:
     try:
         with FleetFolder(path) as fleet:
             removed = fleet.forget(user_id)
-        with closing(sqlite3.connect(journal, timeout=30, isolation_level=None)) as connection:
+        with closing(sqlite3.connect(journal, timeout=5, isolation_level=None)) as connection:
             connection.execute("PRAGMA secure_delete=ON")
             connection.execute("VACUUM")
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -263,11 +268,10 @@ def _journal(file: Path) -> sqlite3.Connection:
 def _locked(file: Path, folder: Path) -> Any:
     """An open file that nobody else can lock until it is closed, also by the death of the process."""
     try:
-        handle = open(file, "a")  # noqa: SIM115 - it stays open as long as the folder
+        handle = lock_file(file)
     except OSError as failure:
         raise StoreError(f"fleet folder {str(folder)!r}: {failure.strerror}; expected one to write to") from failure
-    if not _try_lock(handle):
-        handle.close()
+    if handle is None:
         raise InputError(
             f"{str(folder)!r}: another process compiles into this folder; wait for it, or give another --out"
         )
@@ -276,19 +280,9 @@ def _locked(file: Path, folder: Path) -> Any:
 
 def _is_locked(file: Path) -> bool:
     try:
-        with open(file, "a") as handle:
-            return not _try_lock(handle)
+        handle = lock_file(file)
     except OSError:
         return False
-
-
-def _try_lock(handle: Any) -> bool:
-    try:
-        import fcntl
-    except ImportError:  # Windows: no lock, two compiles into one folder are the caller's care
-        return True
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+    if handle is not None:
+        handle.close()
+    return handle is None

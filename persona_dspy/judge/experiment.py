@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import dspy
 
-from persona_dspy.core import write_text
+from persona_dspy.core import lock_file, write_text
 from persona_dspy.data import BadRow, Task
 from persona_dspy.errors import InputError
 from persona_dspy.judge.asking import ask_all
@@ -196,6 +196,18 @@ class Experiment:
             ModelError: the LM does not answer; nothing was paid.
             BudgetExceeded, InputError: a budget that cannot be kept, or a folder with other settings.
         """
+        with _own_folder(self.out):
+            return self._run(workers, budget, ledger, tracker, on_start, on_row)
+
+    def _run(
+        self,
+        workers: int | None,
+        budget: Budget | None,
+        ledger: Ledger | None,
+        tracker: Tracker | None,
+        on_start: Callable[[Results], None] | None,
+        on_row: Callable[[Judged], None] | None,
+    ) -> Evaluation:
         from persona_dspy.lm import TerseJSON, check_lm, check_price
         from persona_dspy.tracking import NullTracker
 
@@ -262,6 +274,26 @@ def _workers(lm: Any) -> int:
     from persona_dspy.lm import LlamaEngine
 
     return 1 if isinstance(getattr(lm, "engine", None), LlamaEngine) else 4
+
+
+@contextmanager
+def _own_folder(out: Path) -> Generator[None]:
+    """Nobody else evaluates into the folder meanwhile, or forgets a user there, who would be written again.
+
+    Raises:
+        InputError: another process does.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = lock_file(out / ".evaluation.lock")
+    except OSError as failure:
+        raise InputError(f"out {str(out)!r}: {failure.strerror}; expected a folder to write to") from failure
+    if lock is None:
+        raise InputError(
+            f"out {str(out)!r}: another process evaluates into this folder; wait for it, or give another --out"
+        )
+    with lock:
+        yield
 
 
 @contextmanager

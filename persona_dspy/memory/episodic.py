@@ -208,6 +208,41 @@ class EpisodicMemory:
             else:
                 self._sort()
 
+    def put(self, interaction: Interaction) -> None:
+        """Add an interaction, or put it in the place of the one that has its id: a user may say more of a draft.
+
+        Raises:
+            InputError: another user's.
+        """
+        if self.user_id not in (None, interaction.user_id):
+            raise _other_user(interaction.user_id, str(self.user_id))
+        if self._spelling is not None and interaction.answered:
+            interaction = self._spelling(interaction)
+        with self._building, self._lock:
+            slot = self._slot.get(interaction.id)
+            before = None if slot is None else self._arrived[slot]
+            if before is None and (interaction.answered or interaction.id not in self._unanswered):
+                self._unanswered.pop(interaction.id, None)
+            elif before is None:
+                self._unanswered[interaction.id] = interaction
+                return
+            elif slot is not None and (before.query, before.response, before.time, before.metadata) == (
+                interaction.query,
+                interaction.response,
+                interaction.time,
+                interaction.metadata,
+            ):
+                self._arrived[slot] = interaction
+                return
+            else:
+                others = [i for i in self._arrived if i.id != interaction.id]
+                self._arrived, self._slot, self._times, self._order = [], {}, array("d"), None
+                self._index, self._indexed = self._retriever.index(), 0
+                for one in others:
+                    self._admit(one)
+                self._sort()
+        self.extend((interaction,))
+
     def extended(self, interactions: Iterable[Interaction], *, user_id: str | None = None) -> EpisodicMemory:
         """A memory of its own with these interactions too, searched in the same way; this one is not changed."""
         memory = EpisodicMemory(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from typing import Any, Protocol
 
 from persona_dspy.agent import PersonalProgram
 from persona_dspy.core import Interaction, Persona, ResponseKind, parse_document
-from persona_dspy.errors import InputError, StoreError, UnknownUser
+from persona_dspy.errors import InputError, StoreError, UnknownUser, UserForgotten
 from persona_dspy.memory import EpisodicMemory, Retriever, StoredMemory
 from persona_dspy.service.reach import StoreReach
 from persona_dspy.store import Store, UserState
@@ -55,7 +56,15 @@ def persona_of(store: Store, state: UserState) -> Persona | None:
 class Observer(Protocol):
     """Who keeps what users really answered: ``Personas``."""
 
+    traces: Any
+
     def keep(self, user: OpenUser, interaction: Interaction) -> None: ...
+
+    def keep_draft(self, draft: Interaction, since: UserState | None) -> None: ...
+
+    def draft(self, user: OpenUser, trace_id: str) -> Interaction | None: ...
+
+    def keep_feedback(self, user: OpenUser, said: Interaction) -> Interaction: ...
 
 
 class OpenUser:
@@ -73,6 +82,7 @@ class OpenUser:
         self.state: UserState | None = None
         self._persona, self._memory = self.first, program.memory
         self._kind = program.kind
+        self._forgotten_at = 0.0  # seconds since 1970 when that was noticed here; 0 = never
         self._reader, self._observer = reader, observer
         self._lock = threading.Lock()
         program.online = self
@@ -105,10 +115,38 @@ class OpenUser:
         self._observer.keep(self, interaction)
         program.memory = self._memory
 
+    @property
+    def traces(self) -> Any:
+        """Where traces of answers and what users say of them are sent; None = nowhere."""
+        return self._observer.traces
+
+    def drafted(self, draft: Interaction, since: UserState | None) -> None:
+        self._observer.keep_draft(draft, since)
+
+    def draft(self, trace_id: str) -> Interaction | None:
+        return self._observer.draft(self, trace_id)
+
+    def commented(self, program: PersonalProgram, remark: Interaction) -> Interaction:
+        """Keeps what the user says of a draft; see ``Personas.feedback``.
+
+        Raises:
+            UserForgotten: the draft was given before the user was forgotten.
+        """
+        self.refresh(program)
+        before = remark.time is not None and remark.time.timestamp() < self._forgotten_at
+        if before and self.draft(remark.id) is None:
+            raise UserForgotten(f"user {self.user_id!r} was forgotten after this answer: nothing was kept of it")
+        kept = self._observer.keep_feedback(self, remark)
+        program.memory = self._memory
+        return kept
+
     def remember(self, interaction: Interaction) -> None:
         """In memory alone, until the store takes it."""
-        if self._memory.get(interaction.id) is None:
+        before = self._memory.get(interaction.id)
+        if before is None:
             self._memory.append(interaction)
+        elif interaction.signal is not None:
+            self._memory.put(before.amended(interaction.signal, interaction.response))
 
     def _update(self) -> None:
         changed = self._reader.read(self.user_id, self.state)
@@ -117,6 +155,7 @@ class OpenUser:
         state, persona, memory = changed
         before, self.state = self.state, state
         if before is not None and before.life != state.life:
+            self._forgotten_at = time.time()
             self.first = Persona(user_id=self.user_id)  # what was given or learned is gone with the user's past
             vars(self.program).pop("alignment", None)
         self._persona, self._memory = persona or self.first, memory

@@ -15,17 +15,18 @@ from typing import Any
 import dspy
 
 from persona_dspy.agent import PersonalProgram, personalize
-from persona_dspy.core import Erasure, Interaction, Persona
+from persona_dspy.core import Erasure, Interaction, Persona, Signal
 from persona_dspy.errors import InputError, RunError, StoreError, UnknownUser, UserForgotten
 from persona_dspy.fleet import forget_user
 from persona_dspy.memory import Retriever
 from persona_dspy.service.align_user import Aligner, UserAlignment
 from persona_dspy.service.alignments import Alignments, Outcome, Pace
+from persona_dspy.service.drafts import DraftKeeper
 from persona_dspy.service.open_user import OpenUser, UserReader
 from persona_dspy.service.queue import ObservationQueue, QueuedObservation
 from persona_dspy.service.tracked import TrackedAlignments
-from persona_dspy.store import Store, StoredPersona, checked_key
-from persona_dspy.tracking import Tracker
+from persona_dspy.store import Observed, Store, StoredPersona, UserState, checked_key
+from persona_dspy.tracking import TraceSender, TracesRead, Tracker, learn_from_traces
 
 __all__ = ["Personas", "ServiceOptions"]
 
@@ -40,6 +41,9 @@ class ServiceOptions:
         queue: a folder where observed interactions wait while the store cannot be written; None = ``observe`` fails
             then, and nothing is kept.
         retriever: how recall measures nearness; ``BM25()`` by default.
+        drafts: how many of a user's latest answers the store keeps, so that feedback finds them by the id of their
+            trace; 0 = none.
+        traces: of ``MlflowTracker.tracing()``: where each answer's trace goes, and what users say of it.
         pace: seconds between looks at the store, of a lease, before a retry.
         on_done: called with each ``Outcome``, in the thread that aligned; must not raise.
     """
@@ -48,12 +52,16 @@ class ServiceOptions:
     open_users: int = 1024
     queue: str | os.PathLike[str] | None = None
     retriever: Retriever | None = None
+    drafts: int = 200
+    traces: TraceSender | None = None
     pace: Pace = field(default_factory=Pace)
     on_done: Callable[[Outcome], None] | None = None
 
     def __post_init__(self) -> None:
         if self.workers < 1 or self.open_users < 1:
             raise InputError(f"workers={self.workers!r}, open_users={self.open_users!r}: expected 1 or more of each")
+        if self.drafts < 0:
+            raise InputError(f"drafts={self.drafts!r}: expected how many drafts are kept of a user, 0 or more")
 
 
 class Personas:
@@ -115,6 +123,8 @@ class Personas:
         self._tracker, self._tracked = tracker, TrackedAlignments(tracker, every)
         self._reader = UserReader(store, retriever=self.options.retriever, pause=self.options.pace.poll)
         self._queue = ObservationQueue(self.options.queue) if self.options.queue is not None else None
+        self.traces = self.options.traces
+        self._drafts = DraftKeeper(store, self._reader.reach, most=self.options.drafts, pause=self.options.pace.poll)
         self._open: OrderedDict[str, OpenUser] = OrderedDict()
         self._lock = threading.Lock()
         self._process = os.getpid()
@@ -158,11 +168,12 @@ class Personas:
         self,
         user_id: str,
         query: str,
-        response: str,
+        response: str = "",
         *,
         time: datetime | str | None = None,
         id: str = "",
         metadata: Mapping[str, Any] | None = None,
+        signal: Signal | Mapping[str, Any] | None = None,
     ) -> Interaction:
         """What the user really answered, or made of our draft: in the store, or in the queue, when this returns.
 
@@ -172,7 +183,28 @@ class Personas:
             InputError: blank, or its id is taken by other content.
             StoreError: neither the store nor a queue could keep it.
         """
-        return self._user(user_id).program.observe(query, response, time=time, id=id, metadata=metadata)
+        program = self._user(user_id).program
+        return program.observe(query, response, time=time, id=id, metadata=metadata, signal=signal)
+
+    def feedback(self, user_id: str, prediction: Any, **said: Any) -> Interaction:
+        """What the user said of an answer: a comment, thumbs, a rating, an edit, a choice; see
+        ``PersonaAgent.feedback``, whose arguments these are. In the store, or in the queue, when this returns.
+
+        Args:
+            prediction: the answer, or the id of its trace: any process may be told, also days later, as long as the
+                answer is among the user's latest ``ServiceOptions.drafts``.
+
+        Raises:
+            InputError: nothing was said, a value that cannot be, or no such answer to this user.
+            StoreError: neither the store nor a queue could keep it.
+        """
+        return self._user(user_id).program.feedback(prediction, **said)
+
+    def learn_from_traces(self, uri: str, **options: Any) -> TracesRead:
+        """Bring what people said on MLflow's traces into the store; users who are due by that are aligned in the
+        background. Arguments are those of ``persona_dspy.tracking.learn_from_traces``."""
+        self._check_process()
+        return learn_from_traces(self.store, uri, **options)
 
     def align_now(self, user_id: str, *, timeout: float = 600.0) -> Outcome:
         """Align a user in this thread, however little is new.
@@ -207,6 +239,7 @@ class Personas:
         caches = {"queue": self._queue} if self._queue is not None else {}
         tracker: Any = self._tracker if hasattr(self._tracker, "forget") else None
         done = forget_user(user_id, store=self.store, tracker=tracker, caches=caches)
+        self._drafts.forget(user_id)
         self._alignments.forget(user_id)
         if user is not None:
             user.refresh(user.program)
@@ -261,13 +294,14 @@ class Personas:
 
     def status(self) -> dict[str, Any]:
         """How this process is: ``store`` and ``tracker`` say what is wrong with them (empty: nothing), ``queued`` how
-        many interactions wait for the store, ``aligning`` and ``waiting`` how many users, ``open_users`` how many
-        programs are ready."""
+        many interactions wait for the store, ``lost_drafts`` how many answers are not kept for feedback, ``aligning``
+        and ``waiting`` how many users, ``open_users`` how many programs are ready."""
         counts = self._alignments.counts()
         return {
             "store": self._reader.reach.trouble,
             "tracker": self._tracked.trouble,
             "queued": len(self._queue) if self._queue is not None else 0,
+            "lost_drafts": self._drafts.lost,
             "aligning": counts["running"],
             "waiting": counts["waiting"],
             "open_users": len(self._open),
@@ -277,6 +311,7 @@ class Personas:
         """Align nobody any more and wait for the alignments under way; answers go on. False where ``timeout`` seconds
         were not enough: those alignments are left to another process, or to the next start."""
         ended = self._alignments.close(timeout)
+        self._drafts.close()
         self._tracked.close()
         return ended
 
@@ -285,6 +320,9 @@ class Personas:
 
     async def aobserve(self, user_id: str, query: str, response: str, **options: Any) -> Interaction:
         return await asyncio.to_thread(self.observe, user_id, query, response, **options)
+
+    async def afeedback(self, user_id: str, prediction: Any, **said: Any) -> Interaction:
+        return await asyncio.to_thread(self.feedback, user_id, prediction, **said)
 
     async def aalign_now(self, user_id: str, *, timeout: float = 600.0) -> Outcome:
         return await asyncio.to_thread(self.align_now, user_id, timeout=timeout)
@@ -303,11 +341,28 @@ class Personas:
 
     def keep(self, user: OpenUser, interaction: Interaction) -> None:
         """For programs of this service: what ``observe`` of one of them is told."""
+        self._keep(user, interaction, lambda: self.store.observe(user.user_id, [interaction]))
+
+    def keep_feedback(self, user: OpenUser, said: Interaction) -> Interaction:
+        """For programs of this service: what ``feedback`` of one of them is told; all that was said of the draft."""
+        self._keep(user, said, lambda: self.store.feedback(user.user_id, said))
+        return user.memory.get(said.id) or said
+
+    def keep_draft(self, draft: Interaction, since: UserState | None) -> None:
+        """For programs of this service: an answer that was just given."""
+        self._drafts.add(draft, since)
+
+    def draft(self, user: OpenUser, trace_id: str) -> Interaction | None:
+        """For programs of this service: the answer of that trace."""
+        self._check_process()
+        return self._drafts.find(user.user_id, trace_id)
+
+    def _keep(self, user: OpenUser, interaction: Interaction, write: Callable[[], Observed]) -> None:
         self._check_process()
         with self._alignments.observing(user.user_id):
             try:
                 with self._reader.reach.asking():
-                    due = self.store.observe(user.user_id, [interaction]).due
+                    due = write().due
             except StoreError:
                 if self._queue is None:
                     raise
@@ -358,7 +413,11 @@ class Personas:
             state = self.store.state(user_id)
             if state.life != (waiting.life or 0):
                 raise UserForgotten(f"user {user_id!r} was forgotten after the interaction was queued")
-            due = self.store.observe(user_id, [waiting.interaction], since=state).due
+            one = waiting.interaction
+            if one.signal is not None and one.signal.trace == one.id:
+                due = self.store.feedback(user_id, one, since=state).due
+            else:
+                due = self.store.observe(user_id, [one], since=state).due
         if due >= self.every:
             self._alignments.request(user_id)
 

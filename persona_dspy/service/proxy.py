@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from persona_dspy.core import SIGNAL_FIELDS
 from persona_dspy.errors import InputError, PersonaError, StoreError, UnknownUser
 from persona_dspy.service.chat import parse_body, query_of, user_of, with_persona
 from persona_dspy.service.metrics import Metrics
@@ -33,7 +34,8 @@ _RETURNED = ("content-type", "retry-after", "x-request-id", "openai-processing-m
 _RETURNED_PREFIX = "x-ratelimit-"
 _MOST_RECALLED = 16
 _LONG = 65_536  # bytes of a body that is parsed outside the event loop
-_FEEDBACK = {"user", "query", "response", "id", "time", "metadata"}
+_SIGNAL = frozenset(SIGNAL_FIELDS) - {"trace"}
+_FEEDBACK = {"user", "query", "response", "id", "time", "metadata", *_SIGNAL}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,19 +145,29 @@ class _Proxy:
         return await self._passed_on(request, body, version)
 
     async def feedback(self, request: Request) -> Response:
-        """What the user really answered, or made of a draft."""
+        """What the user really answered, made of a draft, or said of it."""
         body, user_id = await self._body_of_user(request)
         unknown = sorted(set(body) - _FEEDBACK)
         if unknown:
             raise InputError(f"feedback {unknown!r}: expected only {sorted(_FEEDBACK)}; nothing was kept")
+        signal = {name: body[name] for name in _SIGNAL if body.get(name) is not None}
         texts = {name: body.get(name) for name in ("query", "response")}
+        if signal:
+            texts["response"] = texts["response"] or ""
+            if not signal.get("draft") and signal.keys() & {"comment", "thumbs", "rating"}:
+                raise InputError(
+                    f"feedback {sorted(signal)!r}: expected the draft it is about too: "
+                    '{"draft": "what we answered", "comment": "too long"}; nothing was kept'
+                )
         for name, text in texts.items():
             if not isinstance(text, str):
                 raise InputError(f"{name} {text!r}: expected the text of what was asked, or of the user's own answer")
         options = {name: body[name] for name in ("id", "time", "metadata") if body.get(name) is not None}
         if not isinstance(options.get("metadata", {}), dict) or not isinstance(options.get("id", ""), str):
             raise InputError("feedback: expected metadata as an object and id as a string; nothing was kept")
-        kept = await self.personas.aobserve(user_id, str(texts["query"]), str(texts["response"]), **options)
+        kept = await self.personas.aobserve(
+            user_id, str(texts["query"]), str(texts["response"]), signal=signal, **options
+        )
         return JSONResponse({"id": kept.id, "user": user_id}, status_code=202)
 
     async def user(self, request: Request) -> Response:

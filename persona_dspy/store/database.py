@@ -29,6 +29,7 @@ from persona_dspy.store.tables import (
     MIGRATIONS,
     current,
     digest,
+    drafts,
     episodes,
     profiles,
     schema,
@@ -39,7 +40,10 @@ from persona_dspy.store.tables import (
     versions,
 )
 
-__all__ = ["Database"]
+__all__ = ["PATIENCE", "Database"]
+
+PATIENCE = 5
+"""Seconds that emptying SQLite's log waits for those who read the file."""
 
 # built once: making a statement costs as much as running it
 _FIND = sa.select(users.c.uid).where(
@@ -54,6 +58,7 @@ _ERASED_WHERE_BLANK = {
     vectors: vectors.c.encoder,
     versions: versions.c.document,
     profiles: profiles.c.document,
+    drafts: drafts.c.body,
 }
 _ROWID = sa.literal_column("rowid")
 # SQLite: the uid of what is left of a row that lies elsewhere now; eight bytes as any uid: the row keeps its size
@@ -231,12 +236,18 @@ class Database:
         self.scrub()
 
     def scrub(self) -> bool:
-        """Empty SQLite's log of erased text; False where that is not in our hands or a reader holds it up."""
+        """Empty SQLite's log of erased text; False where that is not in our hands, or a reader holds it up for
+        ``PATIENCE`` seconds."""
         if not self.sqlite:
             return False
         with self._explained(), self.engine.connect() as connection:
             raw: Any = connection.connection.dbapi_connection
-            busy, _, _ = raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            before = raw.execute("PRAGMA busy_timeout").fetchone()[0]
+            raw.execute(f"PRAGMA busy_timeout = {min(before, PATIENCE * 1000)}")
+            try:
+                busy, _, _ = raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            finally:
+                raw.execute(f"PRAGMA busy_timeout = {before}")
             moved = raw.execute("PRAGMA user_version").fetchone()[0]
         return busy == 0 and moved == 0
 

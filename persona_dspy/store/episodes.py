@@ -67,6 +67,51 @@ class EpisodeTable:
         """As ``add_episodes``; what is new also counts for the user's next alignment, in the same transaction."""
         return self._add(user_id, interactions, since, count_due=True)
 
+    def feedback(self, user_id: str, said: Interaction, *, since: UserState | None = None) -> Observed:
+        """Keep what a user said of a draft: beside what the user said of it before, under the same id, or anew. What is
+        new counts for the user's next alignment. Nothing that another process keeps at the same time is lost.
+
+        Args:
+            said: the draft with what is said now; its id is that of the draft's trace.
+            since: as for ``add_episodes``.
+
+        Raises:
+            InputError: another user's, or one that cannot be stored.
+            UserForgotten: see ``since``.
+        """
+        checked_key(user_id, "user_id")
+        if said.user_id != user_id or said.signal is None:
+            raise InputError(f"feedback {said.id!r} of {said.user_id!r}: expected a signal of {user_id!r}")
+        key = checked_key(said.id, "interaction id")
+        with self._database.writing() as connection:
+            uid = self._database.claim(connection, user_id, since)
+            before = self._by_id(connection, uid, [key])
+            if before:
+                known = interactions_of(user_id, [(key, before[0][2])])[0]
+                said = known.amended(said.signal, said.response, said.metadata)
+            body = body_of(said)
+            new = int(not before or body != before[0][2])
+            if new:
+                last = connection.scalar(_LAST, {"is_uid": uid})
+                for seq, _, _ in before:  # added again at the end: whoever has read so far reads it anew
+                    for table in (vectors, episodes):
+                        own = (table.c.uid == uid) & (table.c.seq == seq)
+                        self._database.erase(connection, table, own, free=True)
+                seq = 0 if last is None else last + 1
+                row = {"uid": uid, "seq": seq, "hash": digest(key), "id": key, "body": body}
+                connection.execute(episodes.insert(), [row])
+            waiting = self._count_due(connection, uid, new)
+        for memory in self._open_memories(user_id):
+            self._sync(user_id, memory)
+        return Observed(new=new, due=waiting)
+
+    def episode(self, user_id: str, interaction_id: str) -> Interaction | None:
+        """The user's interaction of that id, or None."""
+        with self._database.reading() as connection:
+            uid = self._database.uid(connection, user_id)
+            rows = [] if uid is None else self._by_id(connection, uid, [interaction_id])
+        return interactions_of(user_id, [(key, body) for _, key, body in rows])[0] if rows else None
+
     def _add(
         self, user_id: str, interactions: Iterable[Interaction], since: UserState | None, *, count_due: bool
     ) -> Observed:
@@ -237,8 +282,10 @@ class EpisodeTable:
                     memory.clear()
                     memory.next_seq = 0
                 new, seq = ([], 0) if uid is None else self._read(connection, user_id, uid, memory.next_seq)
-            new = [i for i in new if memory.get(i.id) is None]
-            memory.extend(new)
+            amended = [i for i in new if memory.get(i.id) is not None]
+            memory.extend([i for i in new if i not in amended] if amended else new)
+            for interaction in amended:
+                memory.put(interaction)
             memory.uid, memory.next_seq = uid, seq
             return uid is not None
 

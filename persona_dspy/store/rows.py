@@ -119,12 +119,13 @@ class Forgotten:
     """What ``Store.forget`` removed: rows per table, and whether the files hold none of the text any more.
 
     ``scrubbed`` is False on PostgreSQL, which keeps dead rows until ``VACUUM`` and its log until it is recycled, and
-    on SQLite while a reader still looks at the old state: call ``forget`` again.
+    on SQLite while a reader still looks at the old state (``is_read``): call ``forget`` again once it is gone.
     """
 
     user_id: str
     removed: Mapping[str, int]
     scrubbed: bool
+    is_read: bool = False
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -134,6 +135,12 @@ class Forgotten:
     @property
     def note(self) -> str:
         """What is left to do, or empty."""
+        if self.is_read:
+            return (
+                "another process reads the store, or a compaction was cut off: text of who was forgotten is still in "
+                "its files; run forget again once the reader is gone (after a compaction that was cut off: "
+                "Store.compact())"
+            )
         return "" if self.scrubbed or not self.counts else "dead rows stay on disk until the database is vacuumed"
 
     def to_dict(self) -> dict[str, Any]:

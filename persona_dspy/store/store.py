@@ -11,19 +11,20 @@ from os import PathLike, fspath
 import sqlalchemy as sa
 
 from persona_dspy.store.database import Database
+from persona_dspy.store.drafts import DraftTable
 from persona_dspy.store.episodes import EpisodeTable
 from persona_dspy.store.leases import LeaseTable
 from persona_dspy.store.personas import PersonaTable
 from persona_dspy.store.profiles import ProfileTable
 from persona_dspy.store.rows import Forgotten, StoredPersona, checked_key
-from persona_dspy.store.tables import current, due, episodes, profiles, users, vectors, versions
+from persona_dspy.store.tables import current, drafts, due, episodes, profiles, users, vectors, versions
 
 __all__ = ["Forgotten", "Store", "StoredPersona"]
 
 _PAGE = 1000  # user ids read at once
 
 
-class Store(LeaseTable, EpisodeTable, PersonaTable, ProfileTable):
+class Store(LeaseTable, EpisodeTable, PersonaTable, ProfileTable, DraftTable):
     """Everything the system keeps about its users. Thread-safe; several processes may open one database.
 
     Example:
@@ -106,7 +107,7 @@ class Store(LeaseTable, EpisodeTable, PersonaTable, ProfileTable):
         next ``memory()``. Forgetting an unknown user removes nothing and says so.
         """
         checked_key(user_id, "user_id")
-        removed = {table.name: 0 for table in (current, versions, profiles, vectors, episodes, users)}
+        removed = {table.name: 0 for table in (current, versions, profiles, drafts, vectors, episodes, users)}
         with self._database.writing() as connection:
             self._database.lock_name(connection, user_id)
             uid = self._database.uid(connection, user_id)  # whoever is writing this user's rows finishes first
@@ -114,13 +115,16 @@ class Store(LeaseTable, EpisodeTable, PersonaTable, ProfileTable):
             if uid is not None:
                 connection.execute(due.delete().where(due.c.uid == uid))
                 removed[current.name] = connection.execute(current.delete().where(current.c.uid == uid)).rowcount
-                for table in (versions, profiles, vectors, episodes, users):
+                for table in (versions, profiles, drafts, vectors, episodes, users):
                     removed[table.name] = self._database.erase(connection, table, table.c.uid == uid)
         for memory in self._open_memories(user_id):
             with memory.syncing:
                 memory.clear()
                 memory.uid, memory.next_seq = None, 0
-        return Forgotten(user_id=user_id, removed=removed, scrubbed=self._database.scrub())
+        scrubbed = self._database.scrub()
+        return Forgotten(
+            user_id=user_id, removed=removed, scrubbed=scrubbed, is_read=self._database.sqlite and not scrubbed
+        )
 
     def compact(self) -> None:
         """Give the room of forgotten and moved rows back to the disk, and put each user's episodes side by side.

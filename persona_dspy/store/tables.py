@@ -3,6 +3,7 @@
 ``persona_users`` gives a user id its ``uid``, a random number that is never used again; ``persona_episodes``,
 ``persona_vectors``, ``persona_versions``, ``persona_profiles`` hold text by uid, ``persona_current`` the pointer;
 ``persona_due`` counts what was observed since a user's last alignment and says which process aligns the user;
+``persona_drafts`` holds the latest drafts that were given to a user, until feedback comes;
 ``persona_tombstones`` counts how often a user was forgotten, under a hash keyed by ``persona_key``: no id, no text.
 ``persona_schema`` says which migrations ran. On SQLite a row whose text is blank was erased (``database.py`` says why
 it is still there); one with a uid below 0 belonged to a row that lies elsewhere now.
@@ -18,6 +19,7 @@ __all__ = [
     "MIGRATIONS",
     "current",
     "digest",
+    "drafts",
     "due",
     "episodes",
     "meta",
@@ -90,6 +92,14 @@ due = sa.Table(
     sa.Column("beats", sa.BigInteger, nullable=False),  # goes up while the holder is alive
     sa.Column("failures", sa.BigInteger, nullable=False),  # alignments that failed since the last that did not
 )
+drafts = sa.Table(
+    "persona_drafts",
+    meta,
+    sa.Column("uid", sa.BigInteger, nullable=False),
+    sa.Column("seq", sa.BigInteger, nullable=False),  # grows with each draft; the lowest is the next to be replaced
+    sa.Column("hash", _HASH, nullable=False),  # of the trace's id
+    sa.Column("body", sa.Text, nullable=False),
+)
 tombstones = sa.Table(
     "persona_tombstones",
     meta,
@@ -131,6 +141,12 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX persona_due_new ON persona_due (new)",
         "CREATE TABLE persona_tombstones (hash {bytes} NOT NULL PRIMARY KEY, times BIGINT NOT NULL)",
         "CREATE TABLE persona_key (key {bytes} NOT NULL)",
+    ),
+    (
+        """CREATE TABLE persona_drafts (uid BIGINT NOT NULL, seq BIGINT NOT NULL, hash {bytes} NOT NULL,
+        body TEXT NOT NULL)""",
+        "CREATE UNIQUE INDEX persona_drafts_seq ON persona_drafts (uid, seq)",
+        "CREATE UNIQUE INDEX persona_drafts_hash ON persona_drafts (uid, hash)",
     ),
 )
 

@@ -65,7 +65,12 @@ _MINUTES = re.compile(r"runs (\d+) minutes")
 _SHIFT = re.compile(r"[Rr]ates ([\d.]+) (higher|lower) than you would think")
 _STYLE = re.compile(r'([Ss]tarts|[Ee]nds) with "([^"]+)"')
 _SAID = re.compile(r'This user answers "([^"]+)" for: ([^.\n]+)\.')
-_CONTRAST = re.compile(r"query: (.*)\n(?:our response: (.*)\n)?the (?:user's own|person's) response: (.*)")
+_CONTRAST = re.compile(
+    r"query: (.*)\n(?:(?:our response|an assistant's draft): (.*)\n)?(?:the person .*\n)?"
+    r"the (?:user's own|person's) response: (.*)"
+)
+_JUDGED = re.compile(r"query: (.*)\n(?:our response|an assistant's draft): (.*)\nthe (?:user|person) (.*)")
+_WANTED = re.compile(r"I call that ([\w-]+)")
 _LINE = re.compile(r"^\[id (\w+)[^\]]*\] (.+)$", re.MULTILINE)
 _NUMBERED = re.compile(r"^(?:attempt (\d+)$|(\d+)\. )", re.MULTILINE)
 _DRAFTS = ("draft A", "draft B")
@@ -301,8 +306,23 @@ def _numbered(text: str) -> list[tuple[int, Case]]:
     return [
         (int(attempt or example), case)
         for attempt, example, block in zip(parts[::3], parts[1::3], parts[2::3], strict=True)
-        for case in _contrasts(block)[:1]
+        for case in (_contrasts(block) or _judged(block))[:1]
     ]
+
+
+def _judged(block: str) -> list[Case]:
+    """Drafts that the user only spoke of, where that tells what the user would have answered."""
+    cases: list[Case] = []
+    for query, ours, said in _JUDGED.findall(block):
+        gold = ours if said.startswith("liked") else ""
+        if said.startswith("disliked") and ours in CHOICES:
+            gold = next(choice for choice in CHOICES if choice != ours)
+        gold = wanted[1] if (wanted := _WANTED.search(said)) else gold
+        if phrases := {verb.lower(): phrase for verb, phrase in _STYLE.findall(said)}:
+            gold = " ".join(x for x in (phrases.get("starts"), described(query), phrases.get("ends")) if x)
+        if gold:
+            cases.append(Case(query=query, ours=ours, gold=gold))
+    return cases
 
 
 def _portrait(past: str) -> list[dict[str, Any]]:
@@ -366,15 +386,23 @@ def _about_the_same(line: str, sentence: str) -> bool:
 
 
 def _verdicts(cases: str) -> list[dict[str, Any]]:
-    """Which draft shares more words with what the person wrote."""
+    """Which draft shares more words with what the person wrote, or wished for."""
     verdicts: list[dict[str, Any]] = []
     parts = re.split(r"^case (\d+)$", cases, flags=re.MULTILINE)[1:]
     for number, block in zip(parts[::2], parts[1::2], strict=True):
-        found = (re.search(rf"^{name}: (.*)$", block, re.MULTILINE) for name in ("the person wrote", *_DRAFTS))
-        own, *drafts = (set(match[1].split()) if match else set() for match in found)
-        near = [len(own & draft) / max(1, len(own | draft)) for draft in drafts]
+        texts = dict(re.findall(r"^([\w ]+): (.*)$", block, re.MULTILINE))
+        own = texts.get("the person wrote", "")
+        if not own and "an earlier draft" in texts:
+            seen = f"query: {texts['asked']}\nour response: {texts['an earlier draft']}\n"
+            seen += f"the user {texts['the person on it']}"
+            own = next((case.gold for case in _judged(seen)), "")
+        near = [_alike(own, texts.get(name, "")) if own else 0.0 for name in _DRAFTS]
         verdicts.append({"case": int(number), "nearer": "same" if near[0] == near[1] else "AB"[near[0] < near[1]]})
     return verdicts
+
+
+def _alike(a: str, b: str) -> float:
+    return len(set(a.split()) & set(b.split())) / max(1, len(set(a.split()) | set(b.split())))
 
 
 def _examples(text: str) -> list[Case]:

@@ -43,6 +43,7 @@ __all__ = [
 
 Tag = Literal["sci-fi", "romance", "thriller", "horror", "comedy", "history"]
 Kind = Literal["topic rule", "label bias", "threshold shift", "style", "drift", "threshold"]
+Given = Literal["answers", "edits", "comments", "thumbs", "choices"]
 KINDS: tuple[Kind, ...] = get_args(Kind)[:-1]
 """Kinds whose preference words tell; for what a ``threshold`` user likes it takes a sentence with a number."""
 
@@ -147,8 +148,14 @@ class SyntheticUser:
         known = QUALITY if self.kind == "threshold shift" else TOPICS
         return preference[next(key for key, marks in known.items() if words & set(marks))]
 
-    def interactions(self, n: int, *, start: int = 0) -> list[Interaction]:
-        """``n`` dated interactions, oldest first; ``start`` continues an earlier series (held-out queries)."""
+    def interactions(self, n: int, *, start: int = 0, given: Given = "answers") -> list[Interaction]:
+        """``n`` dated interactions, oldest first; ``start`` continues an earlier series (held-out queries).
+
+        Args:
+            given: what the user gives. ``"answers"``: what the user answered. Else something on a draft of a kind that
+                anybody might have been shown: ``"edits"`` of it, a ``"comments"`` on it where it is not what the user
+                would say, ``"thumbs"``, or ``"choices"`` between it and another draft.
+        """
         before = self._preference(f"before-{self.seed}") if self.kind == "drift" else self.preference
         made: list[Interaction] = []
         for i in range(start, start + n):
@@ -165,8 +172,29 @@ class SyntheticUser:
             if rng.random() < self.noise:
                 said = self._random(rng, query)
             time = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(days=i)
-            made.append(Interaction(user_id=self.user_id, query=query, response=said, time=time, id=f"i{i}"))
+            told: dict[str, Any] = {"response": said} if given == "answers" else self._signal(rng, query, said, given)
+            made.append(Interaction(user_id=self.user_id, query=query, time=time, id=f"i{i}", **told))
         return made
+
+    def _signal(self, rng: random.Random, query: str, said: str, given: Given) -> dict[str, Any]:
+        """What the user, who would have answered ``said``, makes of a draft."""
+        draft = said if given == "thumbs" and rng.random() < 0.5 else self._random(rng, query)
+        draft = described(query) if self.kind == "style" else draft
+        right = draft == said
+        if given == "edits":
+            return {"response": said, "signal": {"draft": draft}}
+        if given == "choices":
+            other = draft if not right else self._random(rng, query)
+            return {"signal": {"preferred": said, "rejected": [other] if other != said else []}}
+        if given == "thumbs":
+            return {"signal": {"draft": draft, "thumbs": "up" if right else "down"}}
+        wish = f"I call that {said}"
+        if self.kind == "style":
+            head, _, tail = said.partition(described(query))
+            wish = f'it starts with "{head.strip()}" and ends with "{tail.strip()}", if you ask me'
+        return {
+            "signal": {"draft": draft, "comment": "just right" if right else wish, "thumbs": "up" if right else None}
+        }
 
     def _random(self, rng: random.Random, query: str) -> str:
         if self.kind == "style":

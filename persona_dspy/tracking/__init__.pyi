@@ -1,7 +1,12 @@
 from .forgetting import TrackedErasure as TrackedErasure
+from .mentions import Mentions as Mentions
 from .protocol import Ended as Ended
+from .tables import Pruned as Pruned
 from .tables import look_at as look_at
 from .tables import without_user as without_user
+from .trace_feedback import TracesRead as TracesRead
+from .trace_feedback import learn_from_traces as learn_from_traces
+from .traces import TraceSender as TraceSender
 from .tracker import MlflowTracker as MlflowTracker
 from .tracker import NullTracker as NullTracker
 from .tracker import Tracker as Tracker

@@ -1,50 +1,88 @@
-"""One user's rows in a table of any origin, and the table's bytes without them.
+"""One user's part of a file of any origin, and the file's bytes without it.
 
-Pure functions; bytes of other rows stay as they are, except in JSON, where the table is written anew.
+Pure functions. Bytes of other rows stay as they are, except in JSON that is no JSON lines, which is written anew.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from persona_dspy.core import user_key
 
-__all__ = ["look_at", "without_user"]
+__all__ = ["Pruned", "look_at", "without_user"]
 
-_BOM = "\ufeff"
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+_NAMES = ("userid", "user")  # what the field is called that says whose a row is, however it is spelled
+_NAMED = re.compile(r'"user[_-]?id"\s*:', re.IGNORECASE)
 
 
-def without_user(content: bytes, suffix: str, user_id: str) -> tuple[bytes, int, str]:
-    """A table without the rows whose ``user_id`` or ``user`` is this one or its key, how many they were, and why it
-    could not be searched, or not wholly; empty where it was.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pruned:
+    """A file without a user.
 
     Args:
-        suffix: ``.json`` (MLflow's ``{"columns": [...], "data": [[...]]}``), ``.jsonl`` or ``.csv``; JSON of another
-            form comes back as it is.
+        content: what is left; None where the whole file is the user's.
+        removed: how many rows or documents went.
+        trouble: why it could not be searched, or not wholly; empty where it was.
+        rest: text in it that does not say whose it is.
+    """
+
+    content: bytes | None
+    removed: int = 0
+    trouble: str = ""
+    rest: str = ""
+
+
+def without_user(content: bytes, suffix: str, user_id: str) -> Pruned:
+    """A file without what is marked as the user's: rows and documents whose ``user_id`` or ``user`` (in any spelling)
+    is this one or its key.
+
+    A JSON document is the user's as a whole where it says so, or where a part of it does and it names nobody else, as a
+    program's checkpoint does. Of lists, tables and mappings the user's entries go.
+
+    Args:
+        suffix: as of the file's name; ``.json``, ``.jsonl`` and ``.csv`` are expected to be what they say, others are
+            looked at.
 
     Example:
-        >>> without_user(b'{"user_id": "a"}\\n{"user_id": "b"}\\n', ".jsonl", "a")
-        (b'{"user_id": "b"}\\n', 1, '')
+        >>> without_user(b'{"user_id": "a"}\\n{"user_id": "b"}\\n', ".jsonl", "a").content
+        b'{"user_id": "b"}\\n'
+        >>> without_user(b'[{"user_id": "a"}, {"user_id": "b"}]', ".json", "a").content
+        b'[{"user_id": "b"}]'
+        >>> without_user(b'{"persona": {"value": {"user_id": "a"}}}', ".json", "a").content is None
+        True
     """
-    if suffix == ".json":
-        return _json_without(content, user_id)
-    text, count, trouble = content.decode("utf-8", "surrogateescape"), 0, ""  # every byte comes back as it was
-    if suffix == ".csv":
-        try:
-            text, count = _csv_without(text, user_id)
-        except csv.Error as failure:
-            trouble = str(failure)
+    text, encoding, mark = _decoded(content)
+    if suffix in (".csv", ".tsv"):
+        pruned = _csv_without(text, user_id)
+    elif suffix in (".jsonl", ".ndjson"):
+        pruned = _lines_without(text, user_id)
+    elif suffix == ".json" or text.lstrip()[:1] in ("{", "["):
+        pruned = _json_without(text, user_id, lines=suffix != ".json")
     else:
-        lines = text.split("\n")  # not splitlines: rows may hold U+2028 and its like
-        others = [line for line in lines if not _is_of(line.removeprefix(_BOM), user_id)]
-        text, count = "\n".join(others), len(lines) - len(others)
-    if not trouble and any("\udc80" <= character <= "\udcff" for character in text):
+        pruned = None, 0, "", text
+    left, removed, trouble, rest = pruned
+    if left == "" and removed and not rest and suffix == ".json":
+        return Pruned(content=None, removed=removed)
+    left = text if left is None or not removed else left
+    written = content if left is text else mark + left.encode(encoding, "surrogateescape")
+    is_told = suffix in (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
+    if not trouble and is_told and any("\udc80" <= character <= "\udcff" for character in left):
         trouble = "not UTF-8"
-    return text.encode("utf-8", "surrogateescape"), count, trouble
+    return Pruned(content=written, removed=removed, trouble=trouble, rest=rest)
 
 
 def look_at(unread: Iterable[str]) -> str:
@@ -53,50 +91,160 @@ def look_at(unread: Iterable[str]) -> str:
     return f"look yourself, for these could not be searched or changed and may hold this user: {named}" if named else ""
 
 
-def _json_without(content: bytes, user_id: str) -> tuple[bytes, int, str]:
+def _decoded(content: bytes) -> tuple[str, str, bytes]:
+    """The text, its encoding and its byte order mark. Every byte comes back as it was by ``surrogateescape``."""
+    for mark, encoding in _MARKS:
+        if content.startswith(mark):
+            body = content[len(mark) :]
+            return body.decode(encoding, "surrogateescape" if encoding == "utf-8" else "replace"), encoding, mark
+    encoding = json.detect_encoding(content[:4]).removesuffix("-sig")
+    if encoding != "utf-8":
+        try:
+            return content.decode(encoding), encoding, b""
+        except UnicodeDecodeError:
+            pass
+    return content.decode("utf-8", "surrogateescape"), "utf-8", b""
+
+
+_Found = tuple[str | None, int, str, str]  # what is left, removed, trouble, rest
+
+
+def _json_without(text: str, user_id: str, *, lines: bool) -> _Found:
     try:
-        table = json.loads(content.decode("utf-8-sig"))
-    except UnicodeDecodeError:
-        return content, 0, "not UTF-8"
+        value = json.loads(text)
     except (ValueError, RecursionError):
-        return content, 0, "not JSON"
-    if not isinstance(table, dict) or not {"columns", "data"} <= set(table):
-        return content, 0, ""
-    names, rows = table["columns"], table["data"]
-    if not isinstance(names, list) or not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
-        return content, 0, "'columns' and 'data' that are no table"
-    others = _others(names, rows, user_id)
-    if len(others) == len(rows):
-        return content, 0, ""
-    return json.dumps({**table, "data": others}).encode(), len(rows) - len(others), ""
+        return _lines_without(text, user_id) if lines else (None, 0, "not JSON", text)
+    if _is_of(value, user_id):
+        return "", 1, "", ""
+    walk = _Walk(user_id)
+    try:
+        left, rest = walk.without(value)
+    except RecursionError:
+        return None, 0, "too deep to be searched", text
+    rest = json.dumps(rest, ensure_ascii=False) if rest else ""
+    if walk.removed and not walk.in_lists and not walk.others:
+        return "", 1, "", ""
+    if not walk.removed:
+        return None, 0, walk.trouble, rest
+    indent = 2 if "\n" in text.strip() else None
+    return json.dumps(left, ensure_ascii=text.isascii(), indent=indent), walk.removed, walk.trouble, rest
 
 
-def _others(names: list[Any], rows: list[list[Any]], user_id: str) -> list[list[Any]]:
-    places = [n for n, name in enumerate(names) if name in ("user_id", "user")]
-    return [row for row in rows if not any(n < len(row) and row[n] in _ids(user_id) for n in places)]
+class _Walk:
+    """Goes through a JSON value once. ``in_lists``: entries of a list or a table went; ``others``: it names others."""
+
+    def __init__(self, user_id: str) -> None:
+        self.user_id, self.removed, self.in_lists, self.others, self.trouble = user_id, 0, False, False, ""
+
+    def without(self, value: Any) -> tuple[Any, Any]:
+        """The value without the user, and what of that does not say whose it is."""
+        if isinstance(value, dict):
+            if {"columns", "data"} <= set(value):
+                return self._table(value)
+            pairs = {key: self.without(part) for key, part in value.items() if not self._goes(part)}
+            left = {key: part for key, (part, _) in pairs.items()}
+            if _says_whose(value):
+                self.others = True
+                return left, {}
+            return left, {key: rest for key, (_, rest) in pairs.items() if rest}
+        if isinstance(value, list):
+            parts = [part for part in value if not self._goes(part, in_list=True)]
+            both = [self.without(part) for part in parts]
+            return [left for left, _ in both], [rest for _, rest in both if rest]
+        return value, value
+
+    def _goes(self, part: Any, *, in_list: bool = False) -> bool:
+        if not _is_of(part, self.user_id):
+            return False
+        self.removed += 1
+        self.in_lists = self.in_lists or in_list
+        return True
+
+    def _table(self, table: dict[str, Any]) -> tuple[Any, Any]:
+        names, rows = table["columns"], table["data"]
+        if not isinstance(names, list) or not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
+            self.trouble = "'columns' and 'data' that are no table"
+            return table, table
+        others = _others(names, rows, self.user_id)
+        self.removed += len(rows) - len(others)
+        self.in_lists = self.in_lists or len(others) < len(rows)
+        return {**table, "data": others}, {} if _places(names) else {**table, "data": others}
 
 
-def _ids(user_id: str) -> tuple[str, str]:
-    return user_id, user_key(user_id)
+def _lines_without(text: str, user_id: str) -> _Found:
+    lines = text.split("\n")  # not splitlines: rows may hold U+2028 and its like
+    left, rest, removed, trouble = [], [], 0, ""
+    for line in lines:
+        kept, gone, problem, unmarked = _line_without(line, user_id)
+        removed, trouble = removed + gone, trouble or problem
+        if kept is not None:
+            left.append(kept)
+        rest.append(unmarked)
+    return "\n".join(left), removed, trouble, "\n".join(filter(None, rest))
 
 
-def _is_of(line: str, user_id: str) -> bool:
+def _line_without(line: str, user_id: str) -> _Found:
+    """A line, or None in its place where it goes."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):  # cut off while it was written: what names the user in it is enough
         spelled = (json.dumps(name, ensure_ascii=ascii_) for name in _ids(user_id) for ascii_ in (True, False))
-        return any(f'"user_id": {name}' in line or f'"user_id":{name}' in line for name in spelled)
-    return isinstance(row, dict) and any(row.get(name) in _ids(user_id) for name in ("user_id", "user"))
+        if any(re.search(_NAMED.pattern + r"\s*" + re.escape(name), line, re.IGNORECASE) for name in spelled):
+            return None, 1, "", ""
+        return line, 0, "", "" if _NAMED.search(line) else line
+    if _is_of(row, user_id):
+        return None, 1, "", ""
+    left, removed, trouble, rest = _json_without(line, user_id, lines=False)
+    if removed and left == "":
+        return None, 1, trouble, ""
+    return left if removed and left is not None else line, removed, trouble, rest
 
 
-def _csv_without(text: str, user_id: str) -> tuple[str, int]:
-    mark = _BOM if text.startswith(_BOM) else ""
-    lines = list(io.StringIO(text.removeprefix(mark), newline=""))
-    reader, names, others, count, at = csv.reader(lines), list[str](), [mark], 0, 0
-    for row in reader:
-        if not names or _others(names, [row], user_id):
-            others += lines[at : reader.line_num]
-        else:
-            count += 1
-        names, at = names or row, reader.line_num
-    return "".join(others), count
+def _csv_without(text: str, user_id: str) -> _Found:
+    lines = list(io.StringIO(text, newline=""))
+    delimiter = max(",;\t", key=lines[0].count) if lines else ","
+    reader, names, others, count, at = csv.reader(lines, delimiter=delimiter), list[str](), list[str](), 0, 0
+    try:
+        for row in reader:
+            if not names or _others(names, [row], user_id):
+                others += lines[at : reader.line_num]
+            else:
+                count += 1
+            names, at = names or row, reader.line_num
+    except csv.Error as failure:
+        return None, 0, str(failure), text
+    return "".join(others), count, "", "" if _places(names) else text
+
+
+def _others(names: list[Any], rows: list[list[Any]], user_id: str) -> list[list[Any]]:
+    places = _places(names)
+    return [row for row in rows if not any(n < len(row) and _same(row[n], user_id) for n in places)]
+
+
+def _places(names: list[Any]) -> list[int]:
+    return [n for n, name in enumerate(names) if _says_user(name)]
+
+
+def _says_user(name: Any) -> bool:
+    return isinstance(name, str) and name.strip().casefold().replace("_", "").replace("-", "") in _NAMES
+
+
+def _says_whose(row: dict[str, Any]) -> bool:
+    return any(_says_user(name) and isinstance(value, str | int | float) for name, value in row.items())
+
+
+def _is_of(row: Any, user_id: str) -> bool:
+    return isinstance(row, dict) and any(_says_user(name) and _same(value, user_id) for name, value in row.items())
+
+
+def _same(value: Any, user_id: str) -> bool:
+    """Whether a value is the user's id or key; numbers as they are spelled, 7.0 as 7."""
+    if isinstance(value, bool):
+        return False
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return isinstance(value, str | int) and str(value) in _ids(user_id)
+
+
+def _ids(user_id: str) -> tuple[str, str]:
+    return user_id, user_key(user_id)

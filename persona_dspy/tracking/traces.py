@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, Self
 
 from persona_dspy.agent import Span, Trace
-from persona_dspy.core import user_key
+from persona_dspy.core import Interaction, user_key
 from persona_dspy.errors import RunError
 
 __all__ = ["TraceSender", "information", "wire_spans"]
@@ -21,10 +21,12 @@ _PREVIEW = 1000  # characters of query and response in MLflow's list of traces
 
 
 class TraceSender:
-    """Takes traces at once and sends them one after the other from a thread; call it with a ``Trace``.
+    """Takes traces at once and sends them one after the other from a thread; call it with a ``Trace``. What users say
+    of an answer (``assess``) goes after it.
 
     Args:
         send: writes one trace down; raises RunError where that fails.
+        send_said: writes down what a user said of one; by default nobody does.
         simulated: whether it wants traces of answers to past interactions too.
 
     Attributes:
@@ -39,17 +41,31 @@ class TraceSender:
         (1, 0)
     """
 
-    def __init__(self, send: Callable[[Trace], Any], *, simulated: bool = False) -> None:
+    def __init__(
+        self,
+        send: Callable[[Trace], Any],
+        *,
+        simulated: bool = False,
+        send_said: Callable[[Interaction], Any] | None = None,
+    ) -> None:
         self.simulated, self.lost, self.trouble = simulated, 0, ""
-        self._send = send
-        self._queue: queue.Queue[Trace | None] = queue.Queue(_QUEUE)
+        self._send, self._send_said = send, send_said
+        self._queue: queue.Queue[Trace | Interaction | None] = queue.Queue(_QUEUE)
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._work, daemon=True, name="trace-sender")
         self._thread.start()
 
     def __call__(self, trace: Trace) -> None:
+        self._take(trace)
+
+    def assess(self, said: Interaction) -> None:
+        """What a user said of the answer whose trace has the interaction's id."""
+        if self._send_said is not None:
+            self._take(said)
+
+    def _take(self, item: Trace | Interaction) -> None:
         try:
-            self._queue.put_nowait(trace)
+            self._queue.put_nowait(item)
         except queue.Full:
             self._missed("MLflow is slower than the answers")
 
@@ -74,9 +90,12 @@ class TraceSender:
             self._missed("MLflow did not answer" if self._thread.is_alive() else "the sender failed", left)
 
     def _work(self) -> None:
-        while (trace := self._queue.get()) is not None:
+        while (item := self._queue.get()) is not None:
             try:
-                self._send(trace)
+                if isinstance(item, Trace):
+                    self._send(item)
+                elif self._send_said is not None:
+                    self._send_said(item)
             except RunError as failure:
                 self._missed(str(failure))
 
@@ -104,14 +123,14 @@ def information(trace: Trace) -> dict[str, Any]:
 
 
 def wire_spans(trace: Trace) -> tuple[str, list[dict[str, Any]]]:
-    """A new id, and the trace's spans as what MLflow's ``Span.from_dict`` reads, parents first.
+    """The trace's id, and its spans as what MLflow's ``Span.from_dict`` reads, parents first.
 
     Example:
         >>> trace_id, spans = wire_spans(Trace(user_id="u1", query="Alien", persona_version=0, persona=""))
         >>> [span["name"] for span in spans], trace_id[:3]
         (['PersonaAgent u1'], 'tr-')
     """
-    trace_id = secrets.token_hex(16)
+    trace_id = trace.id.removeprefix("tr-")
     spans = trace.spans()
     ids = [_coded(secrets.token_hex(8)) for _ in spans]
     return f"tr-{trace_id}", [

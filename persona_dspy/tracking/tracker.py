@@ -11,15 +11,25 @@ import queue
 import threading
 import time
 import warnings
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from persona_dspy.core import Alignment, PersonaDocument, remove_left_folders, scrubbed, temporary_folder, user_key
+from persona_dspy.core import (
+    Alignment,
+    Interaction,
+    PersonaDocument,
+    remove_left_folders,
+    scrubbed,
+    temporary_folder,
+    user_key,
+)
 from persona_dspy.errors import InputError, RunError
 from persona_dspy.report import FleetFigures, curve, learning_curve_json
+from persona_dspy.tracking.assessed import write_assessments
 from persona_dspy.tracking.database_file import file_of, make_database, set_aside_broken
+from persona_dspy.tracking.failures import explained, mlflow_failures, reason_of
 from persona_dspy.tracking.protocol import Ended, NullTracker, Tracker, prompt_name
 from persona_dspy.tracking.users_table import UsersTable
 from persona_dspy.tracking.values import Totals, metrics_of, params_of
@@ -175,16 +185,37 @@ class MlflowTracker:
         where = TraceLocation.from_experiment_id(self._experiment_id)
         info = TraceInfo(trace_id=trace_id, trace_location=where, state=TraceState.OK, **information(trace))
         client = TracingClient(self.uri)
-        try:
+        with explained(self.uri, "did not take a trace"):
             client.start_trace(info)
             client.log_spans(self._experiment_id, [Span.from_dict(span) for span in spans])
-        except _failures() as failure:
-            raise RunError(f"MLflow at {self._shown_uri!r} did not take a trace: {_reason(failure)}") from failure
         return trace_id
+
+    def assess(self, said: Interaction) -> int:
+        """Write what a user said of an answer onto the answer's trace, as MLflow's assessments; how many. Takes some
+        50 ms: under ``tracing`` it is done in the background.
+
+        Args:
+            said: its signal is what was said, its id that of the trace.
+
+        Raises:
+            RunError: the server or file cannot be used, or has no such trace.
+        """
+        self._connect()
+        with explained(self.uri, "did not take an assessment"):
+            return write_assessments(self.uri, said)
+
+    def reading(self) -> tuple[Any, str]:
+        """MLflow's client, and the id of an experiment that is there.
+
+        Raises:
+            RunError: the server or file cannot be used, or has no such experiment.
+        """
+        return self._connect(make=False), self._experiment_id
 
     @contextmanager
     def tracing(self, *, simulated: bool = False) -> Generator[TraceSender]:
-        """Every answer of a PersonaAgent or personalized program inside becomes an MLflow trace, in the background.
+        """Every answer of a PersonaAgent or personalized program inside becomes an MLflow trace, in the background, and
+        what ``feedback`` is told of one an assessment on its trace. A service takes the sender: ``ServiceOptions``.
 
         Args:
             simulated: also the answers to past interactions that alignment asks for; each is a trace too.
@@ -198,7 +229,10 @@ class MlflowTracker:
         from persona_dspy.tracking.traces import TraceSender
 
         self._connect()
-        with TraceSender(self.trace, simulated=simulated) as sender, dspy.context(persona_traces=sender):
+        with (
+            TraceSender(self.trace, simulated=simulated, send_said=self.assess) as sender,
+            dspy.context(persona_traces=sender),
+        ):
             yield sender
 
     def roll_back_prompt(self, user_id: str, version: int) -> None:
@@ -209,21 +243,34 @@ class MlflowTracker:
             RunError: the server or file cannot be used.
         """
         client, name = self._connect(), prompt_name(user_id)
-        try:
+        with explained(self.uri, "did not move an alias"):
             versions = {p.tags.get("persona_version"): p.version for p in self._prompts(name)}
             if str(version) in versions:
                 client.set_prompt_alias(name, "current", versions[str(version)])
                 return
-        except _failures() as failure:
-            raise RunError(f"MLflow at {self._shown_uri!r} did not move an alias: {_reason(failure)}") from failure
         raise InputError(f"prompt of {user_id!r}: version {version!r}: expected one of {sorted(map(str, versions))}")
 
-    def forget(self, user_id: str) -> TrackedErasure:
+    def forget(self, user_id: str, texts: Iterable[str] = ()) -> TrackedErasure:
         """Remove a user's runs with artifacts, prompts, traces and rows of tables: from a database for good; a server
-        marks runs as deleted until its owner runs ``mlflow gc``. Says how many of each, and what is left to do."""
+        marks runs as deleted until its owner runs ``mlflow gc``. Says how many of each, and what is left to do.
+
+        Args:
+            texts: what the user wrote. Runs, traces and models that nobody marked as the user's, such as those of
+                ``mlflow.dspy.autolog``, are searched for it, and named in the note.
+
+        Raises:
+            RunError: the server or file cannot be used, or was lost meanwhile: part of it may be removed.
+        """
         from persona_dspy.tracking.forgetting import forget_tracked
 
-        return forget_tracked(self._connect(), self.uri, user_id, (*_failures(), ImportError))
+        client, failures = self._connect(), mlflow_failures()
+        try:
+            return forget_tracked(client, self.uri, user_id, (*failures, ImportError), texts)
+        except failures as failure:
+            raise RunError(
+                f"MLflow at {self._shown_uri!r} did not forget {user_id!r} wholly: {reason_of(failure)}; expected a "
+                "server or file that nobody holds: forget again"
+            ) from failure
 
     def _prompts(self, name: str) -> list[Any]:
         client = self._connect()
@@ -257,8 +304,8 @@ class MlflowTracker:
         """Whether it went well; tracking that fails must not end the fleet."""
         try:
             work(*arguments)
-        except _failures() as failure:
-            self.trouble = self.trouble or f"MLflow failed: {_reason(failure)}"
+        except mlflow_failures() as failure:
+            self.trouble = self.trouble or f"MLflow failed: {reason_of(failure)}"
             return False
         return True
 
@@ -314,7 +361,7 @@ class MlflowTracker:
         except RunError as missing:
             client.set_tag(self.run_id, "persona_dspy.report.figures", str(missing))
 
-    def _connect(self) -> Any:
+    def _connect(self, *, make: bool = True) -> Any:
         if self._client is not None:
             return self._client
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # MLflow's own 7 hold on for minutes
@@ -331,12 +378,15 @@ class MlflowTracker:
                     f"MLFLOW_TRACKING_URI={self._shown_uri} mlflow experiments restore --experiment-id "
                     f"{experiment.experiment_id}; --tracking-uri off goes without"
                 )
+            if experiment is None and not make:
+                names = sorted(one.name for one in client.search_experiments())
+                raise RunError(f"MLflow experiment {self.experiment!r}: expected one of {names[:20]}")
             self._experiment_id = (
                 experiment.experiment_id if experiment else client.create_experiment(self.experiment, self._artifacts())
             )
-        except _failures() as failure:
+        except mlflow_failures() as failure:
             raise RunError(
-                f"MLflow tracking URI {self._shown_uri!r} cannot be used ({_reason(failure)}); expected a running "
+                f"MLflow tracking URI {self._shown_uri!r} cannot be used ({reason_of(failure)}); expected a running "
                 "server or a file such as sqlite:///mlflow.db; --tracking-uri off goes without"
             ) from failure
         self._client = client
@@ -381,19 +431,6 @@ class MlflowTracker:
             metrics=[Metric(name, float(value), now, step) for name, value, step in metrics or []],
             params=[Param(name, value) for name, value in (params or {}).items()],
         )
-
-
-def _reason(failure: Exception) -> str:
-    return scrubbed(str(failure))[:200]
-
-
-def _failures() -> tuple[type[Exception], ...]:
-    """What comes out of MLflow when it, its database or its server fails."""
-    from mlflow.exceptions import MlflowException
-    from requests import RequestException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    return MlflowException, RequestException, SQLAlchemyError, OSError
 
 
 def tracker_for(uri: str | None, *, runs: Runs = "sampled", register: bool = False) -> Tracker:

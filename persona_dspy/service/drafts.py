@@ -1,0 +1,115 @@
+"""Drafts on their way into the store: answers do not wait for it, and feedback finds them at once."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+
+from persona_dspy.core import Interaction
+from persona_dspy.errors import InputError, StoreError, UserForgotten
+from persona_dspy.service.reach import StoreReach
+from persona_dspy.store import Store, UserState
+
+__all__ = ["DraftKeeper"]
+
+_log = logging.getLogger(__name__)
+_WAITING = 10_000  # drafts of a process that the store has not taken yet
+
+
+class DraftKeeper:
+    """Writes the drafts that a process gives into the store, from a thread of its own.
+
+    Args:
+        most: drafts kept of each user; 0 = none.
+
+    Attributes:
+        lost: how many could not be kept: the store was gone for long.
+    """
+
+    def __init__(self, store: Store, reach: StoreReach, *, most: int, pause: float) -> None:
+        self._store, self._reach, self._most, self._pause = store, reach, most, pause
+        self._waiting: OrderedDict[str, tuple[Interaction, UserState | None]] = OrderedDict()  # by trace id
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self.lost = 0
+
+    def add(self, draft: Interaction, state: UserState | None) -> None:
+        """Takes a draft that was just given; ``state``: what the store said of the user before the answer began."""
+        if not self._most:
+            return
+        with self._changed:
+            self._waiting[draft.id] = (draft, state)
+            if len(self._waiting) > _WAITING:
+                self._waiting.popitem(last=False)
+                self.lost += 1
+            if self._thread is None and not self._closed:
+                self._thread = threading.Thread(target=self._work, daemon=True, name="draft-keeper")
+                self._thread.start()
+            self._changed.notify()
+
+    def find(self, user_id: str, trace_id: str) -> Interaction | None:
+        """A draft that was given to the user, in any process; with what was said of it so far.
+
+        Raises:
+            StoreError: the store cannot be read, and this process has not given the draft just now.
+        """
+        with self._changed:
+            waiting = self._waiting.get(trace_id)
+        if waiting is not None and waiting[0].user_id == user_id:
+            return waiting[0]
+        with self._reach.asking():
+            return self._store.draft(user_id, trace_id) or self._store.episode(user_id, trace_id)
+
+    def forget(self, user_id: str) -> None:
+        """Drops what waits of a user."""
+        with self._changed:
+            for trace_id in [key for key, (draft, _) in self._waiting.items() if draft.user_id == user_id]:
+                del self._waiting[trace_id]
+
+    def close(self, timeout: float | None = 5.0) -> None:
+        """Writes what still waits, ``timeout`` seconds at most."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join(timeout)
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not self._waiting and not self._closed:
+                    self._changed.wait()
+                batch = list(self._waiting.values())
+                closed = self._closed
+            if not self._written(batch):
+                if closed:
+                    self.lost += len(batch)
+                    return
+                with self._changed:
+                    self._changed.wait(self._pause)
+                    continue
+            if closed and not self._waiting:
+                return
+
+    def _written(self, batch: list[tuple[Interaction, UserState | None]]) -> bool:
+        """Whether the store could be written; what it took, or refused for good, waits no more."""
+        by_user: dict[tuple[str, UserState | None], list[Interaction]] = {}
+        for draft, state in batch:
+            by_user.setdefault((draft.user_id, state), []).append(draft)
+        for (user_id, state), drafts in by_user.items():
+            try:
+                with self._reach.asking():
+                    self._store.put_drafts(user_id, drafts, since=state, most=self._most)
+            except UserForgotten:
+                pass
+            except StoreError:
+                return False
+            except InputError as refusal:
+                self.lost += len(drafts)
+                _log.warning("drafts of user %r are not kept: %s", user_id, refusal)
+            with self._changed:
+                for draft in drafts:
+                    self._waiting.pop(draft.id, None)
+        return True
