@@ -61,3 +61,4 @@ schema:  ## after a change of the persona JSON
 
 tree:  ## after adding or renaming a source file
 	@$(BIN)/python tests/tree.py --write
+	@$(BIN)/python docs/rooms.py

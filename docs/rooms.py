@@ -1,7 +1,7 @@
-"""docs/images/rooms.svg: the rooms by layer, from pyproject.toml and the imports. ``python docs/rooms.py`` writes it.
+"""images/rooms.svg: the rooms by layer, from pyproject.toml and the imports. ``python docs/rooms.py`` writes it.
 
-A box is a room with the sentence of its ``__init__``; rooms import only from layers below their own. The number in a box
-says how many other rooms import it.
+A box is a room with what its ``__init__`` says of it; rooms import only from layers below their own. The number in a
+box says how many other rooms import it.
 """
 
 import ast
@@ -47,11 +47,11 @@ def importers(rooms):
 
 
 def sentence(room):
-    """The first clause of what a room, or a file, says of itself."""
+    """What a room, or a file, says of itself: its first sentence, and the clause that this begins with."""
     place = ROOT / room.replace(".", "/")
     path = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
     text = " ".join((ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split())
-    return re.split(r"[.:;] ", text + " ")[0]
+    return [re.split(end, text + " ")[0] for end in (r"\. ", r"[.:;] ")]
 
 
 def figure():
@@ -69,9 +69,8 @@ def figure():
         for place, room in enumerate(row):
             x, y = PAD + place * (width + PAD), PAD + level * ROW
             name = room.removeprefix("persona_dspy.")
-            about = sentence(room)
-            most = int(width / 6.2)
-            about = about if len(about) <= most else about[: most - 1].rstrip(" ,:") + "\u2026"
+            whole, clause = sentence(room)
+            about = whole if len(whole) <= width / 6.2 else clause
             parts += [
                 f'<rect x="{x:.0f}" y="{y}" width="{width:.0f}" height="{ROW - PAD}" rx="6" fill="#eef2f7"'
                 ' stroke="#90a4b8"/>',

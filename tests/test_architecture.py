@@ -2,6 +2,8 @@
 
 import ast
 import importlib
+import importlib.util
+import operator
 import re
 import subprocess
 import sys
@@ -25,6 +27,26 @@ BROAD = {
 
 def name(path):
     return path.relative_to(ROOT).as_posix()
+
+
+def test_the_figure_shows_the_rooms_as_they_are():
+    spec = importlib.util.spec_from_file_location("rooms", ROOT / "docs" / "rooms.py")
+    rooms = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(rooms)
+    assert rooms.FIGURE.read_text(encoding="utf-8") == rooms.figure(), "type: make tree"
+
+
+def test_a_newcomer_reads_few_files():
+    """The page lists the files to read for an answer and for a compile, with names that are in them."""
+    page_ = (ROOT / "docs" / "explanation" / "architecture.md").read_text(encoding="utf-8")
+    parts = dict(re.findall(r"^## (.+)\n((?:.|\n)+?)(?=^## |\Z)", page_, re.MULTILINE))
+    for heading, most in (("How an answer comes about", 6), ("How a persona is aligned", 5)):
+        steps = re.split(r"^\d\. ", parts[heading], flags=re.MULTILINE)[1:]
+        assert 1 < len(steps) <= most
+        for step in steps:
+            path, *names = re.findall(r"`([^`]+)`", step.split(":")[0])
+            module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
+            assert names and all(operator.attrgetter(one)(module) for one in names), path
 
 
 def of_every_file(check):
