@@ -2,11 +2,14 @@
 
 import os
 import stat
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 
 from persona_dspy.agent import PageCache
-from persona_dspy.core import write_bytes, write_text
+from persona_dspy.core import lock_file, lock_open_file, write_bytes, write_text
 
 
 def mode(path):
@@ -35,3 +38,24 @@ def test_files_are_readable_to_all_unless_told_otherwise_and_cached_pages_to_one
     PageCache(tmp_path / "pages").put("ana", "key", [])
     (page,) = (tmp_path / "pages").rglob("*.json")
     assert (mode(page), mode(page.parent)) == (0o600, 0o700)
+
+
+@pytest.mark.parametrize("windows", [False, True])
+def test_an_open_file_is_locked_until_it_is_closed(tmp_path, monkeypatch, windows):
+    if windows:  # its locks stood in for by POSIX ones
+        import fcntl
+
+        flock = lambda handle, *_: fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # noqa: E731
+        monkeypatch.setitem(sys.modules, "msvcrt", SimpleNamespace(locking=flock, LK_NBLCK=2))
+        monkeypatch.setitem(sys.modules, "fcntl", None)
+    (tmp_path / "f").write_text("kept")
+    first = lock_file(tmp_path / "f")
+    assert first is not None and lock_file(tmp_path / "f") is None
+    with (tmp_path / "f").open("a") as second, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(lock_open_file, second, wait=True)
+        with pytest.raises(TimeoutError):
+            waiting.result(0.1)
+        first.write(", longer")
+        first.close()
+        assert waiting.result(5)
+    assert (tmp_path / "f").read_text() == "kept, longer"

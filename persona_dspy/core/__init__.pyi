@@ -8,6 +8,7 @@ from .answer_types import answer_text as answer_text
 from .answers import FREE_TEXT as FREE_TEXT
 from .answers import ResponseKind as ResponseKind
 from .disk import lock_file as lock_file
+from .disk import lock_open_file as lock_open_file
 from .disk import persona_file_name as persona_file_name
 from .disk import remove_left_folders as remove_left_folders
 from .disk import remove_own_folders as remove_own_folders

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import shutil
 import tempfile
+import time
 from contextlib import suppress
 from hashlib import blake2b, sha256
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import IO, Any
 
 __all__ = [
     "lock_file",
+    "lock_open_file",
     "persona_file_name",
     "persona_path",
     "remove_left_folders",
@@ -23,6 +26,7 @@ __all__ = [
     "write_text",
 ]
 
+_BEYOND = 2**31 - 2  # where Windows locks a byte
 _PREFIX = "persona-dspy-"  # of temporary folders; the number of the process that made them follows
 
 
@@ -97,22 +101,46 @@ def lock_file(file: Path) -> IO[Any] | None:
         OSError: it cannot be opened.
     """
     handle = open(file, "a")  # noqa: SIM115 - open as long as the lock is held
-    if _try_lock(handle):
+    if lock_open_file(handle, wait=False):
         return handle
     handle.close()
     return None
 
 
-def _try_lock(handle: Any) -> bool:
+def lock_open_file(handle: IO[Any], *, wait: bool) -> bool:
+    """Lock an open file until it is closed, on POSIX in every process that inherited it, or all of them end.
+
+    Args:
+        wait: until others have let it go; else False where it is locked.
+    """
     try:
         import fcntl
-    except ImportError:  # Windows: no lock, two processes in one place are the caller's care
-        return True
+    except ImportError:
+        return _lock_on_windows(handle, wait=wait)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
+        if wait:
+            raise
         return False
     return True
+
+
+def _lock_on_windows(handle: IO[Any], *, wait: bool) -> bool:
+    """A lock on one byte beyond any content, since Windows keeps others from reading what is locked."""
+    msvcrt: Any = importlib.import_module("msvcrt")
+    while True:
+        place = handle.tell()
+        handle.seek(_BEYOND)
+        try:
+            msvcrt.locking(handle.fileno(), msvcrt.LK_NBLCK, 1)
+            return True
+        except OSError:
+            if not wait:
+                return False
+        finally:
+            handle.seek(place)
+        time.sleep(0.05)
 
 
 def temporary_folder(within: str | os.PathLike[str] | None = None) -> _TemporaryFolder:

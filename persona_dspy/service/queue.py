@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from persona_dspy.core import Erasure, Interaction, write_text
+from persona_dspy.core import Erasure, Interaction, lock_open_file, write_text
 from persona_dspy.errors import InputError, StoreError, UserForgotten
 
 __all__ = ["ObservationQueue", "QueuedObservation"]
@@ -142,7 +141,7 @@ class ObservationQueue:
         have put another file in its place: that one counts."""
         while True:
             with open(os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), "a+") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
+                lock_open_file(file, wait=True)
                 try:
                     is_current = os.fstat(file.fileno()).st_ino == self._file.stat().st_ino
                 except FileNotFoundError:
