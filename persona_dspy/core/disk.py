@@ -80,7 +80,7 @@ def write_bytes(path: Path, content: bytes, *, mode: int = 0o644) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
     try:
         with os.fdopen(handle, "wb") as file:
-            _try_lock(file)
+            lock_open_file(file, wait=False)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
