@@ -236,3 +236,10 @@ def test_nothing_of_one_machine_is_committed():
         path = ROOT / file
         if path.suffix in {".py", ".md", ".toml", ".lock", ".yml", ".sh", ".ipynb", ""} and path.is_file():
             assert not re.search(hosts, path.read_text(encoding="utf-8", errors="replace")), file
+
+
+def test_private_names_of_dspy_stand_in_one_file_a_room():
+    """Each with a test that says what breaks without it: tests/test_dspy_private.py, tests/test_terse.py."""
+    private = r"super\(\)\._(?!_)\w+\(|\"_compiled\"|delattr\(|from dspy\.\S*\b_\w+ import|import dspy\._"
+    users = [name(p) for p in MODULES if re.search(private, p.read_text(encoding="utf-8"))]
+    assert users == ["persona_dspy/agent/dspy_private.py", "persona_dspy/fleet/worker.py", "persona_dspy/lm/terse.py"]

@@ -10,6 +10,7 @@ import dspy
 from dspy.adapters.base import Adapter
 
 from persona_dspy.agent.actions import Act
+from persona_dspy.agent.dspy_private import with_parts_listed
 from persona_dspy.agent.history import memory_of
 from persona_dspy.agent.program import PersonalProgram
 from persona_dspy.agent.prompt import as_persona
@@ -46,7 +47,7 @@ class Personalized(PersonalProgram):
                     f"program {type(program).__name__!r}: it answers for user {part.user_id!r} already, and one answer "
                     "has one persona; personalize the program inside, or type program.for_user(...)"
                 )
-        self.program = _listed(program)
+        self.program = with_parts_listed(program)
         predictors: list[Any] = self.program.predictors()
         if not predictors:
             raise InputError(f"program {type(program).__name__!r}: expected a dspy.Module with at least one predictor")
@@ -133,17 +134,6 @@ class Personalized(PersonalProgram):
 
     def _has_tools(self) -> bool:
         return self._calls_tools
-
-
-def _listed(program: dspy.Module) -> dspy.Module:
-    """``program``, or a copy of one that another optimizer compiled: DSPy leaves compiled submodules out of
-    ``named_parameters()``, and so out of saved files; ours must be in."""
-    if not any(getattr(part, "_compiled", False) for _, part in program.named_sub_modules()):
-        return program
-    copied = program.deepcopy()
-    for _, part in copied.named_sub_modules():
-        vars(part)["_compiled"] = False
-    return copied
 
 
 def personalize(

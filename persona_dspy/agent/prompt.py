@@ -23,13 +23,14 @@ from dspy.adapters.utils import serialize_for_json
 from pydantic import BaseModel
 
 from persona_dspy.agent.context import Turn, answering, current_answer
+from persona_dspy.agent.dspy_private import AdapterHooks, adapter_class
 from persona_dspy.core import data_text, defused, defused_tags
 from persona_dspy.lm import TerseJSON, able, adapter_call, prompt_ready, reply_ready, reserved
 
 __all__ = ["as_persona", "personal_adapter"]
 
 
-class _PersonaMixin:
+class _PersonaMixin(AdapterHooks):
     """Over any DSPy adapter: persona last in the system message, past turns before the current query.
 
     Order of a request: structure and task (the same for all users: prompt caches hit across them), persona (the same
@@ -100,12 +101,11 @@ class _PersonaMixin:
             guarded[name] = _guard(value, tags)
         return guarded
 
-    def _call_postprocess(self, *args: Any, **options: Any) -> Any:
+    def after_reply(self) -> None:
         reply_ready()
-        return super()._call_postprocess(*args, **options)  # type: ignore[misc]
 
-    def _make_json_adapter_fallback(self) -> Adapter:
-        return personal_adapter(super()._make_json_adapter_fallback())  # type: ignore[misc]
+    def instead_of(self, fallback: Adapter) -> Adapter:
+        return personal_adapter(fallback)
 
     def __call__(self, lm: Any, lm_kwargs: Any, signature: Any, demos: Any, inputs: Any) -> list[dict[str, Any]]:
         with reserved(lm=lm), adapter_call(lm):
@@ -259,11 +259,7 @@ def _only(signature: Any, names: frozenset[str]) -> Any:
 
 @cache
 def _personal_class(base: type[Adapter]) -> type[Adapter]:
-    # The base's own name: DSPy's stream listeners know adapters by it.
-    personal = type(base.__name__, (_PersonaMixin, base), {"__qualname__": f"Persona{base.__name__}"})
-    for name in ("format", "parse"):
-        delattr(personal, name)  # DSPy wraps them again in each subclass: callbacks would hear of each call twice
-    return personal
+    return adapter_class(base, _PersonaMixin)
 
 
 def personal_adapter(base: Adapter | None = None, lm: Any = None) -> Adapter:
