@@ -14,7 +14,7 @@ from persona_dspy.cli.sources import StoredHistory
 from persona_dspy.core.persona import Persona
 from persona_dspy.errors import InputError
 from persona_dspy.memory.profile import SemanticMemory
-from persona_dspy.memory.profile_lines import Profile, ProfileLine, cost, one_of
+from persona_dspy.memory.profile_lines import Profile, ProfileLine, count_line_tokens, merge_lines
 from persona_dspy.store.store import Store
 from persona_dspy.testing.fake_lm import FakeLM
 from persona_dspy.testing.rule_follower import RuleFollower
@@ -174,7 +174,7 @@ def test_whatever_the_lm_says_the_cap_and_the_evidence_hold(told, n, tokens):
     with dspy.context(lm=FakeLM(say)):
         for end in (n, n + 5, n + 40):
             profile = memory(interactions=past(end), profile=profile).profile
-            assert cost(profile.lines) <= tokens
+            assert count_line_tokens(profile.lines) <= tokens
             assert profile.covers == end
             known = {f"i{i}" for i in range(end)}
             assert all(line.evidence and set(line.evidence) <= known for line in profile.lines)
@@ -193,7 +193,7 @@ def test_over_the_cap_lines_are_merged_and_the_strongest_stay():
         grown = memory.grow(known, past(3))
     sizes = [len(notes) for notes in lm.calls["merge"]]
     assert sizes and max(sizes) <= 16
-    assert cost(grown.lines) <= 40
+    assert count_line_tokens(grown.lines) <= 40
     assert grown.lines[0].text == "Trait number 40 of this user."
 
 
@@ -210,7 +210,7 @@ def test_an_answer_that_cannot_be_read_loses_nothing():
 def test_joined_lines_keep_their_evidence_and_weigh_as_of_the_latest():
     old = ProfileLine(text="A", evidence=("1", "2", "3", "4"), hits=4, weight=4.0, at=0)
     new = ProfileLine(text="B", evidence=("5", "6"), hits=2, weight=2.0, at=20)
-    one = one_of([new, old], "C", half_life=20)
+    one = merge_lines([new, old], "C", half_life=20)
     assert (one.text, one.evidence, one.hits, one.weight, one.at) == ("C", ("2", "3", "4", "5", "6"), 6, 4.0, 20)
 
 
@@ -234,7 +234,7 @@ def test_kept_in_the_store_it_lasts_and_is_forgotten(tmp_path):
     with Store.open(tmp_path / "personas.db") as store:
         assert Profile.model_validate(store.profile("u")) == said.profile
         small = summary(reader, SemanticMemory(tokens=4, keep=store), store.episodes("u"))
-        assert 0 < cost(small.profile.lines) <= 4, "kept under a higher cap"
+        assert 0 < count_line_tokens(small.profile.lines) <= 4, "kept under a higher cap"
         assert store.forget("u").removed["persona_profiles"] == 1
         store.add_episodes("u", past(24))
         summary(reader, SemanticMemory(keep=store), store.episodes("u"))

@@ -1,4 +1,5 @@
-"""The folder a fleet writes to, and beside it what is needed to go on after a crash.
+"""The folder that a fleet writes personas to, and beside it the state from which a killed fleet resumes.
+
 ``personas/`` holds a JSON per user and nothing else. ``.personas.fleet/journal.db`` knows users by ``user_key`` only
 and holds no text of theirs; ``.personas.fleet/calls`` holds answers of users who are not finished. A user's persona is
 written first, the journal's row last, and then the answers go: a crash in between costs no LM call.
@@ -54,9 +55,11 @@ class FleetFolder:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        there = next((p for p in (self.path, *self.path.parents) if p.exists()), self.path)
-        if there.exists() and not there.is_dir():
-            raise InputError(f"fleet folder {str(path)!r}: {str(there)!r} is a file; expected a folder, or a new name")
+        nearest = next((p for p in (self.path, *self.path.parents) if p.exists()), self.path)
+        if nearest.exists() and not nearest.is_dir():
+            raise InputError(
+                f"fleet folder {str(path)!r}: {str(nearest)!r} is a file; expected a folder, or a new name"
+            )
         self._hidden = _hidden_folder(self.path)
         self.calls = CallFolder(self._hidden / "calls")
         self._writing = threading.Lock()

@@ -1,4 +1,4 @@
-"""One user of a fleet: from a history to a persona document, or to the error that ended this user's work."""
+"""Compiles one user of a fleet: history in, persona document or error out."""
 
 from __future__ import annotations
 

@@ -42,8 +42,8 @@ class Dense:
     batch_size: int = 256
 
     def __post_init__(self) -> None:
-        own = getattr(self.encoder, "name", None) or getattr(self.encoder, "model", None)
-        name = self.name or (own if isinstance(own, str) else "")
+        encoder_name = getattr(self.encoder, "name", None) or getattr(self.encoder, "model", None)
+        name = self.name or (encoder_name if isinstance(encoder_name, str) else "")
         if not name:
             raise InputError(f"Dense(encoder={self.encoder!r}): expected a name, such as name='my-encoder-v1'")
         object.__setattr__(self, "name", name)
@@ -52,13 +52,13 @@ class Dense:
         self, texts: Sequence[str], vectors: Sequence[NDArray[np.float32] | None] | None = None
     ) -> list[NDArray[np.float32]]:
         """Unit vectors; only texts whose vector is not given reach the encoder."""
-        known: list[NDArray[np.float32] | None] = [None] * len(texts) if vectors is None else list(vectors)
-        missing = [i for i, vector in enumerate(known) if vector is None]
+        rows: list[NDArray[np.float32] | None] = [None] * len(texts) if vectors is None else list(vectors)
+        missing = [i for i, vector in enumerate(rows) if vector is None]
         for start in range(0, len(missing), self.batch_size):
             chosen = missing[start : start + self.batch_size]
             for i, row in zip(chosen, self._embed([texts[i] for i in chosen]), strict=True):
-                known[i] = row
-        return [_unit(np.asarray(vector, dtype=np.float32)) for vector in known]
+                rows[i] = row
+        return [_unit(np.asarray(vector, dtype=np.float32)) for vector in rows]
 
     def index(self) -> Index:
         return _Matrix(self.name)
@@ -171,4 +171,4 @@ def dense_part(retriever: Retriever | None) -> Dense | None:
     if isinstance(retriever, Dense):
         return retriever
     parts = retriever.parts if isinstance(retriever, Hybrid) else ()
-    return next((found for part in parts if (found := dense_part(part))), None)
+    return next((dense for part in parts if (dense := dense_part(part))), None)

@@ -59,12 +59,12 @@ class OnnxEncoder:
             if not Path(path).is_file():
                 raise ModelError(f"{str(path)!r}: no such file; expected an ONNX model and its tokenizer.json")
         self.name = name
-        broken: Any = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
+        errors: Any = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         try:
             self._session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-        except (broken.InvalidProtobuf, broken.InvalidGraph, broken.Fail, broken.NotImplemented) as error:
+        except (errors.InvalidProtobuf, errors.InvalidGraph, errors.Fail, errors.NotImplemented) as error:
             raise ModelError(f"{str(model)!r}: expected an ONNX model that onnxruntime can run: {error}") from error
         self._inputs = {i.name for i in self._session.get_inputs()}
         self._tokenizer: Any = Tokenizer.from_file(str(tokenizer))
@@ -78,8 +78,8 @@ class OnnxEncoder:
 
     def _run(self, text: str) -> NDArray[np.float32]:
         ids = np.array([self._tokenizer.encode(text).ids], dtype=np.int64)
-        given = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-        tokens: Any = self._session.run(None, {k: v for k, v in given.items() if k in self._inputs})[0]
+        inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+        tokens: Any = self._session.run(None, {k: v for k, v in inputs.items() if k in self._inputs})[0]
         vector = tokens[0].sum(axis=0, dtype=np.float32)  # the mean's divisor goes with the length
         return vector / max(float(np.linalg.norm(vector)), 1e-12)
 

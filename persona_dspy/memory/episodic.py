@@ -1,7 +1,7 @@
 """One user's raw episodes, in time order, and recall from them (paper section 3, episodic memory).
 
-An interaction without an answer of the user's own (a draft that was judged) is no episode: it lies apart, where only
-``signals`` finds it.
+An interaction without an answer of the user's own (a draft that the user only judged) is no episode: it is kept apart,
+and only ``signals`` lists it.
 """
 
 from __future__ import annotations
@@ -135,19 +135,19 @@ class EpisodicMemory:
 
         Unanswered ones have no position: at a position they are earlier than its episode's time.
         """
-        seen = [i for i in self.before(cut, exclude) if i.signal is not None]
+        answered = [i for i in self.before(cut, exclude) if i.signal is not None]
         latest = self._time_of(cut) if isinstance(cut, int) else cut
         with self._lock:
-            apart = [i for i in self._unanswered.values() if i.id not in exclude]
+            unanswered = [i for i in self._unanswered.values() if i.id not in exclude]
         if latest is not None:
-            apart = [i for i in apart if i.time is not None and _seconds(i.time) < _seconds(latest)]
+            unanswered = [i for i in unanswered if i.time is not None and _seconds(i.time) < _seconds(latest)]
         elif isinstance(cut, int) and cut < len(self):
-            apart = []  # nothing shows that they are earlier
-        return tuple(in_time_order([*seen, *apart]))
+            unanswered = []  # nothing shows that they are earlier
+        return tuple(in_time_order([*answered, *unanswered]))
 
     def _time_of(self, position: int) -> datetime | None:
         with self._lock:
-            slots = self._slots()
+            slots = self._slots_in_order()
             return self._arrived[int(slots[position])].time if 0 <= position < len(slots) else None
 
     def __len__(self) -> int:
@@ -173,38 +173,38 @@ class EpisodicMemory:
             InputError: one is another user's, or its id is taken.
         """
         with self._lock:
-            given = list(interactions)
-            apart = {i.id: i for i in given if not i.answered}
-            if apart:
-                self._check_apart(given, apart)
-            new = [i for i in given if i.answered] if apart else given
+            arriving = list(interactions)
+            unanswered = {i.id: i for i in arriving if not i.answered}
+            if unanswered:
+                self._check_unanswered(arriving, unanswered)
+            new = [i for i in arriving if i.answered] if unanswered else arriving
             new = [self._spelling(i) for i in new] if self._spelling else new
-            owner, arrived = self._user_id, len(self._arrived)
-            last = self._times[int(self._slots()[-1])] if arrived else -math.inf
-            places = {i.id: place for place, i in enumerate(new, start=arrived)}
-            plain = all(i.user_id == owner for i in new) and places.keys().isdisjoint(self._slot)
-            plain &= places.keys().isdisjoint(self._unanswered)
-            if plain and len(places) == len(new):  # nothing to refuse
+            owner, first_slot = self._user_id, len(self._arrived)
+            last = self._times[int(self._slots_in_order()[-1])] if first_slot else -math.inf
+            places = {i.id: place for place, i in enumerate(new, start=first_slot)}
+            acceptable = all(i.user_id == owner for i in new) and places.keys().isdisjoint(self._slot)
+            acceptable &= places.keys().isdisjoint(self._unanswered)
+            if acceptable and len(places) == len(new):  # nothing to refuse
                 self._slot |= places
                 self._arrived += new
                 self._times.extend([i.time.timestamp() if i.time else math.nan for i in new])
             else:
                 try:
                     for interaction in new:
-                        self._admit(interaction)
+                        self._add_episode(interaction)
                 except InputError:
                     self._user_id = owner
-                    for interaction in self._arrived[arrived:]:
+                    for interaction in self._arrived[first_slot:]:
                         del self._slot[interaction.id]
-                    del self._arrived[arrived:], self._times[arrived:]
+                    del self._arrived[first_slot:], self._times[first_slot:]
                     raise
-            if apart:
-                self._user_id = self._user_id or next(iter(apart.values())).user_id
-                self._unanswered |= apart
-            come = np.array([last, *self._times[arrived:]])
-            if math.isnan(last) or (come[1:] >= come[:-1]).all():  # they belong at the end
+            if unanswered:
+                self._user_id = self._user_id or next(iter(unanswered.values())).user_id
+                self._unanswered |= unanswered
+            times = np.array([last, *self._times[first_slot:]])
+            if math.isnan(last) or (times[1:] >= times[:-1]).all():  # all of them are later than those before
                 if self._order is not None:
-                    self._order = np.append(self._order, np.arange(arrived, len(self._arrived)))
+                    self._order = np.append(self._order, np.arange(first_slot, len(self._arrived)))
             else:
                 self._sort()
 
@@ -239,7 +239,7 @@ class EpisodicMemory:
                 self._arrived, self._slot, self._times, self._order = [], {}, array("d"), None
                 self._index, self._indexed = self._retriever.index(), 0
                 for one in others:
-                    self._admit(one)
+                    self._add_episode(one)
                 self._sort()
         self.extend((interaction,))
 
@@ -318,7 +318,7 @@ class EpisodicMemory:
             raise InputError(f"recall(k={k!r}): expected how many episodes, 0 or more, such as k=4")
         if k == 0 or not self._arrived:
             return []
-        self._catch_up()
+        self._index_new()
         encoded = self._retriever.encode([query])[0]
         with self._lock:
             places, slots = self._visible(before, exclude, self._indexed)
@@ -340,7 +340,7 @@ class EpisodicMemory:
         self, cut: int | datetime | None, exclude: Collection[str], indexed: int
     ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         """Places in time order, and their slots, of what may be seen among the first ``indexed`` that came."""
-        slots = self._slots()
+        slots = self._slots_in_order()
         places = np.arange(len(slots))
         if isinstance(cut, int):
             if cut < 0:
@@ -349,11 +349,11 @@ class EpisodicMemory:
         keep = slots < indexed
         if isinstance(cut, datetime):
             keep &= np.array(self._times)[slots] < _seconds(cut)  # nan is never earlier
-        hidden = [self._slot[one] for one in exclude if one in self._slot]
-        if hidden:
-            seen = np.ones(len(self._arrived), dtype=np.bool_)
-            seen[hidden] = False
-            keep &= seen[slots]
+        hidden_slots = [self._slot[one] for one in exclude if one in self._slot]
+        if hidden_slots:
+            visible = np.ones(len(self._arrived), dtype=np.bool_)
+            visible[hidden_slots] = False
+            keep &= visible[slots]
         return (places, slots) if keep.all() else (places[keep], slots[keep])
 
     def _ages(self, slots: NDArray[np.intp], cut: int | datetime | None) -> NDArray[Any]:
@@ -367,28 +367,28 @@ class EpisodicMemory:
         now = _seconds(cut) if isinstance(cut, datetime) else dated.max()
         return (now - np.where(np.isnan(times), dated.min(), times)) / 86_400
 
-    def _slots(self) -> NDArray[np.intp]:
+    def _slots_in_order(self) -> NDArray[np.intp]:
         return np.arange(len(self._arrived)) if self._order is None else self._order
 
-    def _admit(self, interaction: Interaction) -> None:
+    def _add_episode(self, interaction: Interaction) -> None:
         if self._user_id is None:
             self._user_id = interaction.user_id
         if interaction.user_id != self._user_id:
             raise _other_user(interaction.user_id, self._user_id)
         if interaction.id in self._slot or interaction.id in self._unanswered:
-            raise _taken(interaction.id, self._user_id)
+            raise _id_taken(interaction.id, self._user_id)
         self._slot[interaction.id] = len(self._arrived)
         self._arrived.append(interaction)
         self._times.append(_seconds(interaction.time) if interaction.time else math.nan)
 
-    def _check_apart(self, given: Sequence[Interaction], apart: Mapping[str, Interaction]) -> None:
-        owner = self._user_id or given[0].user_id
+    def _check_unanswered(self, arriving: Sequence[Interaction], unanswered: Mapping[str, Interaction]) -> None:
+        owner = self._user_id or arriving[0].user_id
         taken, ids = {*self._slot, *self._unanswered}, set[str]()
-        for interaction in given:
+        for interaction in arriving:
             if interaction.user_id != owner:
                 raise _other_user(interaction.user_id, owner)
-            if interaction.id in taken or (interaction.id in ids and interaction.id in apart):
-                raise _taken(interaction.id, owner)
+            if interaction.id in taken or (interaction.id in ids and interaction.id in unanswered):
+                raise _id_taken(interaction.id, owner)
             ids.add(interaction.id)
 
     def _sort(self) -> None:
@@ -396,7 +396,7 @@ class EpisodicMemory:
         order = None if np.isnan(times).any() else np.argsort(times, kind="stable")
         self._order = None if order is None or (order[1:] > order[:-1]).all() else order
 
-    def _catch_up(self) -> None:
+    def _index_new(self) -> None:
         """Encode and index what came since the last recall."""
         if self._indexed == len(self._arrived):
             return
@@ -415,7 +415,7 @@ def _other_user(user_id: str, owner: str) -> InputError:
     return InputError(f"user_id {user_id!r}: expected interactions of {owner!r} only; make one EpisodicMemory per user")
 
 
-def _taken(interaction_id: str, owner: str | None) -> InputError:
+def _id_taken(interaction_id: str, owner: str | None) -> InputError:
     return InputError(f"interaction id {interaction_id!r}: already in the memory of {owner!r}")
 
 

@@ -32,8 +32,8 @@ class StoredMemory(EpisodicMemory):
 class Handles:
     """Memories by user and configuration; thread-safe.
 
-    The ``keep`` most recently used stay indexed; beyond that one lives as long as an agent holds it, so that two
-    agents of one user never see different memories, and an append reaches both.
+    The ``keep`` most recently used stay in memory with their index. Any other lives as long as an agent holds it. So
+    two agents of one user share one memory, and an append reaches both.
     """
 
     def __init__(self, keep: int) -> None:
@@ -45,10 +45,10 @@ class Handles:
 
     def get(self, user_id: str, config: Hashable) -> StoredMemory | None:
         with self._lock:
-            found = self._live.get(user_id, {}).get(config)
-            if found is not None:
-                self._touch(user_id, config, found)
-            return found
+            memory = self._live.get(user_id, {}).get(config)
+            if memory is not None:
+                self._touch(user_id, config, memory)
+            return memory
 
     def put(self, user_id: str, config: Hashable, memory: StoredMemory) -> StoredMemory:
         """The memory to use: the given one, or the one another thread put first."""

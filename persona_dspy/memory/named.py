@@ -1,4 +1,4 @@
-"""Ways to find episodes, by the names that commands take: bm25, dense, hybrid."""
+"""Retrievers by the names that commands take: bm25, dense, hybrid."""
 
 from __future__ import annotations
 

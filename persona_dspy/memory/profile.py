@@ -13,7 +13,16 @@ from pydantic import BaseModel, Field
 from persona_dspy.core import BULLET_TOKENS, Interaction, clip_tokens, fenced, one_line
 from persona_dspy.errors import InputError
 from persona_dspy.lm import role
-from persona_dspy.memory.profile_lines import Profile, ProfileLine, cost, joined, line_of, mark_of, one_of, strongest
+from persona_dspy.memory.profile_lines import (
+    Profile,
+    ProfileLine,
+    count_line_tokens,
+    extend_mark,
+    make_line,
+    merge_lines,
+    merge_repeats,
+    sort_by_weight,
+)
 
 __all__ = ["Profiles", "SemanticMemory"]
 
@@ -127,9 +136,9 @@ class SemanticMemory(dspy.Module):
         """This one with its profiles kept there; itself where it keeps them somewhere already."""
         if self._keep is not None:
             return self
-        twin = copy.copy(self)
-        twin._keep = keep
-        return twin
+        module = copy.copy(self)
+        module._keep = keep
+        return module
 
     def forward(self, interactions: Sequence[Interaction], profile: Profile | None = None) -> dspy.Prediction:
         """``Prediction(bullets=[Bullet, ...], profile=Profile)`` of all of one user's interactions, oldest first.
@@ -147,105 +156,110 @@ class SemanticMemory(dspy.Module):
         user_id = past[0].user_id
         if any(i.user_id != user_id for i in past):
             raise InputError(f"interactions of users {sorted({i.user_id for i in past})[:3]!r}: expected one user's")
-        known = profile or self._kept(user_id)
-        if known is None or known.user_id != user_id or not known.begins(past):
-            known = Profile(user_id=user_id)
-        known = known.model_copy(update={"lines": tuple(self._within(known.lines))})  # kept under another cap, perhaps
-        if len(past) < _LEAST or known.covers == len(past):
-            return dspy.Prediction(bullets=known.bullets(), profile=known)
-        grown = self.grow(known, past[known.covers :])
+        current = profile or self._stored(user_id)
+        if current is None or current.user_id != user_id or not current.begins(past):
+            current = Profile(user_id=user_id)
+        lines = tuple(self._capped(current.lines))  # they may have been stored under another cap
+        current = current.model_copy(update={"lines": lines})
+        if len(past) < _LEAST or current.covers == len(past):
+            return dspy.Prediction(bullets=current.bullets(), profile=current)
+        updated = self.grow(current, past[current.covers :])
         if self._keep is not None:
-            self._keep.put_profile(user_id, grown.model_dump(mode="json"))
-        return dspy.Prediction(bullets=grown.bullets(), profile=grown)
+            self._keep.put_profile(user_id, updated.model_dump(mode="json"))
+        return dspy.Prediction(bullets=updated.bullets(), profile=updated)
 
     def grow(self, profile: Profile, fresh: Sequence[Interaction]) -> Profile:
         """The profile with interactions that came after those it covers; the earlier ones are not needed."""
-        windows = _spread(fresh, self.sample, self.windows)
+        windows = _windows(fresh, self.sample, self.windows)
         with role("summarise"):
             if profile.lines and len(windows) == 1:
-                lines, read = self._revised(profile, windows[0])
+                lines, read = self._revise(profile, windows[0])
             else:
                 lines, read = list(profile.lines), profile.read
                 for window in windows:
-                    found = self._summarised(window, read + len(window))
-                    if found is not None:
+                    window_lines = self._summarise(window, read + len(window))
+                    if window_lines is not None:
                         read += len(window)
-                        lines += found
-            lines = self._fitting(joined(lines, self.half_life), read)
+                        lines += window_lines
+            lines = self._fit(merge_repeats(lines, self.half_life), read)
         return Profile(
             user_id=profile.user_id,
             lines=tuple(lines),
             covers=profile.covers + len(fresh),
-            mark=mark_of(profile.mark, fresh),
+            mark=extend_mark(profile.mark, fresh),
             read=read,
         )
 
-    def _kept(self, user_id: str) -> Profile | None:
+    def _stored(self, user_id: str) -> Profile | None:
         kept = self._keep.profile(user_id) if self._keep is not None else None
         return None if kept is None else Profile.model_validate(kept)
 
-    def _summarised(self, window: Sequence[Interaction], at: int) -> list[ProfileLine] | None:
+    def _summarise(self, window: Sequence[Interaction], at: int) -> list[ProfileLine] | None:
         """None where the LM's answer cannot be read: the window counts as not read."""
         try:
-            told = self.summarise(examples=_listed(window)).lines
+            summary_lines = self.summarise(examples=_examples_text(window)).lines
         except AdapterParseError:
             return None
-        return [line for said in told if (line := line_of(said.line, _shown(said.examples, window), at)) is not None]
+        return [
+            line
+            for summary_line in summary_lines
+            if (line := make_line(summary_line.line, _evidence(summary_line.examples, window), at)) is not None
+        ]
 
-    def _revised(self, profile: Profile, window: Sequence[Interaction]) -> tuple[list[ProfileLine], int]:
+    def _revise(self, profile: Profile, window: Sequence[Interaction]) -> tuple[list[ProfileLine], int]:
         lines, at = list(profile.lines), profile.read + len(window)
-        notes = _numbered(line.text for line in lines)
+        notes = _notes_text(line.text for line in lines)
         try:
-            told = self.revise(notes=notes, examples=_listed(window)).lines
+            revised_lines = self.revise(notes=notes, examples=_examples_text(window)).lines
         except AdapterParseError:
             return lines, profile.read
-        for said in told:
-            shown = _shown(said.examples, window)
-            new = line_of(said.line, shown, at)
+        for revised in revised_lines:
+            evidence = _evidence(revised.examples, window)
+            new = make_line(revised.line, evidence, at)
             if new is None:
                 continue
-            if 1 <= said.note <= len(profile.lines):
-                lines[said.note - 1] = one_of([lines[said.note - 1], new], new.text, self.half_life)
+            if 1 <= revised.note <= len(profile.lines):
+                lines[revised.note - 1] = merge_lines([lines[revised.note - 1], new], new.text, self.half_life)
             else:
                 lines.append(new)
         return lines, at
 
-    def _fitting(self, lines: list[ProfileLine], read: int) -> list[ProfileLine]:
+    def _fit(self, lines: list[ProfileLine], read: int) -> list[ProfileLine]:
         """Strongest first, within the cap; merged by the LM where they are over it."""
-        lines = strongest(lines, read, self.half_life)
-        while cost(lines) > self.tokens and len(lines) > 1:
+        lines = sort_by_weight(lines, read, self.half_life)
+        while count_line_tokens(lines) > self.tokens and len(lines) > 1:
             merged: list[ProfileLine] = []
             for start in range(0, len(lines), _BATCH):
-                merged += self._merged(lines[start : start + _BATCH])
-            merged = strongest(joined(merged, self.half_life), read, self.half_life)
+                merged += self._merge(lines[start : start + _BATCH])
+            merged = sort_by_weight(merge_repeats(merged, self.half_life), read, self.half_life)
             if len(merged) >= len(lines):
                 break
             lines = merged
-        return self._within(lines)
+        return self._capped(lines)
 
-    def _within(self, lines: Sequence[ProfileLine]) -> list[ProfileLine]:
+    def _capped(self, lines: Sequence[ProfileLine]) -> list[ProfileLine]:
         """Those of the lines, strongest first, that the cap has room for."""
         kept: list[ProfileLine] = []
         for line in lines:
-            if cost([*kept, line]) <= self.tokens:
+            if count_line_tokens([*kept, line]) <= self.tokens:
                 kept.append(line)
         return kept
 
-    def _merged(self, lines: list[ProfileLine]) -> list[ProfileLine]:
+    def _merge(self, lines: list[ProfileLine]) -> list[ProfileLine]:
         """Lines that the LM put together, and those it did not name as they were."""
         if len(lines) < 2:
             return lines
         try:
-            told = self.merge(notes=_numbered(line.text for line in lines)).lines
+            merged_lines = self.merge(notes=_notes_text(line.text for line in lines)).lines
         except AdapterParseError:
             return lines
-        left, made = dict(enumerate(lines, 1)), list[ProfileLine]()
-        for said in told:
-            parts = [left.pop(n) for n in dict.fromkeys(said.notes) if n in left]
-            text = clip_tokens(one_line(said.line), BULLET_TOKENS)
+        unmerged, merged = dict(enumerate(lines, 1)), list[ProfileLine]()
+        for merged_line in merged_lines:
+            parts = [unmerged.pop(n) for n in dict.fromkeys(merged_line.notes) if n in unmerged]
+            text = clip_tokens(one_line(merged_line.line), BULLET_TOKENS)
             if parts:
-                made.append(one_of(parts, text, self.half_life))
-        return [*made, *left.values()]
+                merged.append(merge_lines(parts, text, self.half_life))
+        return [*merged, *unmerged.values()]
 
     @classmethod
     def once(cls, sample: int = 12) -> Self:
@@ -253,7 +267,7 @@ class SemanticMemory(dspy.Module):
         return cls(sample, windows=1)
 
 
-def _spread(items: Sequence[Interaction], size: int, most: int) -> list[Sequence[Interaction]]:
+def _windows(items: Sequence[Interaction], size: int, most: int) -> list[Sequence[Interaction]]:
     """At most ``most`` windows of at most ``size`` neighbours, oldest first, the last one at the end."""
     count = min(most, -(-len(items) // size))
     if count <= 1:
@@ -266,18 +280,18 @@ def _spread(items: Sequence[Interaction], size: int, most: int) -> list[Sequence
     return [items[start : start + size] for start in starts]
 
 
-def _listed(window: Sequence[Interaction]) -> str:
+def _examples_text(window: Sequence[Interaction]) -> str:
     pairs = (f"{clip_tokens(one_line(i.query), 40)} -> {clip_tokens(one_line(i.response), 25)}" for i in window)
-    return fenced(_lines(pairs), "this user's past responses")
+    return fenced(_number_lines(pairs), "this user's past responses")
 
 
-def _numbered(texts: Iterable[str]) -> str:
-    return fenced(_lines(texts), "notes about this user")
+def _notes_text(texts: Iterable[str]) -> str:
+    return fenced(_number_lines(texts), "notes about this user")
 
 
-def _lines(texts: Iterable[str]) -> str:
+def _number_lines(texts: Iterable[str]) -> str:
     return "\n".join(f"{n}. {text}" for n, text in enumerate(texts, 1))
 
 
-def _shown(numbers: Iterable[int], window: Sequence[Interaction]) -> tuple[str, ...]:
+def _evidence(numbers: Iterable[int], window: Sequence[Interaction]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(window[n - 1].id for n in numbers if 1 <= n <= len(window)))

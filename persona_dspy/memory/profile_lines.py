@@ -9,7 +9,16 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from persona_dspy.core import BULLET_TOKENS, Bullet, Interaction, clip_tokens, count_tokens, echoes, one_line
 
-__all__ = ["Profile", "ProfileLine", "cost", "joined", "line_of", "mark_of", "one_of", "strongest"]
+__all__ = [
+    "Profile",
+    "ProfileLine",
+    "count_line_tokens",
+    "extend_mark",
+    "make_line",
+    "merge_lines",
+    "merge_repeats",
+    "sort_by_weight",
+]
 
 _EVIDENCE = 5  # ids a line keeps, the most recent
 _FADED = 0.5  # a line below this weight is forgotten
@@ -58,7 +67,7 @@ class Profile(BaseModel):
 
     def begins(self, interactions: Sequence[Interaction]) -> bool:
         """Whether the interactions it covers are just the first of these."""
-        return self.covers <= len(interactions) and mark_of("", interactions[: self.covers]) == self.mark
+        return self.covers <= len(interactions) and extend_mark("", interactions[: self.covers]) == self.mark
 
     def bullets(self) -> list[Bullet]:
         """Its lines as persona bullets (section "who"), strongest first."""
@@ -68,31 +77,31 @@ class Profile(BaseModel):
         ]
 
 
-def line_of(text: str, evidence: tuple[str, ...], at: int) -> ProfileLine | None:
+def make_line(text: str, evidence: tuple[str, ...], at: int) -> ProfileLine | None:
     """A line that an LM wrote; None where it says nothing or names no episode."""
-    said = clip_tokens(one_line(text), BULLET_TOKENS)
-    if not said or not evidence:
+    sentence = clip_tokens(one_line(text), BULLET_TOKENS)
+    if not sentence or not evidence:
         return None
-    return ProfileLine(text=said, evidence=evidence[-_EVIDENCE:], hits=len(evidence), weight=len(evidence), at=at)
+    return ProfileLine(text=sentence, evidence=evidence[-_EVIDENCE:], hits=len(evidence), weight=len(evidence), at=at)
 
 
-def joined(lines: Iterable[ProfileLine], half_life: float) -> list[ProfileLine]:
+def merge_repeats(lines: Iterable[ProfileLine], half_life: float) -> list[ProfileLine]:
     """Lines of which one repeats another become one; the later wording stays."""
-    kept: list[ProfileLine] = []
+    merged: list[ProfileLine] = []
     for line in lines:
-        place = next((n for n, k in enumerate(kept) if _alike(k.text, line.text)), None)
+        place = next((n for n, other in enumerate(merged) if _alike(other.text, line.text)), None)
         if place is None:
-            kept.append(line)
+            merged.append(line)
         else:
-            kept[place] = one_of([kept[place], line], line.text, half_life)
-    return kept
+            merged[place] = merge_lines([merged[place], line], line.text, half_life)
+    return merged
 
 
 def _alike(one: str, other: str) -> bool:
     return echoes(one, other, words=99) and echoes(other, one, words=99)
 
 
-def one_of(parts: Sequence[ProfileLine], text: str, half_life: float) -> ProfileLine:
+def merge_lines(parts: Sequence[ProfileLine], text: str, half_life: float) -> ProfileLine:
     """Several lines as one: their evidence and weight together."""
     latest = max(parts, key=lambda part: part.at)
     older = [part for part in parts if part is not latest]
@@ -106,19 +115,19 @@ def one_of(parts: Sequence[ProfileLine], text: str, half_life: float) -> Profile
     )
 
 
-def strongest(lines: Iterable[ProfileLine], read: int, half_life: float) -> list[ProfileLine]:
+def sort_by_weight(lines: Iterable[ProfileLine], read: int, half_life: float) -> list[ProfileLine]:
     """Lines by their weight once ``read`` episodes were read, without those that have faded."""
     weighed = [(line.faded(read, half_life), line) for line in lines]
     weighed.sort(key=lambda pair: -pair[0])
     return [line for weight, line in weighed if weight >= _FADED]
 
 
-def cost(lines: Iterable[ProfileLine]) -> int:
+def count_line_tokens(lines: Iterable[ProfileLine]) -> int:
     """Estimated tokens."""
     return sum(count_tokens(line.text) for line in lines)
 
 
-def mark_of(mark: str, interactions: Iterable[Interaction]) -> str:
+def extend_mark(mark: str, interactions: Iterable[Interaction]) -> str:
     """A chain over ids, so that it grows by what is new and two different pasts never share one."""
     state = bytes.fromhex(mark)
     for interaction in interactions:

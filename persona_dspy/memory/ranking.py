@@ -1,4 +1,5 @@
-"""Which of the near episodes are shown: a varied choice, or, for small models, those that the persona favours.
+"""Chooses which of the similar episodes are shown: a varied selection, or, for small models, those that the persona
+favours.
 
 The three terms of ``ranked`` are those of generative agents' memory (Park et al., arXiv 2304.03442, section 4.1), each
 in [0, 1]; what they call importance is here how typical an episode's response is of this user, as the persona counts.
@@ -67,20 +68,20 @@ def varied(episodes: Sequence[Episode], k: int) -> list[Episode]:
     by_answer: dict[str, Episode] = {}
     for episode in episodes:
         by_answer.setdefault(episode.interaction.response, episode)
-    most = max(1, k // 2) if len(by_answer) > 1 else k
+    per_answer = max(1, k // 2) if len(by_answer) > 1 else k
     chosen = {e.id: e for e in list(by_answer.values())[: max(1, k // 2)]}
-    given = Counter(e.interaction.response for e in chosen.values())
+    shown_answers = Counter(e.interaction.response for e in chosen.values())
     queues = [sorted(episodes, key=lambda e: -e.position), list(episodes)]
-    for limit in (most, k):  # the second time for places that only a frequent answer can fill
+    for limit in (per_answer, k):  # the second time for places that only a frequent answer can fill
         turn = 0
         while len(chosen) < k and any(queues):
             queue = queues[turn % 2]
-            while queue and (queue[0].id in chosen or given[queue[0].interaction.response] >= limit):
+            while queue and (queue[0].id in chosen or shown_answers[queue[0].interaction.response] >= limit):
                 queue.pop(0)
             if queue:
                 episode = queue.pop(0)
                 chosen[episode.id] = episode
-                given[episode.interaction.response] += 1
+                shown_answers[episode.interaction.response] += 1
             turn += 1
         queues = [sorted(episodes, key=lambda e: -e.position), list(episodes)]
     return [e for e in episodes if e.id in chosen]
@@ -102,4 +103,4 @@ def ranked(episodes: Sequence[Episode], favours: Mapping[str, float], k: int) ->
         return max(episode.score, 0.0) / highest + recency + favours.get(episode.interaction.response, 0.0)
 
     best = sorted(((score(e), e.position, e) for e in episodes), key=lambda scored: scored[:2], reverse=True)[:k]
-    return [replace(episode, score=found) for found, _, episode in best]
+    return [replace(episode, score=new_score) for new_score, _, episode in best]

@@ -102,17 +102,17 @@ class BM25:
 class _Postings:
     """For each word the slots that hold it and how often; appending is O(words of the episode).
 
-    Weights of words asked for over all episodes are kept until the next append: at most 1.5 times the postings' size.
+    The weights of words in earlier queries are cached until the next append: at most 1.5 times the postings' size.
     """
 
     def __init__(self, k1: float, b: float) -> None:
         self._k1, self._b = k1, b
         self._postings: dict[str, array[int]] = {}  # slot, count, slot, count, ...: one small object a word
         self._lengths: array[int] = array("i")
-        self._asked: dict[str, tuple[NDArray[np.intp], NDArray[np.float32]]] = {}
+        self._query_weights: dict[str, tuple[NDArray[np.intp], NDArray[np.float32]]] = {}
 
     def add(self, items: Sequence[Counter[str]]) -> None:
-        self._asked.clear()
+        self._query_weights.clear()
         for counts in items:
             slot = len(self._lengths)
             self._lengths.append(counts.total())
@@ -120,25 +120,27 @@ class _Postings:
                 self._postings.setdefault(word, array("i")).extend((slot, count))
 
     def scores(self, query: Counter[str], live: NDArray[np.bool_] | None) -> NDArray[np.float32]:
-        found = np.zeros(len(self._lengths), dtype=np.float32)
+        totals = np.zeros(len(self._lengths), dtype=np.float32)
         words = [word for word in query if word in self._postings]
         if live is not None and words:
             slots, weights, sizes = self._weigh(words, live)
             times = np.repeat(np.array([query[word] for word in words], dtype=np.float32), sizes)
-            np.add.at(found, slots, times * weights)
+            np.add.at(totals, slots, times * weights)
         elif words:
-            self._keep([word for word in words if word not in self._asked])
+            self._cache_weights([word for word in words if word not in self._query_weights])
             for word in words:
-                slots, weights = self._asked[word]
-                np.add.at(found, slots, weights if query[word] == 1 else np.float32(query[word]) * weights)
-        return found
+                slots, weights = self._query_weights[word]
+                np.add.at(totals, slots, weights if query[word] == 1 else np.float32(query[word]) * weights)
+        return totals
 
-    def _keep(self, words: Sequence[str]) -> None:
+    def _cache_weights(self, words: Sequence[str]) -> None:
         if not words:
             return
         slots, weights, sizes = self._weigh(words, None)
         ends = np.cumsum(sizes)[:-1]
-        self._asked.update(zip(words, zip(np.split(slots, ends), np.split(weights, ends), strict=True), strict=True))
+        self._query_weights.update(
+            zip(words, zip(np.split(slots, ends), np.split(weights, ends), strict=True), strict=True)
+        )
 
     def _weigh(
         self, words: Sequence[str], live: NDArray[np.bool_] | None
@@ -146,21 +148,21 @@ class _Postings:
         """Slots that hold a word and its BM25 weight in each, word after word, and how many slots each word has."""
         # copied: an array.array refuses to grow while numpy looks at its buffer
         lengths = np.array(self._lengths, dtype=np.float32)
-        seen = lengths if live is None else lengths[live]
-        each = [np.array(self._postings[word]) for word in words]
+        live_lengths = lengths if live is None else lengths[live]
+        postings = [np.array(self._postings[word]) for word in words]
         pairs, owner = (
-            np.concatenate(each).reshape(-1, 2),
-            np.repeat(np.arange(len(words)), [len(p) // 2 for p in each]),
+            np.concatenate(postings).reshape(-1, 2),
+            np.repeat(np.arange(len(words)), [len(p) // 2 for p in postings]),
         )
         if live is not None:
-            kept = live[pairs[:, 0]]
-            pairs, owner = pairs[kept], owner[kept]
+            is_live = live[pairs[:, 0]]
+            pairs, owner = pairs[is_live], owner[is_live]
         slots, counts = pairs[:, 0].astype(np.intp), pairs[:, 1].astype(np.float32)
-        holding = np.bincount(owner, minlength=len(words))
-        idf = np.log(1 + (len(seen) - holding + 0.5) / (holding + 0.5))
-        mean = (seen.sum(dtype=np.float64) / len(seen) if len(seen) else 0.0) or 1.0
+        slots_per_word = np.bincount(owner, minlength=len(words))
+        idf = np.log(1 + (len(live_lengths) - slots_per_word + 0.5) / (slots_per_word + 0.5))
+        mean = (live_lengths.sum(dtype=np.float64) / len(live_lengths) if len(live_lengths) else 0.0) or 1.0
         norm = np.float32(self._k1) * (1 - self._b + self._b / np.float32(mean) * lengths[slots])
-        return slots, (idf[owner] * counts / (norm + counts)).astype(np.float32), holding
+        return slots, (idf[owner] * counts / (norm + counts)).astype(np.float32), slots_per_word
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,14 +203,14 @@ def top(scores: NDArray[np.float32], k: int) -> NDArray[np.intp]:
     """
     if k <= 0:
         return np.arange(0)
-    near = np.arange(len(scores))
+    candidates = np.arange(len(scores))
     blocks = len(scores) // _BLOCK
-    if blocks > 4 * k:  # k blocks reach the k-th highest of the blocks' maxima, so k scores do: the rest is out
+    if blocks > 4 * k:  # at least k scores reach the k-th highest maximum of a block: lower ones are out
         highest = scores[: blocks * _BLOCK].reshape(blocks, _BLOCK).max(axis=1)
-        near = np.flatnonzero(scores >= np.partition(highest, blocks - k)[blocks - k])
-    if k < len(near):
-        found = scores[near]
-        edge = np.partition(found, len(near) - k)[len(near) - k]
-        above, level = near[found > edge], near[found == edge]
-        near = np.concatenate((above, level[len(level) - (k - len(above)) :]))
-    return near[np.lexsort((-near, -scores[near]))]
+        candidates = np.flatnonzero(scores >= np.partition(highest, blocks - k)[blocks - k])
+    if k < len(candidates):
+        candidate_scores = scores[candidates]
+        edge = np.partition(candidate_scores, len(candidates) - k)[len(candidates) - k]
+        above, equal = candidates[candidate_scores > edge], candidates[candidate_scores == edge]
+        candidates = np.concatenate((above, equal[len(equal) - (k - len(above)) :]))
+    return candidates[np.lexsort((-candidates, -scores[candidates]))]

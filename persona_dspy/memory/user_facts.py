@@ -1,4 +1,5 @@
-"""Semantic memory: what code counts over all of a user's episodes (paper section 3, ``P_u = f_s(S_t, D_u)``)."""
+"""Semantic memory, counted by code: facts and rules from all of a user's episodes (paper section 3,
+``P_u = f_s(S_t, D_u)``)."""
 
 from __future__ import annotations
 
@@ -45,7 +46,7 @@ def _label_facts(past: Sequence[Interaction], kind: ResponseKind) -> list[Bullet
         late = past[-max(_LATE, len(past) // 3) :]
         before, now = (Counter(i.response for i in part) for part in (past[: -len(late)], late))
         label, times = now.most_common(1)[0]
-        if not _by_chance(times, len(late), before[label], before.total()):
+        if not _may_be_chance(times, len(late), before[label], before.total()):
             text = f'Lately answers "{label}" more often than before: {times} of the last {len(late)}, '
             text += f"{before[label]} of the {before.total()} before."
             lines.append(_fact("who", text, late, times))
@@ -65,7 +66,7 @@ def _counts(past: Sequence[Interaction], opening: str = "") -> Bullet:
     return _fact("who", text, past, most, counts=Counts(total=len(past), each=tuple(ranked)))
 
 
-def _by_chance(times: int, of: int, before: int, of_before: int) -> bool:
+def _may_be_chance(times: int, of: int, before: int, of_before: int) -> bool:
     """Whether a share ``times / of`` over an earlier ``before / of_before`` may be chance (Fisher, one-sided, 5%)."""
     if times / of <= before / max(1, of_before):
         return True
@@ -79,17 +80,19 @@ def _by_chance(times: int, of: int, before: int, of_before: int) -> bool:
 def _topic_facts(past: Sequence[Interaction]) -> list[Bullet]:
     """Where responses only point at a place ("[1]", "B"), how often each was given says nothing of the user; what the
     user's own items are about does: words of their titles (else of the queries) that come back."""
-    having: dict[str, list[Interaction]] = defaultdict(list)
+    by_word: dict[str, list[Interaction]] = defaultdict(list)
     for item in past:
         for word in content_words(str(item.metadata.get("title") or item.query)):
-            having[word].append(item)
+            by_word[word].append(item)
     least = max(2, len(past) // 12)
-    found = sorted(((w, i) for w, i in having.items() if len(i) >= least), key=lambda pair: (-len(pair[1]), pair[0]))
-    if not found:
+    frequent = sorted(
+        ((w, i) for w, i in by_word.items() if len(i) >= least), key=lambda pair: (-len(pair[1]), pair[0])
+    )
+    if not frequent:
         return []
-    said = ", ".join(f"{word} ({len(items)})" for word, items in found[:16])
-    shown = {i.id: i for _, items in found[:16] for i in items}
-    return [_fact("who", f"Own work is often about: {said}.", list(shown.values()), len(shown))]
+    words = ", ".join(f"{word} ({len(items)})" for word, items in frequent[:16])
+    evidence = {i.id: i for _, items in frequent[:16] for i in items}
+    return [_fact("who", f"Own work is often about: {words}.", list(evidence.values()), len(evidence))]
 
 
 def _rating_facts(past: Sequence[Interaction], kind: ResponseKind) -> list[Bullet]:
@@ -102,13 +105,13 @@ def _rating_facts(past: Sequence[Interaction], kind: ResponseKind) -> list[Bulle
         cut = len(values) - max(_LATE, len(values) // 3)
         early, late = values[:cut], values[cut:]
         shift = fmean(late) - fmean(early)
-        if abs(shift) >= (kind.high - kind.low) / 8 and not _alike(early, late):
+        if abs(shift) >= (kind.high - kind.low) / 8 and not _same_ratings(early, late):
             text = f"Lately gives {fmean(late):.1f} on average, {fmean(early):.1f} before."
             lines.append(_fact("who", text, past[cut:], len(late)))
     return lines
 
 
-def _alike(early: Sequence[float], late: Sequence[float]) -> bool:
+def _same_ratings(early: Sequence[float], late: Sequence[float]) -> bool:
     """Whether two series of ratings may differ by chance alone (Mann-Whitney, two-sided, 5%)."""
     from scipy.stats import mannwhitneyu
 
@@ -151,23 +154,23 @@ def mined_rules(interactions: Sequence[Interaction], kind: ResponseKind, *, most
     """
     if kind.name == "text" or kind.positional or len(interactions) < 4:
         return []
-    share = Counter(i.response for i in interactions)
-    having: dict[str, list[Interaction]] = defaultdict(list)
+    label_counts = Counter(i.response for i in interactions)
+    by_word: dict[str, list[Interaction]] = defaultdict(list)
     for item in interactions:
         for word in content_words(item.query):
-            having[word].append(item)
-    marks: dict[str, list[tuple[float, str, list[Interaction]]]] = defaultdict(list)
-    for word, items in having.items():
+            by_word[word].append(item)
+    by_label: dict[str, list[tuple[float, str, list[Interaction]]]] = defaultdict(list)
+    for word, items in by_word.items():
         label, n = Counter(i.response for i in items).most_common(1)[0]
-        usual = share[label] / len(interactions)
-        if n >= 2 and n / len(items) >= 0.75 and n / len(items) > usual:
-            marks[label].append((n * (n / len(items) - usual), word, [i for i in items if i.response == label]))
+        overall = label_counts[label] / len(interactions)
+        if n >= 2 and n / len(items) >= 0.75 and n / len(items) > overall:
+            by_label[label].append((n * (n / len(items) - overall), word, [i for i in items if i.response == label]))
     rules: list[Bullet] = []
-    for label, found in marks.items():
-        if share[label] / len(interactions) >= 0.6:
+    for label, words in by_label.items():
+        if label_counts[label] / len(interactions) >= 0.6:
             continue  # "if nothing else fits" says it already, and its words are those of everything
-        found.sort(key=lambda mark: (-mark[0], mark[1]))
-        best = found[:6]
+        words.sort(key=lambda mark: (-mark[0], mark[1]))
+        best = words[:6]
         ids = {i.id: i for _, _, items in best for i in items}
         rules.append(
             Bullet(

@@ -113,13 +113,13 @@ class Database:
     @contextmanager
     def reading(self) -> Generator[sa.Connection]:
         """A connection whose reads see committed data only."""
-        with self._explained(), self.engine.begin() as connection:
+        with self._errors_explained(), self.engine.begin() as connection:
             yield connection
 
     @contextmanager
     def writing(self) -> Generator[sa.Connection]:
         """One transaction: all of it is on disk when the block ends, or nothing of it."""
-        with self._explained(), self._writer.begin() as connection:
+        with self._errors_explained(), self._writer.begin() as connection:
             yield connection
 
     def insert(self, table: sa.Table) -> Any:
@@ -137,15 +137,15 @@ class Database:
         Raises:
             UserForgotten: the user was forgotten after ``since`` was read.
         """
-        found = self.uid(connection, user_id)
-        if found is None:
+        uid = self.uid(connection, user_id)
+        if uid is None:
             self.lock_name(connection, user_id)
-        self.check_life(connection, user_id, since)
-        while (found := self.uid(connection, user_id)) is None:
+        self.check_not_forgotten(connection, user_id, since)
+        while (uid := self.uid(connection, user_id)) is None:
             # above 2 ** 62 every number takes the same room, so that rows can be overwritten in place
             new = {"uid": 2**62 + secrets.randbits(61), "hash": digest(user_id), "user_id": user_id}
             connection.execute(self.insert(users).values(new).on_conflict_do_nothing())
-        return found
+        return uid
 
     def mark(self, user_id: str) -> bytes:
         """The name of a user's tombstone: without the store's key it leads back to no id."""
@@ -156,7 +156,7 @@ class Database:
         times = sa.select(tombstones.c.times).where(tombstones.c.hash == self.mark(user_id))
         return connection.scalar(times) or 0
 
-    def check_life(self, connection: sa.Connection, user_id: str, since: UserState | None) -> None:
+    def check_not_forgotten(self, connection: sa.Connection, user_id: str, since: UserState | None) -> None:
         """Raises UserForgotten where the user was forgotten after ``since`` was read. Inside ``writing()``, with the
         user's row or name locked, so that no forgetting comes between this and what is written."""
         if since is not None and self.life(connection, user_id) != since.life:
@@ -177,14 +177,14 @@ class Database:
         times = {"times": tombstones.c.times + 1}
         connection.execute(new.on_conflict_do_update(index_elements=[tombstones.c.hash], set_=times))
 
-    def known(self, connection: sa.Connection, user_id: str) -> int:
+    def require_uid(self, connection: sa.Connection, user_id: str) -> int:
         """A user's number; raises UnknownUser where nothing is kept of them."""
-        found = self.uid(connection, user_id)
-        if found is None:
-            raise self.unknown(user_id)
-        return found
+        uid = self.uid(connection, user_id)
+        if uid is None:
+            raise self.unknown_user(user_id)
+        return uid
 
-    def unknown(self, user_id: str) -> UnknownUser:
+    def unknown_user(self, user_id: str) -> UnknownUser:
         return UnknownUser(
             f"user {user_id!r}: not in the store {self.name!r}; expected an id as it was ingested (case, accents and "
             f"blanks count), one of list(Store.open({self.name!r}).users()); to add users type: persona-dspy ingest "
@@ -197,9 +197,9 @@ class Database:
         """Remove rows that hold text; how many there were. ``free``: rows with the same keys may be added again."""
         if not self.sqlite:
             return connection.execute(table.delete().where(where)).rowcount
-        there = sa.func.trim(_ERASED_WHERE_BLANK[table]) != ""
+        not_erased = sa.func.trim(_ERASED_WHERE_BLANK[table]) != ""
         values = {**_blanks(table), "uid": _NOBODY} if free else _blanks(table)
-        return connection.execute(table.update().where(where & there).values(values)).rowcount
+        return connection.execute(table.update().where(where & not_erased).values(values)).rowcount
 
     def places(self, connection: sa.Connection, table: sa.Table, where: sa.ColumnElement[bool]) -> list[int]:
         """Where rows lie: numbers of which neighbours lie side by side; nothing on PostgreSQL, which has no such."""
@@ -207,15 +207,18 @@ class Database:
 
     def move_to_end(self, connection: sa.Connection, table: sa.Table, places: list[int]) -> None:
         """Bring rows of a SQLite table together, in this order, at its end."""
-        there = _ROWID.in_(places)
-        found = connection.execute(sa.select(_ROWID, *table.c).where(there))
-        rows = {row[0]: dict(zip(table.c.keys(), row[1:], strict=True)) for row in found}
-        self.erase(connection, table, there, free=True)
+        moved = _ROWID.in_(places)
+        selected = connection.execute(sa.select(_ROWID, *table.c).where(moved))
+        rows = {row[0]: dict(zip(table.c.keys(), row[1:], strict=True)) for row in selected}
+        self.erase(connection, table, moved, free=True)
         connection.execute(table.insert(), [rows[place] for place in places])
 
     def compact(self) -> None:
         """Give the room of erased rows back, and bring each user's rows together. Rewrites the store: writers wait."""
-        with self._explained(), self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        with (
+            self._errors_explained(),
+            self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection,
+        ):
             raw: Any = connection.connection.dbapi_connection
             if self.sqlite:
                 raw.execute("BEGIN IMMEDIATE")
@@ -240,7 +243,7 @@ class Database:
         ``PATIENCE`` seconds."""
         if not self.sqlite:
             return False
-        with self._explained(), self.engine.connect() as connection:
+        with self._errors_explained(), self.engine.connect() as connection:
             raw: Any = connection.connection.dbapi_connection
             before = raw.execute("PRAGMA busy_timeout").fetchone()[0]
             raw.execute(f"PRAGMA busy_timeout = {min(before, PATIENCE * 1000)}")
@@ -256,20 +259,20 @@ class Database:
 
     def _migrate(self) -> None:
         with self.reading() as connection:
-            found = sa.inspect(connection).has_table(schema.name)
-            if found and connection.scalar(sa.select(sa.func.max(schema.c.version))) == len(MIGRATIONS):
+            has_schema = sa.inspect(connection).has_table(schema.name)
+            if has_schema and connection.scalar(sa.select(sa.func.max(schema.c.version))) == len(MIGRATIONS):
                 return
         with self.writing() as connection:
             if not self.sqlite:
                 connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7063697073)")  # one process migrates at a time
             connection.execute(sa.schema.CreateTable(schema, if_not_exists=True))
-            done = connection.scalar(sa.select(sa.func.max(schema.c.version))) or 0
-            if done > len(MIGRATIONS):
+            version = connection.scalar(sa.select(sa.func.max(schema.c.version))) or 0
+            if version > len(MIGRATIONS):
                 raise StoreError(
-                    f"store {self.name!r} has schema {done}: expected {len(MIGRATIONS)} or older, a newer version "
+                    f"store {self.name!r} has schema {version}: expected {len(MIGRATIONS)} or older, a newer version "
                     "wrote it; type: pip install --upgrade persona-dspy"
                 )
-            for number, statements in enumerate(MIGRATIONS[done:], start=done + 1):
+            for number, statements in enumerate(MIGRATIONS[version:], start=version + 1):
                 for statement in statements:
                     for one in self._ddl(statement):
                         connection.exec_driver_sql(one)
@@ -287,7 +290,7 @@ class Database:
         return [statement.format(bytes=words[0], partitioned=words[1])]
 
     @contextmanager
-    def _explained(self) -> Generator[None]:
+    def _errors_explained(self) -> Generator[None]:
         try:
             yield
         except (exc.DBAPIError, exc.TimeoutError, sqlite3.Error) as error:  # sqlite3's own: from the pragmas
@@ -329,7 +332,7 @@ def _parse(url: str) -> sa.URL:
 
 
 def _advice(reason: str, sqlite: bool) -> str:
-    known = {
+    advices = {
         "database is locked": "; another process is writing: try again, or open with a longer timeout=",
         "not a database": "; expected an SQLite file: give the name of a new file, or of a store",
         "unable to open database file": "; expected a file in a folder that may be written to",
@@ -341,7 +344,7 @@ def _advice(reason: str, sqlite: bool) -> str:
         "connection": "; is the server running, and are host, port, user and password right?",
     }
     otherwise = "" if sqlite else "; see the server's log"
-    return next((advice for part, advice in known.items() if part in reason), otherwise)
+    return next((advice for part, advice in advices.items() if part in reason), otherwise)
 
 
 def _pragmas(synchronous: str, timeout: float) -> Any:

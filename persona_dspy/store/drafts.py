@@ -50,8 +50,8 @@ class DraftTable:
             kept = sa.select(drafts.c.seq, size).where(own, sa.func.trim(drafts.c.body) != "").order_by(drafts.c.seq)
             rows = [(seq, room) for seq, room in connection.execute(kept)]
             seq = max((seq for seq, _ in rows), default=_FIRST)
-            known = sa.select(drafts.c.hash).where(own, drafts.c.hash.in_([digest(key) for key in bodies]))
-            hashes = {bytes(one) for one in connection.scalars(known)}
+            stored = sa.select(drafts.c.hash).where(own, drafts.c.hash.in_([digest(key) for key in bodies]))
+            hashes = {bytes(one) for one in connection.scalars(stored)}
             for key, body in bodies.items():
                 if digest(key) in hashes:
                     continue

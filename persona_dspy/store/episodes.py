@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["EpisodeTable"]
 
 _CHUNK = 500  # ids a statement
-_TOGETHER = (256, 32)  # how many episodes of a user are brought together once they are there
-_PIECES = 4  # unless they lie in so few places anyway
+_CLUSTER_SIZES = (256, 32)  # how many episodes of a user are brought together once they are there
+_MOST_PIECES = 4  # unless they lie in so few places anyway
 # built once: making a statement costs as much as running it
 _OWN = episodes.c.uid == sa.bindparam("is_uid")
 _LAST = sa.select(sa.func.max(episodes.c.seq)).where(_OWN)
@@ -87,8 +87,8 @@ class EpisodeTable:
             uid = self._database.claim(connection, user_id, since)
             before = self._by_id(connection, uid, [key])
             if before:
-                known = interactions_of(user_id, [(key, before[0][2])])[0]
-                said = known.amended(said.signal, said.response, said.metadata)
+                stored = interactions_of(user_id, [(key, before[0][2])])[0]
+                said = stored.amended(said.signal, said.response, said.metadata)
             body = body_of(said)
             new = int(not before or body != before[0][2])
             if new:
@@ -121,7 +121,7 @@ class EpisodeTable:
             if interaction.user_id != user_id:
                 raise InputError(f"interaction {interaction.id!r} is of {interaction.user_id!r}: expected {user_id!r}")
             key, body = checked_key(interaction.id, "interaction id"), body_of(interaction)
-            _same(user_id, key, bodies.setdefault(key, body), body)
+            _check_same_content(user_id, key, bodies.setdefault(key, body), body)
         ids = list(bodies)
         if not ids:
             return Observed(new=0, due=0)
@@ -130,7 +130,7 @@ class EpisodeTable:
             uid = self._database.claim(connection, user_id, since)
             new = dict(bodies)
             for _, key, body in self._by_id(connection, uid, ids):
-                _same(user_id, key, body, new.pop(key))
+                _check_same_content(user_id, key, body, new.pop(key))
             last = connection.scalar(_LAST, {"is_uid": uid})
             first = 0 if last is None else last + 1
             rows = [
@@ -139,7 +139,7 @@ class EpisodeTable:
             ]
             if rows:
                 connection.execute(episodes.insert(), rows)
-                self._bring_together(connection, uid, first, first + len(rows))
+                self._cluster(connection, uid, first, first + len(rows))
             if count_due:
                 waiting = self._count_due(connection, uid, len(rows))
         for memory in self._open_memories(user_id):
@@ -153,9 +153,9 @@ class EpisodeTable:
             UnknownUser: nothing is kept of that user.
         """
         with self._database.reading() as connection:
-            uid = self._database.known(connection, user_id)
-            found = in_time_order(self._read(connection, user_id, uid, 0)[0])
-        return found if last is None else found[max(0, len(found) - last) :]
+            uid = self._database.require_uid(connection, user_id)
+            interactions = in_time_order(self._read(connection, user_id, uid, 0)[0])
+        return interactions if last is None else interactions[max(0, len(interactions) - last) :]
 
     def memory(
         self,
@@ -189,11 +189,11 @@ class EpisodeTable:
             dense = dense_part(retriever)
             if dense is not None and not (may_be_new and self.state(user_id).uid is None):
                 self.embed(user_id, dense, text=text)
-            known = self.vectors(user_id, dense.name) if dense is not None else {}
-            memory = StoredMemory(user_id=user_id, retriever=retriever, text=text, recency=recency, vectors=known)
+            stored = self.vectors(user_id, dense.name) if dense is not None else {}
+            memory = StoredMemory(user_id=user_id, retriever=retriever, text=text, recency=recency, vectors=stored)
             memory = self._handles.put(user_id, config, memory)
         if not self._sync(user_id, memory) and not may_be_new:
-            raise self._database.unknown(user_id)
+            raise self._database.unknown_user(user_id)
         return memory
 
     def vectors(self, user_id: str, encoder: str) -> dict[str, NDArray[np.float32]]:
@@ -218,14 +218,14 @@ class EpisodeTable:
             uid = self._database.uid(connection, user_id)
             if uid is None:
                 return 0
-            known = self._by_id(connection, uid, list(blobs))
+            stored = self._by_id(connection, uid, list(blobs))
             old = sa.select(vectors.c.seq).where(vectors.c.uid == uid, vectors.c.hash == digest(encoder))
-            replaced = set(connection.scalars(old)) & {seq for seq, _, _ in known}
+            replaced = set(connection.scalars(old)) & {seq for seq, _, _ in stored}
             for seq in replaced:
                 self._database.erase(connection, vectors, _vectors_of(uid, encoder) & (vectors.c.seq == seq))
             rows = [
                 {"uid": uid, "hash": digest(encoder), "seq": seq, "encoder": encoder, "vector": blobs[key]}
-                for seq, key, _ in known
+                for seq, key, _ in stored
             ]
             if rows:
                 connection.execute(vectors.insert(), rows)
@@ -249,8 +249,8 @@ class EpisodeTable:
         """
         from persona_dspy.memory import episode_text
 
-        known = self.vectors(user_id, dense.name)
-        missing = [i for i in answered(self.episodes(user_id)) if i.id not in known]
+        stored = self.vectors(user_id, dense.name)
+        missing = [i for i in answered(self.episodes(user_id)) if i.id not in stored]
         for start in range(0, len(missing), dense.batch_size):
             batch = missing[start : start + dense.batch_size]
             made = dense.encode([(text or episode_text)(i) for i in batch])
@@ -289,16 +289,16 @@ class EpisodeTable:
             memory.uid, memory.next_seq = uid, seq
             return uid is not None
 
-    def _bring_together(self, connection: sa.Connection, uid: int, start: int, stop: int) -> None:
+    def _cluster(self, connection: sa.Connection, uid: int, start: int, stop: int) -> None:
         """Episodes that came one by one, between those of other users, lie all over a SQLite file, and a load would
         read a page for each. So each 32 of a user, and later each 256, are moved to the end, side by side, when the
         last of them comes. Those written in one go, ``start`` to ``stop``, lie side by side already."""
-        for size in _TOGETHER if self._database.sqlite else ():
+        for size in _CLUSTER_SIZES if self._database.sqlite else ():
             first = start // size * size
             if start > first and stop >= first + size:
                 own = (episodes.c.uid == uid) & (episodes.c.seq >= first) & (episodes.c.seq < first + size)
                 places = self._database.places(connection, episodes, own)
-                if sum(b != a + 1 for a, b in pairwise(places)) >= _PIECES:
+                if sum(b != a + 1 for a, b in pairwise(places)) >= _MOST_PIECES:
                     self._database.move_to_end(connection, episodes, places)
                 return
 
@@ -309,18 +309,18 @@ class EpisodeTable:
 
     def _by_id(self, connection: sa.Connection, uid: int, ids: list[str]) -> list[sa.Row[int, str, str]]:
         """(seq, id, body) of those of the ids that a user has."""
-        found: list[sa.Row[int, str, str]] = []
+        rows: list[sa.Row[int, str, str]] = []
         for start in range(0, len(ids), _CHUNK):
             hashes = [digest(key) for key in ids[start : start + _CHUNK]]
-            found += connection.execute(_AMONG, {"is_uid": uid, "hashes": hashes})
-        return found
+            rows += connection.execute(_AMONG, {"is_uid": uid, "hashes": hashes})
+        return rows
 
 
 def _vectors_of(uid: int, encoder: str) -> sa.ColumnElement[bool]:
     return (vectors.c.uid == uid) & (vectors.c.hash == digest(encoder))
 
 
-def _same(user_id: str, key: str, body: str, other: str) -> None:
+def _check_same_content(user_id: str, key: str, body: str, other: str) -> None:
     if body != other:
         raise InputError(
             f"interaction id {key!r} of {user_id!r} is taken by other content: expected the same content again, or "

@@ -1,4 +1,4 @@
-"""A user's state in one read, how many interactions wait for an alignment, and which process may do it.
+"""A user's state in one read, the interactions that wait for an alignment, and the lease of the process that does it.
 
 A lease has no time in it: its holder counts ``beats`` up while it is alive, and whoever has seen the same count for
 long enough, by a clock of its own, may take the lease over. A clock that is set back, or differs between machines,
@@ -14,7 +14,7 @@ from persona_dspy.store.database import Database
 from persona_dspy.store.rows import DueUser, Lease, UserState
 from persona_dspy.store.tables import MIGRATIONS, current, digest, due, episodes, schema, tombstones, users
 
-__all__ = ["LeaseTable", "given_back"]
+__all__ = ["LeaseTable", "return_lease"]
 
 _LAST = sa.select(sa.func.max(episodes.c.seq)).where(episodes.c.uid == users.c.uid).correlate(users)
 _SCHEMA = sa.select(sa.func.max(schema.c.version))
@@ -112,10 +112,10 @@ class LeaseTable:
         """Give a lease back; False where it was lost. ``aligned``: what it was for no longer waits; else all of it
         does, and the failure is counted."""
         with self._database.writing() as connection:
-            return given_back(connection, lease, aligned=aligned)
+            return return_lease(connection, lease, aligned=aligned)
 
 
-def given_back(connection: sa.Connection, lease: Lease, *, aligned: bool) -> bool:
+def return_lease(connection: sa.Connection, lease: Lease, *, aligned: bool) -> bool:
     """``release`` inside a transaction."""
     new, failures = (due.c.new - lease.new, 0) if aligned else (due.c.new, due.c.failures + 1)
     free = due.update().where(_held(lease)).values(new=new, failures=failures, holder=0)

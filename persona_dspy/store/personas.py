@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from persona_dspy.errors import InputError, VersionConflict
 from persona_dspy.store.database import Database
-from persona_dspy.store.leases import given_back
+from persona_dspy.store.leases import return_lease
 from persona_dspy.store.rows import Lease, StoredPersona, UserState, checked_key, document_of, to_json
 from persona_dspy.store.tables import current, versions
 
@@ -51,16 +51,16 @@ class PersonaTable:
         with self._database.writing() as connection:
             uid = self._database.claim(connection, user_id, since)
             self._check_version(connection, user_id, uid, since)
-            taken = self._version(connection, user_id, uid, version)
-            if taken is None:
+            stored = self._version(connection, user_id, uid, version)
+            if stored is None:
                 self._insert(connection, uid, (text, version, parent), record)
-            elif taken.document != json.loads(text):
-                free = max(v.version for v in self._versions(connection, user_id, uid)) + 1
+            elif stored.document != json.loads(text):
+                next_version = max(v.version for v in self._versions(connection, user_id, uid)) + 1
                 raise InputError(
                     f"persona of {user_id!r}: version {version} is stored with other content; versions are immutable: "
-                    f"give the new one version {free}"
+                    f"give the new one version {next_version}"
                 )
-            self._point(connection, uid, version)
+            self._set_current(connection, uid, version)
         return self.version(user_id, version)
 
     def append_persona(
@@ -107,8 +107,8 @@ class PersonaTable:
                     f"parent {parent}"
                 )
             self._insert(connection, uid, row, record)
-            self._point(connection, uid, number)
-            if lease is not None and not given_back(connection, lease, aligned=True):
+            self._set_current(connection, uid, number)
+            if lease is not None and not return_lease(connection, lease, aligned=True):
                 raise VersionConflict(
                     f"the lease on user {user_id!r} was lost: another process took the user for abandoned; expected "
                     "to hold it to the end; nothing was written"
@@ -122,7 +122,7 @@ class PersonaTable:
             UnknownUser: nothing is kept of that user.
         """
         with self._database.reading() as connection:
-            uid = self._database.known(connection, user_id)
+            uid = self._database.require_uid(connection, user_id)
             return self._version(connection, user_id, uid, None)
 
     def versions(self, user_id: str) -> list[StoredPersona]:
@@ -132,7 +132,7 @@ class PersonaTable:
             UnknownUser: nothing is kept of that user.
         """
         with self._database.reading() as connection:
-            uid = self._database.known(connection, user_id)
+            uid = self._database.require_uid(connection, user_id)
             return self._versions(connection, user_id, uid)
 
     def version(self, user_id: str, version: int) -> StoredPersona:
@@ -143,12 +143,12 @@ class PersonaTable:
             InputError: there is no such version.
         """
         with self._database.reading() as connection:
-            uid = self._database.known(connection, user_id)
-            found = self._version(connection, user_id, uid, version)
-            if found is None:
+            uid = self._database.require_uid(connection, user_id)
+            stored = self._version(connection, user_id, uid, version)
+            if stored is None:
                 numbers = [v.version for v in self._versions(connection, user_id, uid)]
                 raise InputError(f"version {version!r} of {user_id!r}: expected one of {numbers}")
-            return found
+            return stored
 
     def rollback(self, user_id: str, version: int | None = None) -> StoredPersona:
         """Move the pointer to ``version``, by default to the current one's parent. No version is lost.
@@ -158,23 +158,23 @@ class PersonaTable:
             InputError: there is no such version, or no parent.
         """
         with self._database.writing() as connection:
-            uid = self._database.known(connection, user_id)
-            now = self._version(connection, user_id, uid, None)
-            target = version if version is not None else now.parent if now is not None else None
+            uid = self._database.require_uid(connection, user_id)
+            current_version = self._version(connection, user_id, uid, None)
+            target = version if version is not None else current_version.parent if current_version is not None else None
             if target is None or self._version(connection, user_id, uid, target) is None:
                 numbers = [v.version for v in self._versions(connection, user_id, uid)]
-                at = f"version {now.version}" if now is not None else "no version"
+                at = f"version {current_version.version}" if current_version is not None else "no version"
                 raise InputError(f"rollback of {user_id!r} from {at} to {target!r}: expected one of {numbers}")
-            self._point(connection, uid, target)
+            self._set_current(connection, uid, target)
         return self.version(user_id, target)
 
     def _check_version(self, connection: sa.Connection, user_id: str, uid: int, since: UserState | None) -> None:
         if since is None:
             return
-        now = connection.scalar(sa.select(current.c.version).where(current.c.uid == uid))
-        if now != since.version:
+        current_version = connection.scalar(sa.select(current.c.version).where(current.c.uid == uid))
+        if current_version != since.version:
             raise VersionConflict(
-                f"persona of {user_id!r}: version {now} became current while this was under way: expected "
+                f"persona of {user_id!r}: version {current_version} became current while this was under way: expected "
                 f"{since.version}, which it rests on; nothing was written; begin again from the current version"
             )
 
@@ -196,7 +196,7 @@ class PersonaTable:
         rows = connection.execute(_select(uid).order_by(versions.c.version))
         return [_persona(user_id, row) for row in rows]
 
-    def _point(self, connection: sa.Connection, uid: int, version: int) -> None:
+    def _set_current(self, connection: sa.Connection, uid: int, version: int) -> None:
         insert = self._database.insert(current).values(uid=uid, version=version)
         connection.execute(
             insert.on_conflict_do_update(index_elements=[current.c.uid], set_={"version": insert.excluded.version})

@@ -40,7 +40,7 @@ class ProfileTable:
         text = to_json(dict(profile), f"profile of {user_id!r}")
         with self._database.writing() as connection:
             uid = self._database.uid(connection, user_id)
-            self._database.check_life(connection, user_id, since)
+            self._database.check_not_forgotten(connection, user_id, since)
             if uid is not None:
                 self._database.erase(connection, profiles, profiles.c.uid == uid, free=True)
                 connection.execute(profiles.insert(), {"uid": uid, "document": text})

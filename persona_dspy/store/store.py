@@ -91,11 +91,11 @@ class Store(LeaseTable, EpisodeTable, PersonaTable, ProfileTable, DraftTable):
         while True:
             page = sa.select(users.c.uid, users.c.user_id).where(users.c.uid > last).order_by(users.c.uid).limit(_PAGE)
             with self._database.reading() as connection:
-                found = connection.execute(page).all()
-            yield from (user_id for _, user_id in found if user_id.strip())  # blank: forgotten
-            if len(found) < _PAGE:
+                rows = connection.execute(page).all()
+            yield from (user_id for _, user_id in rows if user_id.strip())  # blank: forgotten
+            if len(rows) < _PAGE:
                 return
-            last = found[-1][0]
+            last = rows[-1][0]
 
     def forget(self, user_id: str) -> Forgotten:
         """Remove everything kept of a user, from SQLite's files too: what stays are numbers and hashes.
