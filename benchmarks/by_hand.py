@@ -29,7 +29,7 @@ from persona_dspy.core import Interaction, Persona, count_tokens, load_persona, 
 from persona_dspy.data import Task, get_task
 from persona_dspy.judge.baselines import ICL, RAG
 
-ARMS = ("direct", "rag", "latest40", "unaligned", "aligned")
+ARMS = ("direct", "rag", "latest40", "unaligned", "aligned", "as_in_paper")
 # A task of one's own says what is asked; these data sets are not quite LaMP's.
 WORDS = {
     "rating": "Say how offensive this user, an annotator, finds the comment: 1 = not offensive at all, 5 = very offensive.",
@@ -82,26 +82,29 @@ def program(task: Task, person: Person, arm: str, order: argparse.Namespace, out
         return RAG(signature, k=order.k, turn_tokens=2000, **options)
     if arm == "latest40":
         return ICL(signature, k=40, turn_tokens=2000, **options)
-    persona = load_persona(out / "personas" / f"{person.user_id}.json") if arm == "aligned" else None
+    learned = {"aligned": "personas", "as_in_paper": "personas-as-in-paper"}.get(arm)
+    persona = load_persona(out / learned / f"{person.user_id}.json") if learned else None
     return PersonaAgent(signature, persona=persona, recall_k=order.k, **options)
 
 
 def learn(task: Task, order: argparse.Namespace) -> None:
     out = Path(order.out) / Path(order.data).name
-    (out / "personas").mkdir(parents=True, exist_ok=True)
+    folder = out / ("personas-as-in-paper" if order.as_in_paper else "personas")
+    folder.mkdir(parents=True, exist_ok=True)
+    alignment = PersonaAlignment(auto=order.auto, concurrency=8, progress=False)
+    if order.as_in_paper:
+        alignment = PersonaAlignment.as_in_paper(concurrency=8, progress=False)
 
     def one(person: Person, model: str) -> str:
-        file = out / "personas" / f"{person.user_id}.json"
+        file = folder / f"{person.user_id}.json"
         if file.exists():
             return "there"
         agent = program(task, person, "unaligned", order, out)
         with dspy.context(lm=lm_of(order, model)):
-            aligned = PersonaAlignment(auto=order.auto, concurrency=8, progress=False).compile(
-                agent, trainset=agent.examples()
-            )
+            aligned = alignment.compile(agent, trainset=agent.examples())
         record = aligned.alignment
         aligned.persona.value.to_json(file)
-        (out / "personas" / f"{person.user_id}.record.json").write_text(record.model_dump_json(indent=1))
+        file.with_suffix(".record.json").write_text(record.model_dump_json(indent=1))
         return f"{record.scores} {record.total.calls} calls, {record.accepted} accepted"
 
     persons = people(task, order)
@@ -172,6 +175,7 @@ def main() -> None:
     options.add_argument("--least", type=int, default=12, help="interactions a user must have")
     options.add_argument("--k", type=int, default=12)
     options.add_argument("--auto", default="light")
+    options.add_argument("--as-in-paper", action="store_true", help="learn as the paper does")
     options.add_argument("--port", type=int, default=9100)
     options.add_argument("--models", nargs="+", default=["gpt-4o-mini"], help="lanes, each with its own answerer")
     options.add_argument("--out", default="results/hand")
