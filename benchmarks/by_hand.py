@@ -25,7 +25,15 @@ import dspy
 
 from optimizers import PersonaAlignment
 from persona_dspy.agent import PersonaAgent
-from persona_dspy.core import Interaction, Persona, count_tokens, load_persona, mean_interval, paired_difference
+from persona_dspy.core import (
+    Interaction,
+    Interval,
+    Persona,
+    count_tokens,
+    load_persona,
+    mean_interval,
+    paired_difference,
+)
 from persona_dspy.data import Task, get_task
 from persona_dspy.judge.baselines import ICL, RAG
 
@@ -142,6 +150,10 @@ def ask(task: Task, order: argparse.Namespace) -> None:
     print(len(work), "asked", flush=True)
 
 
+def _written(interval: Interval) -> str:
+    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+
+
 def table(task: Task, order: argparse.Namespace) -> None:
     out = Path(order.out) / Path(order.data).name
     scores: dict[str, dict[tuple[str, str], float]] = {}
@@ -155,13 +167,17 @@ def table(task: Task, order: argparse.Namespace) -> None:
             for row in rows
         }
         tokens[file.stem] = fmean(row["tokens"] for row in rows)
-    print(f"| arm | {'MAE' if task.rating else 'score'} | less unaligned's | tokens an answer |\n|---|---|---|---|")
+    print(
+        f"| arm | {'MAE' if task.rating else 'score'} | less unaligned's, users above : below : level | tokens an answer |\n|---|---|---|---|"
+    )
     for arm, of_query in scores.items():
         by_user: dict[str, list[float]] = defaultdict(list)
         for (user, _), value in of_query.items():
             by_user[user].append(value)
-        gap = paired_difference(of_query, scores["unaligned"])
-        print(f"| {arm} | {mean_interval(by_user)} ({len(by_user)} users) | {gap} | {tokens[arm]:.0f} |")
+        mean, gap = mean_interval(by_user), paired_difference(of_query, scores["unaligned"])
+        print(
+            f"| {arm} | {_written(mean)} ({len(by_user)} users) | {_written(gap.difference)}, {gap.won}:{gap.lost}:{gap.tied} | {tokens[arm]:.0f} |"
+        )
 
 
 def main() -> None:

@@ -82,7 +82,10 @@ def harm(rows: list[dict[str, Any]]) -> None:
             found = [row for row in rows if (row["kind"], row["given"]) == (kind, given)]
             gains = {str(row["seed"]): [row["after"] - row["before"]] for row in found}
             worse, better = (sum(sign * g[0] > 1e-9 for g in gains.values()) for sign in (-1, 1))
-            print(f"| {kind} | {given} | {len(found)} | {worse} | {better} | {mean_interval(gains)} |")
+            gain = mean_interval(gains)
+            print(
+                f"| {kind} | {given} | {len(found)} | {worse} | {better} | {gain.value:.3f} [{gain.low:.3f}, {gain.high:.3f}] |"
+            )
 
 
 def main() -> None:
