@@ -12,6 +12,7 @@ from typing import Any
 import dspy
 from pydantic import BaseModel
 
+from persona_dspy.agent.offered import OPTIONS
 from persona_dspy.agent.prediction import trace_of
 from persona_dspy.agent.trace import Trace
 from persona_dspy.core import Interaction, Signal, answer_text
@@ -31,20 +32,21 @@ def draft_of(trace: Trace) -> Interaction:
         >>> given.id, given.signal.draft, given.signal.version, given.answered
         ('tr-1', 'sci-fi', 3, False)
     """
+    offered: Any = trace.inputs.get(OPTIONS, ())
     return Interaction(
         user_id=trace.user_id,
         query=trace.query,
         time=datetime.fromtimestamp(trace.started, UTC) if trace.started else None,
         id=trace.id,
-        metadata=trace.inputs,
-        signal=Signal(draft=trace.response, version=trace.persona_version, trace=trace.id),
+        metadata={name: value for name, value in trace.inputs.items() if name != OPTIONS},
+        signal=Signal(draft=trace.response, version=trace.persona_version, trace=trace.id, options=offered),
     )
 
 
 def as_given(known: Interaction) -> Interaction:
     """A draft without what was said of it since."""
     signal = known.signal or Signal()
-    bare = Signal(draft=signal.draft, version=signal.version, trace=signal.trace)
+    bare = Signal(draft=signal.draft, version=signal.version, trace=signal.trace, options=signal.options)
     return replace(known, response="", signal=bare)
 
 

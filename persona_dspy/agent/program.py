@@ -19,6 +19,7 @@ from persona_dspy.agent.drafts import RecentDrafts, draft_of, other_inputs
 from persona_dspy.agent.feedback import TakesFeedback
 from persona_dspy.agent.history import memory_of
 from persona_dspy.agent.instructions import described
+from persona_dspy.agent.offered import OPTIONS, shown_options
 from persona_dspy.agent.pickling import pickled
 from persona_dspy.agent.prediction import PersonaPrediction, as_prediction, response_text
 from persona_dspy.agent.recall import Recall
@@ -56,6 +57,7 @@ class PersonalProgram(TakesFeedback, dspy.Module):
     replays: bool = False  # see ``replaying``
     steering: Steering | None = None  # None = what suits the LM that answers
     sizes: Sizes | None = None
+    takes_options: bool = False  # whether a call may say what can be answered, without an input for it
     turn_tokens: int | None = None  # of a past query shown as a turn, where it is not to be ``sizes.turn``
 
     def __init__(self, *, memory: EpisodicMemory, persona: Persona | None, user_id: str | None, recall: Recall) -> None:
@@ -171,6 +173,8 @@ class PersonalProgram(TakesFeedback, dspy.Module):
         """One interaction as a DSPy example; without the response where the user gave none."""
         others = [n for n in self._input_names() if n != self.query_field and n in interaction.metadata]
         values = {name: interaction.metadata[name] for name in others}
+        if interaction.signal and interaction.signal.options and (self.takes_options or OPTIONS in self._input_names()):
+            values[OPTIONS], others = list(interaction.signal.options), [*others, OPTIONS]
         values[self.query_field] = interaction.query
         if interaction.answered:
             values[self.response_field] = self.kind.typed(interaction.response)
@@ -298,11 +302,22 @@ class PersonalProgram(TakesFeedback, dspy.Module):
                 **{
                     name: e.interaction.metadata[name] for name in self._field_names() if name in e.interaction.metadata
                 },
-                self.query_field: clip_tokens(e.interaction.query, tokens),
+                **self._options(e.interaction),
+                self.query_field: clip_tokens(e.interaction.query, tokens) + self._offer(e.interaction),
                 self.response_field: self.kind.shown(e.interaction.response),
             }
             for e in reversed(episodes)
         ]
+
+    def _options(self, interaction: Interaction) -> dict[str, Any]:
+        """What could be chosen, where that is an input."""
+        signal = interaction.signal
+        return {OPTIONS: list(signal.options)} if signal and signal.options and OPTIONS in self._input_names() else {}
+
+    def _offer(self, interaction: Interaction) -> str:
+        """What could be chosen, where that is no input: a line after the query."""
+        shown = "" if OPTIONS in self._input_names() else shown_options(interaction)
+        return f"\n{shown}" if shown else ""
 
     def _as_new(self, query: str) -> MemoryCut:
         places = [(n, i.id) for n, i in enumerate(self.memory.interactions) if i.query == query]
@@ -358,7 +373,7 @@ class PersonalProgram(TakesFeedback, dspy.Module):
             response=response_text(answer_given, self.response_field),
             started=recorder.started,
             seconds=round(recorder.now, 6),
-            inputs=other_inputs(inputs, [name for name in self._input_names() if name != self.query_field]),
+            inputs=other_inputs(inputs, [n for n in (*self._input_names(), OPTIONS) if n != self.query_field]),
         )
         if answer.cut is None and not delivery.simulated and trace.response.strip():
             if self.online is None:
