@@ -105,7 +105,7 @@ class PersonaAgent(PersonalProgram):
 
     def _named(self, args: tuple[Any, ...], inputs: dict[str, Any]) -> dict[str, Any]:
         if args:
-            fields = ", ".join(f"{name}=..." for name in self._input_names())
+            fields = ", ".join(f"{name}=..." for name in self._input_fields())
             raise InputError(f"positional arguments {args!r}: expected inputs by name, agent({fields})")
         return inputs
 
@@ -140,8 +140,8 @@ class PersonaAgent(PersonalProgram):
     def _asked_signature(self) -> Any:
         return self._declared
 
-    def _input_names(self) -> list[str]:
-        return list(self.respond.signature.input_fields)
+    def _input_fields(self) -> dict[str, Any]:
+        return dict(self.respond.signature.input_fields)
 
     def _field_names(self) -> list[str]:
         return list(self.respond.signature.fields)

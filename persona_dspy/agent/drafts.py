@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-import dspy
-from pydantic import BaseModel
-
 from persona_dspy.agent.offered import OPTIONS
 from persona_dspy.agent.prediction import trace_of
 from persona_dspy.agent.trace import Trace
-from persona_dspy.core import Interaction, Signal, answer_text
+from persona_dspy.core import Interaction, Signal
 
-__all__ = ["RecentDrafts", "as_given", "draft_of", "other_inputs", "trace_id_of"]
+__all__ = ["RecentDrafts", "as_given", "draft_of", "trace_id_of"]
 
 _KEPT = 100
 _SAYS_SOMETHING = ("comment", "thumbs", "thumb", "rating", "stars", "feedback")  # names under which people put signals
@@ -57,27 +53,6 @@ def trace_id_of(prediction: Any) -> str:
         InputError: neither text nor a prediction with a trace.
     """
     return prediction if isinstance(prediction, str) else trace_of(prediction).id
-
-
-def other_inputs(inputs: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Of a program's inputs those named, as JSON-safe values; images, audio and files are left out.
-
-    Example:
-        >>> other_inputs({"title": "Alien", "history": dspy.History(messages=[]), "x": 1}, ["title", "history"])
-        {'title': 'Alien', 'history': {'messages': []}}
-    """
-    values: dict[str, Any] = {}
-    for name in names:
-        value = inputs.get(name)
-        if value is None or isinstance(value, dspy.Type):
-            continue
-        try:
-            plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
-            json.dumps(plain)
-        except (TypeError, ValueError, RecursionError):
-            plain = answer_text(value)
-        values[name] = plain
-    return values
 
 
 class RecentDrafts:
