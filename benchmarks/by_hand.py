@@ -25,11 +25,19 @@ import dspy
 
 from optimizers import PersonaAlignment
 from persona_dspy.agent import PersonaAgent
-from persona_dspy.core import Interaction, Persona, count_tokens, load_persona, mean_interval, paired_difference
+from persona_dspy.core import (
+    Interaction,
+    Interval,
+    Persona,
+    count_tokens,
+    load_persona,
+    mean_interval,
+    paired_difference,
+)
 from persona_dspy.data import Task, get_task
 from persona_dspy.judge.baselines import ICL, RAG
 
-ARMS = ("direct", "rag", "latest40", "unaligned", "aligned")
+ARMS = ("direct", "rag", "latest40", "unaligned", "aligned", "as_in_paper")
 # A task of one's own says what is asked; these data sets are not quite LaMP's.
 WORDS = {
     "rating": "Say how offensive this user, an annotator, finds the comment: 1 = not offensive at all, 5 = very offensive.",
@@ -82,26 +90,29 @@ def program(task: Task, person: Person, arm: str, order: argparse.Namespace, out
         return RAG(signature, k=order.k, turn_tokens=2000, **options)
     if arm == "latest40":
         return ICL(signature, k=40, turn_tokens=2000, **options)
-    persona = load_persona(out / "personas" / f"{person.user_id}.json") if arm == "aligned" else None
+    learned = {"aligned": "personas", "as_in_paper": "personas-as-in-paper"}.get(arm)
+    persona = load_persona(out / learned / f"{person.user_id}.json") if learned else None
     return PersonaAgent(signature, persona=persona, recall_k=order.k, **options)
 
 
 def learn(task: Task, order: argparse.Namespace) -> None:
     out = Path(order.out) / Path(order.data).name
-    (out / "personas").mkdir(parents=True, exist_ok=True)
+    folder = out / ("personas-as-in-paper" if order.as_in_paper else "personas")
+    folder.mkdir(parents=True, exist_ok=True)
+    alignment = PersonaAlignment(auto=order.auto, concurrency=8, progress=False)
+    if order.as_in_paper:
+        alignment = PersonaAlignment.as_in_paper(concurrency=8, progress=False)
 
     def one(person: Person, model: str) -> str:
-        file = out / "personas" / f"{person.user_id}.json"
+        file = folder / f"{person.user_id}.json"
         if file.exists():
             return "there"
         agent = program(task, person, "unaligned", order, out)
         with dspy.context(lm=lm_of(order, model)):
-            aligned = PersonaAlignment(auto=order.auto, concurrency=8, progress=False).compile(
-                agent, trainset=agent.examples()
-            )
+            aligned = alignment.compile(agent, trainset=agent.examples())
         record = aligned.alignment
         aligned.persona.value.to_json(file)
-        (out / "personas" / f"{person.user_id}.record.json").write_text(record.model_dump_json(indent=1))
+        file.with_suffix(".record.json").write_text(record.model_dump_json(indent=1))
         return f"{record.scores} {record.total.calls} calls, {record.accepted} accepted"
 
     persons = people(task, order)
@@ -139,6 +150,10 @@ def ask(task: Task, order: argparse.Namespace) -> None:
     print(len(work), "asked", flush=True)
 
 
+def _written(interval: Interval) -> str:
+    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+
+
 def table(task: Task, order: argparse.Namespace) -> None:
     out = Path(order.out) / Path(order.data).name
     scores: dict[str, dict[tuple[str, str], float]] = {}
@@ -152,13 +167,17 @@ def table(task: Task, order: argparse.Namespace) -> None:
             for row in rows
         }
         tokens[file.stem] = fmean(row["tokens"] for row in rows)
-    print(f"| arm | {'MAE' if task.rating else 'score'} | less unaligned's | tokens an answer |\n|---|---|---|---|")
+    print(
+        f"| arm | {'MAE' if task.rating else 'score'} | less unaligned's, users above : below : level | tokens an answer |\n|---|---|---|---|"
+    )
     for arm, of_query in scores.items():
         by_user: dict[str, list[float]] = defaultdict(list)
         for (user, _), value in of_query.items():
             by_user[user].append(value)
-        gap = paired_difference(of_query, scores["unaligned"])
-        print(f"| {arm} | {mean_interval(by_user)} ({len(by_user)} users) | {gap} | {tokens[arm]:.0f} |")
+        mean, gap = mean_interval(by_user), paired_difference(of_query, scores["unaligned"])
+        print(
+            f"| {arm} | {_written(mean)} ({len(by_user)} users) | {_written(gap.difference)}, {gap.won}:{gap.lost}:{gap.tied} | {tokens[arm]:.0f} |"
+        )
 
 
 def main() -> None:
@@ -172,6 +191,7 @@ def main() -> None:
     options.add_argument("--least", type=int, default=12, help="interactions a user must have")
     options.add_argument("--k", type=int, default=12)
     options.add_argument("--auto", default="light")
+    options.add_argument("--as-in-paper", action="store_true", help="learn as the paper does")
     options.add_argument("--port", type=int, default=9100)
     options.add_argument("--models", nargs="+", default=["gpt-4o-mini"], help="lanes, each with its own answerer")
     options.add_argument("--out", default="results/hand")

@@ -250,8 +250,11 @@ def table(out: Path) -> None:
                 json.loads(file.read_text())["usage"]["total"]["calls"]
                 for file in (out / given / "personas").glob("*.record.json")
             )
+            share = mean_interval(by_user)
             shown = " | ".join(str(count) for count in counts)
-            print(f"| {given}, {len(by_user)} agents | {shown} | {mean_interval(by_user)} | {calls[len(calls) // 2]} |")
+            print(
+                f"| {given}, {len(by_user)} agents | {shown} | {share.value:.2f} [{share.low:.2f}, {share.high:.2f}] | {calls[len(calls) // 2]} |"
+            )
             print(
                 f"(share of decided: {counts[0] / max(1, counts[0] + counts[1]):.2f}; mean {fmean(r['aligned'] for r in rows):.2f})"
             )

@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 
 from optimizers.drafts import heard
 from optimizers.reflection import ask, current_sizes
+from persona_dspy.agent import shown_options
 from persona_dspy.core import (
     Bullet,
     Interaction,
@@ -171,6 +172,8 @@ def described(interaction: Interaction, *, most: int | None = None) -> str:
     response = indented(clip_middle(interaction.response.strip(), most or sizes.response))
     lines = [f"title: {title}"] if title and title not in (query, response) else []
     lines.append(f"query: {query}")
+    if offered := shown_options(interaction):
+        lines.append(offered)
     signal = interaction.signal
     if signal is not None and (draft := signal.draft or next(iter(signal.rejected), "")):
         lines.append(f"an assistant's draft: {indented(clip_middle(draft.strip(), most or sizes.response))}")

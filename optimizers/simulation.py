@@ -118,6 +118,8 @@ def _by_query(step: Step, program: PersonalProgram, example: dspy.Example) -> bo
 def _context(program: PersonalProgram, example: dspy.Example) -> str:
     """What is known of an interaction beside its query: other inputs, and its title."""
     known = {n: v for n, v in example.inputs().items() if n != program.query_field}
+    if offered := known.pop("options", None):
+        known["could be chosen"] = "; ".join(map(str, offered))
     if interaction := program.memory.get(str(example.get("interaction_id", ""))):
         known |= {n: v for n, v in interaction.metadata.items() if n == "title" and v != interaction.query}
     return "\n".join(f"{name}: {clip_tokens(one_line(str(value)), 200)}" for name, value in known.items())

@@ -17,6 +17,9 @@ from .knowledge import KnowledgeSource as KnowledgeSource
 from .knowledge import LocalCorpus as LocalCorpus
 from .knowledge import PageCache as PageCache
 from .knowledge import Wikipedia as Wikipedia
+from .offered import narrowed_to as narrowed_to
+from .offered import options_of as options_of
+from .offered import shown_options as shown_options
 from .personalized import Personalized as Personalized
 from .pickling import keys_pickled as keys_pickled
 from .prediction import PersonaPrediction as PersonaPrediction

@@ -12,6 +12,7 @@ from persona_dspy.agent.actions import Act, Policy, past_block
 from persona_dspy.agent.context import current_answer
 from persona_dspy.agent.history import memory_of
 from persona_dspy.agent.instructions import with_task_told
+from persona_dspy.agent.offered import OPTIONS, answered_from, narrowed_to, options_of
 from persona_dspy.agent.personalized import Personalized, personalize
 from persona_dspy.agent.prediction import PersonaPrediction
 from persona_dspy.agent.program import PersonalProgram
@@ -32,6 +33,8 @@ class PersonaAgent(PersonalProgram):
 
     Args:
         signature: any DSPy signature, string or class; its first input is the query, its first output the response.
+            Where what can be answered differs from query to query, a call has ``options=[...]``: a response that is
+            text is then one of them (an input of that name is shown too).
         history: the user's interactions (or an EpisodicMemory of them).
         persona: the user's persona; by default one of facts counted in the history.
         user_id: whose agent; by default that of persona or history.
@@ -58,6 +61,8 @@ class PersonaAgent(PersonalProgram):
         ('film', 'tag', 'u1')
     """
 
+    takes_options = True
+
     def __init__(  # noqa: PLR0913 - keyword-only, each with a default
         self,
         signature: str | type[dspy.Signature],
@@ -83,6 +88,9 @@ class PersonaAgent(PersonalProgram):
         self.query_field = next(iter(declared.input_fields))
         self.response_field, field = next(iter(declared.output_fields.items()))
         self.kind = ResponseKind.of_field(field, [i.response for i in memory.interactions])
+        chosen = OPTIONS in declared.input_fields or any(i.signal and i.signal.options for i in memory.signals)
+        if chosen and field.annotation is str:  # whatever was on offer, an answer is right or it is not
+            self.kind = ResponseKind(name="label")
         self.act = act
         self.respond = Respond(with_task_told(declared, self.kind), episodes_as=episodes_as)
         self.steering, self.sizes, self._declared = steering, sizes, declared
@@ -97,12 +105,13 @@ class PersonaAgent(PersonalProgram):
 
     def _named(self, args: tuple[Any, ...], inputs: dict[str, Any]) -> dict[str, Any]:
         if args:
-            fields = ", ".join(f"{name}=..." for name in self._input_names())
+            fields = ", ".join(f"{name}=..." for name in self._input_fields())
             raise InputError(f"positional arguments {args!r}: expected inputs by name, agent({fields})")
         return inputs
 
     def _flow(self, inputs: dict[str, Any]) -> Steps[PersonaPrediction]:
-        query = self._query(inputs)
+        query, options = self._query(inputs), options_of(inputs)
+        given = {n: v for n, v in inputs.items() if n != OPTIONS or n in self._declared.input_fields}
         with self._answering(query) as answer:
             with as_persona(answer.prompt, adapter=self.adapter, lm=self.own_lm()):
                 looked_up = yield Ask(self.act, {"query": query})
@@ -110,10 +119,13 @@ class PersonaAgent(PersonalProgram):
             def respond(shown: _Shown) -> Steps[dspy.Prediction]:
                 episodes, observations = shown
                 with as_persona(answer.prompt, turns=self._shown(episodes), adapter=self.adapter, lm=self.own_lm()):
-                    arguments = {"inputs": inputs, "episodes": episodes, "observations": observations}
+                    arguments = {
+                        "inputs": given, "options": options, "episodes": episodes, "observations": observations
+                    }  # fmt: skip
                     return (yield Ask(self.respond, arguments))
 
             prediction = yield from within_context(respond, (looked_up.episodes, looked_up.observations), _shorter)
+            answered_from(prediction, self.response_field, inputs)
             return self._traced(prediction, answer, query, inputs)
 
     def _query(self, inputs: dict[str, Any]) -> str:
@@ -128,8 +140,8 @@ class PersonaAgent(PersonalProgram):
     def _asked_signature(self) -> Any:
         return self._declared
 
-    def _input_names(self) -> list[str]:
-        return list(self.respond.signature.input_fields)
+    def _input_fields(self) -> dict[str, Any]:
+        return dict(self.respond.signature.input_fields)
 
     def _field_names(self) -> list[str]:
         return list(self.respond.signature.fields)
@@ -160,19 +172,32 @@ class Respond(dspy.Module):
         self._noted: tuple[Any, str, Any] = (None, "", None)
 
     def forward(
-        self, inputs: dict[str, Any], episodes: Sequence[Episode] = (), observations: Sequence[str] = ()
+        self,
+        inputs: dict[str, Any],
+        episodes: Sequence[Episode] = (),
+        observations: Sequence[str] = (),
+        options: tuple[str, ...] = (),
     ) -> dspy.Prediction:
-        return drive(self._flow(inputs, episodes, observations))
+        return drive(self._flow(inputs, episodes, observations, options))
 
     async def aforward(
-        self, inputs: dict[str, Any], episodes: Sequence[Episode] = (), observations: Sequence[str] = ()
+        self,
+        inputs: dict[str, Any],
+        episodes: Sequence[Episode] = (),
+        observations: Sequence[str] = (),
+        options: tuple[str, ...] = (),
     ) -> dspy.Prediction:
-        return await adrive(self._flow(inputs, episodes, observations))
+        return await adrive(self._flow(inputs, episodes, observations, options))
 
     def _flow(
-        self, inputs: dict[str, Any], episodes: Sequence[Episode], observations: Sequence[str]
+        self,
+        inputs: dict[str, Any],
+        episodes: Sequence[Episode],
+        observations: Sequence[str],
+        options: tuple[str, ...],
     ) -> Steps[dspy.Prediction]:
-        return (yield Ask(self.predict, self._call(inputs, episodes, observations)))
+        call = self._call(inputs, episodes, observations)
+        return (yield Ask(self.predict, {**call, "signature": narrowed_to(call["signature"], options)}))
 
     def _call(self, inputs: dict[str, Any], episodes: Sequence[Episode], observations: Sequence[str]) -> dict[str, Any]:
         answer = current_answer()

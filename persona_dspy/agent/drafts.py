@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-import dspy
-from pydantic import BaseModel
-
+from persona_dspy.agent.offered import OPTIONS
 from persona_dspy.agent.prediction import trace_of
 from persona_dspy.agent.trace import Trace
-from persona_dspy.core import Interaction, Signal, answer_text
+from persona_dspy.core import Interaction, Signal
 
-__all__ = ["RecentDrafts", "as_given", "draft_of", "other_inputs", "trace_id_of"]
+__all__ = ["RecentDrafts", "as_given", "draft_of", "trace_id_of"]
 
 _KEPT = 100
 _SAYS_SOMETHING = ("comment", "thumbs", "thumb", "rating", "stars", "feedback")  # names under which people put signals
@@ -31,20 +28,21 @@ def draft_of(trace: Trace) -> Interaction:
         >>> given.id, given.signal.draft, given.signal.version, given.answered
         ('tr-1', 'sci-fi', 3, False)
     """
+    offered: Any = trace.inputs.get(OPTIONS, ())
     return Interaction(
         user_id=trace.user_id,
         query=trace.query,
         time=datetime.fromtimestamp(trace.started, UTC) if trace.started else None,
         id=trace.id,
-        metadata=trace.inputs,
-        signal=Signal(draft=trace.response, version=trace.persona_version, trace=trace.id),
+        metadata={name: value for name, value in trace.inputs.items() if name != OPTIONS},
+        signal=Signal(draft=trace.response, version=trace.persona_version, trace=trace.id, options=offered),
     )
 
 
 def as_given(known: Interaction) -> Interaction:
     """A draft without what was said of it since."""
     signal = known.signal or Signal()
-    bare = Signal(draft=signal.draft, version=signal.version, trace=signal.trace)
+    bare = Signal(draft=signal.draft, version=signal.version, trace=signal.trace, options=signal.options)
     return replace(known, response="", signal=bare)
 
 
@@ -55,27 +53,6 @@ def trace_id_of(prediction: Any) -> str:
         InputError: neither text nor a prediction with a trace.
     """
     return prediction if isinstance(prediction, str) else trace_of(prediction).id
-
-
-def other_inputs(inputs: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Of a program's inputs those named, as JSON-safe values; images, audio and files are left out.
-
-    Example:
-        >>> other_inputs({"title": "Alien", "history": dspy.History(messages=[]), "x": 1}, ["title", "history"])
-        {'title': 'Alien', 'history': {'messages': []}}
-    """
-    values: dict[str, Any] = {}
-    for name in names:
-        value = inputs.get(name)
-        if value is None or isinstance(value, dspy.Type):
-            continue
-        try:
-            plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
-            json.dumps(plain)
-        except (TypeError, ValueError, RecursionError):
-            plain = answer_text(value)
-        values[name] = plain
-    return values
 
 
 class RecentDrafts:

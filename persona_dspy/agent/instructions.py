@@ -26,7 +26,10 @@ def judged_by(kind: ResponseKind) -> str:
             "this user would give."
         )
     if kind.name == "rating":
-        return f"Answer from {kind.low:g} to {kind.high:g}; what counts is how far it is from the user's own answer."
+        return (
+            f"Answer from {kind.low:g} to {kind.high:g}; what counts is how far it is from the user's own answer, so "
+            "in doubt stay near what this user mostly gives."
+        )
     return "The nearer the answer comes to the user's own, in what it says and how it says it, the better."
 
 

@@ -124,9 +124,13 @@ class Personalized(PersonalProgram):
         signatures: list[Any] = [predictor.signature for predictor in self.program.predictors()]
         return next((s for s in signatures if self.response_field in s.output_fields), signatures[-1])
 
-    def _input_names(self) -> list[str]:
+    def _input_fields(self) -> dict[str, Any]:
         predictors: list[Any] = self.program.predictors()
-        return [name for p in predictors for name in p.signature.input_fields]
+        fields: dict[str, Any] = {}
+        for predictor in predictors:
+            for name, field in predictor.signature.input_fields.items():
+                fields.setdefault(name, field)
+        return fields
 
     def _field_names(self) -> list[str]:
         predictors: list[Any] = self.program.predictors()

@@ -15,10 +15,12 @@ import dspy
 
 from persona_dspy.agent.autologged import tag_trace
 from persona_dspy.agent.context import Answering, Delivery, Turn, answering, current_answer, recording
-from persona_dspy.agent.drafts import RecentDrafts, draft_of, other_inputs
+from persona_dspy.agent.drafts import RecentDrafts, draft_of
 from persona_dspy.agent.feedback import TakesFeedback
 from persona_dspy.agent.history import memory_of
+from persona_dspy.agent.inputs import json_safe, other_inputs, shown_input, typed_input
 from persona_dspy.agent.instructions import described
+from persona_dspy.agent.offered import OPTIONS, shown_options
 from persona_dspy.agent.pickling import pickled
 from persona_dspy.agent.prediction import PersonaPrediction, as_prediction, response_text
 from persona_dspy.agent.recall import Recall
@@ -56,6 +58,7 @@ class PersonalProgram(TakesFeedback, dspy.Module):
     replays: bool = False  # see ``replaying``
     steering: Steering | None = None  # None = what suits the LM that answers
     sizes: Sizes | None = None
+    takes_options: bool = False  # whether a call may say what can be answered, without an input for it
     turn_tokens: int | None = None  # of a past query shown as a turn, where it is not to be ``sizes.turn``
 
     def __init__(self, *, memory: EpisodicMemory, persona: Persona | None, user_id: str | None, recall: Recall) -> None:
@@ -169,8 +172,11 @@ class PersonalProgram(TakesFeedback, dspy.Module):
 
     def example(self, interaction: Interaction) -> dspy.Example:
         """One interaction as a DSPy example; without the response where the user gave none."""
-        others = [n for n in self._input_names() if n != self.query_field and n in interaction.metadata]
-        values = {name: interaction.metadata[name] for name in others}
+        fields = self._input_fields()
+        others = [n for n in fields if n != self.query_field and n in interaction.metadata]
+        values = {name: typed_input(fields[name].annotation, interaction.metadata[name]) for name in others}
+        if interaction.signal and interaction.signal.options and (self.takes_options or OPTIONS in fields):
+            values[OPTIONS], others = list(interaction.signal.options), [*others, OPTIONS]
         values[self.query_field] = interaction.query
         if interaction.answered:
             values[self.response_field] = self.kind.typed(interaction.response)
@@ -179,7 +185,8 @@ class PersonalProgram(TakesFeedback, dspy.Module):
     def metadata_of(self, example: dspy.Example) -> dict[str, Any]:
         """What ``example`` would read back from an interaction's metadata: the other input fields."""
         own = (self.query_field, self.response_field)
-        return {n: example[n] for n in self._input_names() if n not in own and example.get(n) is not None}
+        names = [n for n in self._input_fields() if n not in own and example.get(n) is not None]
+        return {name: json_safe(example[name]) for name in names}
 
     def simulate(self, example: dspy.Example, *, exclude: frozenset[str] = frozenset()) -> dspy.Prediction:
         """Answer a past interaction as if it were new: memory as it stood just before, minus ``exclude``.
@@ -245,7 +252,7 @@ class PersonalProgram(TakesFeedback, dspy.Module):
             response="" if judged else answer,
             time=datetime.now(UTC) if time is None else time,  # type: ignore[arg-type]  # parsed there
             id=id,
-            metadata=dict(metadata or {}),
+            metadata={name: json_safe(value) for name, value in (metadata or {}).items()},
             signal=Signal.of(signal) if signal else judged,
         )
         if said.answered:
@@ -268,7 +275,8 @@ class PersonalProgram(TakesFeedback, dspy.Module):
         """The signature that asks for the response."""
         raise NotImplementedError
 
-    def _input_names(self) -> list[str]:
+    def _input_fields(self) -> dict[str, Any]:
+        """The inputs' fields by name."""
         raise NotImplementedError
 
     def _field_names(self) -> list[str]:
@@ -293,16 +301,30 @@ class PersonalProgram(TakesFeedback, dspy.Module):
     def _turns(self, episodes: Sequence[Episode]) -> list[Turn]:
         """Episodes as past turns, nearest last: the position an LM heeds most."""
         tokens = self.turn_tokens or current_answer().sizes.turn
+        inputs = self._input_fields()
         return [
             {
                 **{
-                    name: e.interaction.metadata[name] for name in self._field_names() if name in e.interaction.metadata
+                    name: shown_input(getattr(inputs.get(name), "annotation", None), value, tokens=tokens)
+                    for name in self._field_names()
+                    if (value := e.interaction.metadata.get(name)) is not None
                 },
-                self.query_field: clip_tokens(e.interaction.query, tokens),
+                **self._options(e.interaction),
+                self.query_field: clip_tokens(e.interaction.query, tokens) + self._offer(e.interaction),
                 self.response_field: self.kind.shown(e.interaction.response),
             }
             for e in reversed(episodes)
         ]
+
+    def _options(self, interaction: Interaction) -> dict[str, Any]:
+        """What could be chosen, where that is an input."""
+        signal = interaction.signal
+        return {OPTIONS: list(signal.options)} if signal and signal.options and OPTIONS in self._input_fields() else {}
+
+    def _offer(self, interaction: Interaction) -> str:
+        """What could be chosen, where that is no input: a line after the query."""
+        shown = "" if OPTIONS in self._input_fields() else shown_options(interaction)
+        return f"\n{shown}" if shown else ""
 
     def _as_new(self, query: str) -> MemoryCut:
         places = [(n, i.id) for n, i in enumerate(self.memory.interactions) if i.query == query]
@@ -358,7 +380,7 @@ class PersonalProgram(TakesFeedback, dspy.Module):
             response=response_text(answer_given, self.response_field),
             started=recorder.started,
             seconds=round(recorder.now, 6),
-            inputs=other_inputs(inputs, [name for name in self._input_names() if name != self.query_field]),
+            inputs=other_inputs(inputs, [n for n in (*self._input_fields(), OPTIONS) if n != self.query_field]),
         )
         if answer.cut is None and not delivery.simulated and trace.response.strip():
             if self.online is None:

@@ -33,7 +33,7 @@ def estimate_compile(program: Any, optimizer: Any, histories: Sequence[Any], tot
     with dspy.context(lm=rehearsal_lm()), ledger.recording():
         for history in histories:
             student = program(history)
-            if examples := student.examples():
+            if (examples := student.examples()) or student.memory.signals:
                 optimizer.compile(student, trainset=examples)
 
     def scaled(usage: Usage) -> Usage:

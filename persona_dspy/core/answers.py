@@ -181,7 +181,7 @@ class ResponseKind:
             return written(number) if number.is_integer() else None
         if plain in _TIMES:
             return None if self._typed(plain, text) is None else text
-        return match_label(text, self.labels) or (text if self.grows else None)
+        return match_label(text, self.labels) or (text if self.grows or not self.labels else None)
 
     def response(self, value: Any) -> str:
         """``read`` for what a user answered.

@@ -241,6 +241,16 @@ def infer_task(
     responses = [i.response for i in interactions if i.answered]
     kind = (answers or ResponseKind.of_values(responses)).observing(responses)
     metrics = {"rating": ("mae", "rmse"), "label": ("accuracy", "macro_f1"), "text": ("rouge1", "rougeL")}
+    if any(i.signal is not None and i.signal.options for i in interactions):
+        return Task(
+            name="custom",
+            title="custom",
+            query_field=query_field,
+            response_field=response_field,
+            instructions=f"Given the {query_field}, say which of the options this user would choose.",
+            per_query=True,
+            metrics=("accuracy",),
+        )
     return Task(
         name="custom",
         title="custom",

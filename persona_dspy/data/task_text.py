@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from persona_dspy.core import Interaction, ResponseKind, match_label, one_line, own_labels
+from persona_dspy.core import Interaction, ResponseKind, Signal, match_label, one_line, own_labels
 from persona_dspy.data.lamp import get_task, infer_task
 from persona_dspy.data.tasks import Task
 from persona_dspy.errors import InputError
@@ -16,9 +16,11 @@ from persona_dspy.errors import InputError
 __all__ = ["is_typed", "task_from_text", "task_text", "users_task"]
 
 _TYPED = re.compile(r"^\s*(\w+)\s*->\s*(\w+)\s*:\s*(Literal|rating)\s*\[(.*)\]\s*$", re.DOTALL)
+_PER_QUERY = re.compile(r"^\s*(\w+\s*->\s*\w+)\s*:\s*options\s*$")
 _FORMS = (
     "a LaMP task such as lamp-2m, fields such as 'film -> tag', or typed: 'film -> tag: Literal[\"comedy\", \"drama\"]'"
     ", 'film -> stars: rating[0.5, 5, 0.5]' (lowest, highest, step; the step is 1 where none is given)"
+    ", 'situation -> choice: options' (what can be answered stands in each row)"
 )
 
 
@@ -36,6 +38,8 @@ def task_text(task: Task) -> str:
         ends = [f"{end:g}" for end in task.rating]
         step = [] if task.step == 1 else ["None" if task.step is None else f"{task.step:g}"]
         return f"{fields}: rating[{', '.join(ends + step)}]"
+    if task.per_query:
+        return f"{fields}: options"
     return f"{fields}: Literal{list(task.labels)}" if task.labels else fields
 
 
@@ -61,6 +65,9 @@ def task_from_text(
     """
     anything = Interaction(user_id="anybody", query="anything", response="anything")
     typed = _TYPED.match(text)
+    if per_query := _PER_QUERY.match(text):
+        offered = Interaction(user_id="anybody", query="anything", response="a", signal=Signal(options=("a", "b")))
+        return infer_task([offered], per_query[1])
     if not typed:
         if "->" in text and ":" in text.replace(": str", ""):
             raise InputError(f"task {text!r}: expected {_FORMS}")
@@ -98,7 +105,8 @@ def users_task(
 
 def is_typed(text: str | None) -> bool:
     """Whether a task's text says by itself what kind its answers are."""
-    return bool(text) and ("->" not in str(text) or _TYPED.match(str(text)) is not None)
+    typed = _TYPED.match(str(text)) or _PER_QUERY.match(str(text))
+    return bool(text) and ("->" not in str(text) or typed is not None)
 
 
 def _values(text: str, inside: str) -> tuple[Any, ...]:

@@ -52,6 +52,7 @@ class Task:
         instructions: the signature's instruction: what is asked, and what the ends of a scale mean.
         query_means, response_means: descriptions of the two fields.
         labels: the closed set of responses, or None.
+        per_query: what can be answered differs from query to query; there are then no ``labels``.
         rating: lowest and highest response, or None. At most one of ``labels`` and ``rating``.
         step: of a rating, what its values are multiples of; None = any number between.
         metrics: names in ``metrics.HIGHER_IS_BETTER``; the first is the headline.
@@ -72,6 +73,7 @@ class Task:
     query_means: str = "what is asked"
     response_means: str = "what this user would answer"
     labels: tuple[str, ...] | None = None
+    per_query: bool = False
     rating: tuple[float, float] | None = None
     step: float | None = 1.0
     input_pattern: str = r"(?s)(.*)"
@@ -85,7 +87,7 @@ class Task:
     @property
     def kind(self) -> Literal["labels", "rating", "text"]:
         """What a response is."""
-        return "labels" if self.labels else "rating" if self.rating else "text"
+        return "labels" if self.labels or self.per_query else "rating" if self.rating else "text"
 
     @property
     def choices(self) -> tuple[str, ...] | None:
@@ -232,7 +234,7 @@ class Task:
                 step=self.step,
                 annotation=str if choices else self.number_type,
             )
-        return ResponseKind(name="label" if choices else "text", labels=choices)
+        return ResponseKind(name="label" if choices or self.per_query else "text", labels=choices)
 
     @property
     def number_type(self) -> type:
@@ -304,7 +306,8 @@ def _signature(task: Task, instructions: str) -> Any:
     import dspy
 
     choices = task.choices
-    kind: Any = Literal[choices] if choices else Annotated[str, FREE_TEXT]  # type: ignore[valid-type]
+    kind: Any = str if task.per_query else Annotated[str, FREE_TEXT]
+    kind = Literal[choices] if choices else kind  # type: ignore[valid-type]
     bounds: dict[str, Any] = {}
     if task.rating and not choices:
         kind = task.number_type

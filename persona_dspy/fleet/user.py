@@ -167,7 +167,7 @@ class UserWork:
         else:
             student = _recording(self.program(history))
         examples = student.examples()
-        if not examples:
+        if not (examples or student.memory.signals):
             student.alignment = Alignment(user_id=history.user_id, stopped="no history: the initial persona stays")
             return student
         return self.optimizer.compile(student, trainset=examples)

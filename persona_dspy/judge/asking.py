@@ -122,7 +122,7 @@ class _Run:
         ledger.check(0)
         with ledger.recording():
             try:
-                answer = answer_text(program(question.query))
+                answer = answer_text(program(question.query, question.metadata.get("options", ())))
             except AdapterParseError:
                 parsed = False
         fields: dict[str, Any] = {"query_id": question.id, "gold": question.gold or "", "answer": answer}

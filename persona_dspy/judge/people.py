@@ -66,7 +66,9 @@ def cases(
         if not user.questions and len(answers_given) > 1:
             late = answers_given[-max(1, min(8, len(answers_given) // 4)) :]
             history = history[: next(n for n, i in enumerate(history) if i is late[0])]
-            asked = tuple(Question(id=i.id, query=i.query, gold=i.response, time=i.time) for i in late)
+            asked = tuple(
+                Question(id=i.id, query=i.query, gold=i.response, time=i.time, metadata=_offered(i)) for i in late
+            )
         if asked and (task or history):
             split.append((user.user_id, history, asked[:queries]))
             survey.add(i.response for i in answered(history))
@@ -75,6 +77,11 @@ def cases(
         Case(user_id=user_id, task=users_task(task, text, history, answers), history=history, queries=asked)
         for user_id, history, asked in split
     ]
+
+
+def _offered(interaction: Interaction) -> dict[str, Any]:
+    signal = interaction.signal
+    return {"options": list(signal.options)} if signal is not None and signal.options else {}
 
 
 def longest(users: Iterable[UserHistory], n: int) -> list[UserHistory]:

@@ -193,5 +193,6 @@ class Prepared:
         write_text(path, PersonaDocument.of(aligned.persona.value, alignment=record).to_json())
         return f"{record.accepted} edits accepted; {record.stopped}"
 
-    def __call__(self, query: str) -> Any:
-        return self.program(**{self.task.query_field: query})[self.task.response_field]
+    def __call__(self, query: str, options: Sequence[str] = ()) -> Any:
+        offered = {"options": list(options)} if options else {}
+        return self.program(**{self.task.query_field: query}, **offered)[self.task.response_field]

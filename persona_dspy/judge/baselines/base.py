@@ -21,7 +21,10 @@ from persona_dspy.agent import (
     drop_last,
     memory_of,
     narrowed,
+    narrowed_to,
+    options_of,
     own_labels,
+    shown_options,
     within_context,
 )
 from persona_dspy.core import Episode, Interaction, ResponseKind, clip_tokens
@@ -84,10 +87,13 @@ class Baseline(dspy.Module):
 
     def forward(self, **inputs: Any) -> dspy.Prediction:
         episodes, notes = self.episodes(self._query(inputs)), self.notes()
+        own: Any = self.predict.signature
+        signature: Any = narrowed_to(own, options_of(inputs))
+        given = {n: v for n, v in inputs.items() if n in signature.input_fields}
 
         def respond(shown: Sequence[Episode]) -> Steps[dspy.Prediction]:
             with as_persona(notes, turns=self._turns(shown), adapter=self.adapter):
-                return (yield Ask(self.predict, inputs))
+                return (yield Ask(self.predict, {**given, "signature": signature}))
 
         return drive(within_context(respond, episodes, drop_last))
 
@@ -99,5 +105,12 @@ class Baseline(dspy.Module):
 
     def _turns(self, episodes: Sequence[Episode]) -> list[Turn]:
         """As PersonaAgent shows them: past messages, the best last."""
-        clipped = [(clip_tokens(e.interaction.query, self.turn_tokens), e.interaction.response) for e in episodes]
-        return [{self.query_field: query, self.response_field: response} for query, response in reversed(clipped)]
+        return [
+            {
+                self.query_field: "\n".join(
+                    filter(None, (clip_tokens(e.interaction.query, self.turn_tokens), shown_options(e.interaction)))
+                ),
+                self.response_field: e.interaction.response,
+            }
+            for e in reversed(episodes)
+        ]
