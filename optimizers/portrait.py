@@ -20,7 +20,6 @@ from persona_dspy.core import (
     Section,
     answered,
     clip_middle,
-    clip_tokens,
     count_tokens,
     fenced,
     in_time_order,
@@ -152,7 +151,7 @@ def _bullets(
     bullets: dict[str, Bullet] = {}
     room: dict[str, int] = defaultdict(lambda: sizes.section)
     for line in lines:
-        text = clip_tokens(one_line(line.text), sizes.line)
+        text = one_line(line.text, sizes.line)
         if len(text) < 4 or count_tokens(text) > room[line.section]:
             continue
         ids = tuple(dict.fromkeys(evidence([n - 1 for n in line.examples if n > 0])))
