@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import multiprocessing
 import os
 import random
-import signal
 import socket
 import statistics
 import subprocess
@@ -30,11 +28,11 @@ import dspy
 import httpx
 import psutil
 
+from benchmarks.latency_server import Server
 from benchmarks.overhead import instant
 from persona_dspy import Interaction, PersonaAgent, PersonaAlignment, Personas
 from persona_dspy.core import Persona, PersonaDocument
 from persona_dspy.store import Store
-from persona_dspy.testing.server import FakeServer
 
 TOKEN = "a-token-for-the-benchmark"
 
@@ -93,11 +91,6 @@ def resident_mb(url: str, users: int, served: int) -> list[tuple[int, float]]:
     return seen
 
 
-def provide(port: int) -> None:
-    with FakeServer(answer=lambda body: "drama", latency=0.2, port=port):
-        signal.pause()
-
-
 def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -125,31 +118,28 @@ async def asked(url: str, headers: dict[str, str], requests: int, flying: int, u
 
 def proxied(folder: Path, users: int, blocks: int, flying: int) -> dict[str, list[float]]:
     """Seconds of requests direct and through the proxy."""
-    upstream, port = free_port(), free_port()
-    provider = multiprocessing.get_context("spawn").Process(target=provide, args=(upstream,), daemon=True)
-    provider.start()
+    port, provider = free_port(), Server(latency=0.2)
     code = "import sys; from persona_dspy.cli import main; main(sys.argv[1:])"
     words = [
         "serve",
         "--store",
         str(folder / "s.db"),
         "--upstream",
-        f"http://127.0.0.1:{upstream}/v1",
+        provider.url,
         "--port",
         str(port),
     ]
     environment = {**os.environ, "PERSONA_DSPY_TOKEN": TOKEN}
     proxy = subprocess.Popen([sys.executable, "-c", code, *words], env=environment, stderr=subprocess.DEVNULL)
     try:
-        while proxy.poll() is None and provider.is_alive():
+        while proxy.poll() is None:
             try:
                 httpx.get(f"http://127.0.0.1:{port}/health")
-                httpx.post(f"http://127.0.0.1:{upstream}/v1/chat/completions", json={"messages": []})
                 break
             except httpx.TransportError:
                 time.sleep(0.1)
         headers = {"X-Persona-Token": TOKEN}
-        urls = {"direct": f"http://127.0.0.1:{upstream}/v1", "proxy": f"http://127.0.0.1:{port}/v1"}
+        urls = {"direct": provider.url, "proxy": f"http://127.0.0.1:{port}/v1"}
         seconds: dict[str, list[float]] = {name: [] for name in urls}
         for block in range(blocks + 1):  # the first warms up
             for name, url in urls.items():
@@ -159,7 +149,7 @@ def proxied(folder: Path, users: int, blocks: int, flying: int) -> dict[str, lis
     finally:
         proxy.terminate()
         proxy.wait(60)
-        provider.kill()
+        provider.__exit__()
 
 
 def report(words: argparse.Namespace) -> Iterator[str]:

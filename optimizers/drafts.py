@@ -12,6 +12,7 @@ from persona_dspy.core import Interaction, ResponseKind, Signal, in_time_order, 
 
 __all__ = ["attempt_of", "comments", "heard", "in_order", "score_by_signal", "spoken_of"]
 
+COMMENT = 300  # estimated tokens of a comment that are read
 UNKNOWN = 0.5  # the score of an answer of which nobody can tell whether the user likes it
 
 
@@ -31,7 +32,7 @@ def heard(signal: Signal) -> str:
     if signal.preferred:
         parts.append("chose the other one")
     if signal.comment:
-        parts.append(f'said of it: "{one_line(signal.comment)}"')
+        parts.append(f'said of it: "{one_line(signal.comment, COMMENT)}"')
     elif parts and signal.disliked and not signal.preferred:
         parts[-1] += ", and did not say why"
     return ", and ".join(parts)
@@ -55,7 +56,7 @@ def attempt_of(interaction: Interaction, kind: ResponseKind) -> Simulated | None
         answer=draft,
         gold=interaction.response,
         score=score,
-        said=f"the user's own words: {one_line(signal.comment)}" if signal.comment else "",
+        said=f"the user's own words: {one_line(signal.comment, COMMENT)}" if signal.comment else "",
         draft=draft,
         heard=heard(signal),
         unexplained=signal.disliked and not (signal.comment or interaction.answered),
@@ -99,6 +100,6 @@ def in_order(program: PersonalProgram, examples: Sequence[dspy.Example]) -> list
 
 
 def comments(interactions: Sequence[Interaction], most: int = 12) -> list[str]:
-    """The latest comments and what they were about, oldest first."""
-    said = [f'"{one_line(i.signal.comment)}"' for i in interactions if i.signal is not None and i.signal.comment]
-    return list(dict.fromkeys(said))[-most:]
+    """What the user said of drafts, each once, the latest ones, oldest first."""
+    signals = [i.signal for i in interactions if i.signal is not None and i.signal.comment]
+    return list(dict.fromkeys(f'"{one_line(signal.comment, COMMENT)}"' for signal in signals))[-most:]

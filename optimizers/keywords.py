@@ -138,10 +138,7 @@ def _written(incumbent: Persona, evidence: Evidence) -> list[Edit]:
 
 def _generalised(incumbent: Persona, evidence: Evidence, counted: Sequence[Edit], most: int) -> list[Edit]:
     latest = evidence.past[-LATEST:]
-    episodes = [
-        f"query: {clip_tokens(one_line(i.query), 40)}\nthe user's own response: {clip_tokens(one_line(i.response), 40)}"
-        for i in latest
-    ]
+    episodes = [f"query: {one_line(i.query, 40)}\nthe user's own response: {one_line(i.response, 40)}" for i in latest]
     rules = [e.bullet.sentence for e in counted if e.bullet]
     blocks = {"past": "\n\n".join(episodes), "counted": "\n".join(rules) or "none"}
     return _asked(ProposeFromPast, blocks, incumbent, evidence, most)

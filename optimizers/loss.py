@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field
 
 from optimizers.differences import differences
 from optimizers.reflection import ask, current_sizes
-from persona_dspy.core import Feedback, ResponseKind, clip_middle, clip_tokens, fenced, indented, metric_score, one_line
+from persona_dspy.core import Feedback, ResponseKind, clip_middle, fenced, indented, metric_score, one_line
 from persona_dspy.errors import InputError
 from persona_dspy.lm import Sizes, role
 
@@ -194,7 +194,7 @@ class TextualLoss(dspy.Module):
         sizes = current_sizes()
         block = fenced(attempt.shown(sizes), "one user's interaction")
         answer = ask(self.critique, bound=60, attempt=block)
-        return clip_tokens(one_line(answer.about_the_user or ""), sizes.line) if answer else ""
+        return one_line(answer.about_the_user or "", sizes.line) if answer else ""
 
     def _lessons(self, simulated: Sequence[Simulated], task: str, notes: str) -> dict[str, str]:
         sizes = current_sizes()
@@ -211,5 +211,5 @@ class TextualLoss(dspy.Module):
             if 1 <= lesson.attempt <= len(simulated) and lesson.verdict in ("lesson", "guess"):
                 attempt = simulated[lesson.attempt - 1]
                 if not attempt.right and not attempt.said:
-                    texts[attempt.interaction_id] = clip_tokens(one_line(lesson.about_the_user), sizes.line)
+                    texts[attempt.interaction_id] = one_line(lesson.about_the_user, sizes.line)
         return texts

@@ -20,7 +20,6 @@ from persona_dspy.core import (
     Section,
     answered,
     clip_middle,
-    clip_tokens,
     count_tokens,
     fenced,
     in_time_order,
@@ -41,7 +40,7 @@ class PortraitLine(BaseModel):
     section: Section
     text: str = Field(description="a plain sentence")
     strength: Literal["weak", "clear", "strong"] = Field(
-        description="weak where fewer than 4 examples show it or some speak against it"
+        description="weak where fewer than 4 examples show it or some speak against it; a stated wish is never weak"
     )
     examples: list[int] = Field(description="numbers of examples that show it, at most 5")
 
@@ -126,7 +125,9 @@ class Portrait:
             past=fenced("\n\n".join(blocks), "past"),
         )
         ids = [i.id for i in examples]
-        return _bullets(answer.lines or [] if answer else [], lambda numbers: [ids[n] for n in numbers if n < len(ids)])
+        stated = frozenset(i.id for i in examples if i.signal is not None and i.signal.comment)
+        lines = answer.lines or [] if answer else []
+        return _bullets(lines, lambda numbers: [ids[n] for n in numbers if n < len(ids)], stated)
 
     def _merged(self, portraits: Sequence[Sequence[Bullet]], asked: str) -> list[Bullet]:
         lines = [line for portrait in portraits for line in portrait]
@@ -140,18 +141,23 @@ class Portrait:
         return _bullets(answer.lines or [], evidence) if answer else lines
 
 
-def _bullets(lines: Sequence[PortraitLine], evidence: Callable[[Sequence[int]], list[str]]) -> list[Bullet]:
+def _bullets(
+    lines: Sequence[PortraitLine],
+    evidence: Callable[[Sequence[int]], list[str]],
+    stated: frozenset[str] = frozenset(),
+) -> list[Bullet]:
+    """``stated``: ids of interactions of which the person said something: a wish needs no second sign."""
     sizes = current_sizes()
     bullets: dict[str, Bullet] = {}
     room: dict[str, int] = defaultdict(lambda: sizes.section)
     for line in lines:
-        text = clip_tokens(one_line(line.text), sizes.line)
+        text = one_line(line.text, sizes.line)
         if len(text) < 4 or count_tokens(text) > room[line.section]:
             continue
         ids = tuple(dict.fromkeys(evidence([n - 1 for n in line.examples if n > 0])))
         bullet = Bullet(
             section=line.section, text=text, evidence=ids[-5:], hits=len(ids), source="summary",
-            strength="weak" if len(ids) < 2 else line.strength,
+            strength=line.strength if len(ids) > 1 or stated & set(ids) else "weak",
         )  # fmt: skip
         room[line.section] -= count_tokens(text)
         bullets.setdefault(bullet.id, bullet)

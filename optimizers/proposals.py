@@ -192,7 +192,7 @@ def _banned(evidence: Evidence) -> set[frozenset[str]]:
 
 def _edit(said: LineEdit, ids: Sequence[str], own: set[str]) -> Edit | None:
     """What the LM wrote, as an edit; None where it names no line, or says nothing."""
-    named, text = _ID.search(said.line), one_line(said.text)
+    named, text = _ID.search(said.line[:200]), one_line(said.text, current_sizes().line)
     line = named[0] if named else ""
     if said.op == "drop":
         return Edit(op="drop", id=line) if line in own else None
@@ -201,7 +201,7 @@ def _edit(said: LineEdit, ids: Sequence[str], own: set[str]) -> Edit | None:
     shown = tuple(dict.fromkeys(ids[n - 1] for n in said.attempts if 1 <= n <= len(ids)))
     strength: Strength = said.strength
     bullet = Bullet(
-        section=said.section, text=clip_tokens(text, current_sizes().line), evidence=shown, hits=len(shown),
+        section=said.section, text=text, evidence=shown, hits=len(shown),
         strength=strength, source="learned",
     )  # fmt: skip
     return Edit(op=said.op, id=line if said.op == "revise" else "", bullet=bullet)

@@ -14,7 +14,7 @@ from dspy.utils.exceptions import AdapterParseError
 from optimizers.drafts import attempt_of, score_by_signal
 from optimizers.loss import Metric, Simulated, score_of
 from persona_dspy.agent import PersonalProgram, Step, trace_of
-from persona_dspy.core import Persona, answer_text, clip_tokens, one_line, unheard
+from persona_dspy.core import Persona, answer_text, one_line, unheard
 
 __all__ = ["Simulator"]
 
@@ -122,4 +122,4 @@ def _context(program: PersonalProgram, example: dspy.Example) -> str:
         known["could be chosen"] = "; ".join(map(str, offered))
     if interaction := program.memory.get(str(example.get("interaction_id", ""))):
         known |= {n: v for n, v in interaction.metadata.items() if n == "title" and v != interaction.query}
-    return "\n".join(f"{name}: {clip_tokens(one_line(str(value)), 200)}" for name, value in known.items())
+    return "\n".join(f"{name}: {one_line(str(value), 200)}" for name, value in known.items())
