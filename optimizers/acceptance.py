@@ -1,4 +1,4 @@
-"""Which challenger replaces the incumbent.
+"""Gates: decide whether a challenger replaces the incumbent.
 
 A gate holds interactions out of fitting and compares scores on them, in [0, 1], higher is better, item by item.
 """
@@ -87,7 +87,7 @@ class Gate(Protocol):
 
 
 def gate_for(examples: int, *, most: int = 8) -> Gate:
-    """The gate that suits so many interactions: folds for a tiny history, else the latest ones held out.
+    """The default gate for a number of interactions: folds for a tiny history, else the latest are held out.
 
     Example:
         >>> type(gate_for(6)).__name__, type(gate_for(40)).__name__
@@ -311,7 +311,7 @@ class AlwaysAccept:
 
 
 def sign_test(better: int, worse: int) -> float:
-    """One-sided p-value that so many of the pairs that differ got better by chance alone; 1 where none differ.
+    """One-sided p-value of the sign test over the pairs that differ; 1 where none differ.
 
     Example:
         >>> sign_test(4, 0)
@@ -322,7 +322,7 @@ def sign_test(better: int, worse: int) -> float:
 
 
 def _differing(before: Sequence[float], after: Sequence[float]) -> tuple[int, int]:
-    """How many pairs got better, and how many worse."""
+    """The numbers of pairs that got better and that got worse."""
     pairs = list(zip(before, after, strict=True))
     return sum(b > a for a, b in pairs), sum(b < a for a, b in pairs)
 

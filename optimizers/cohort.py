@@ -1,4 +1,4 @@
-"""Starting a new user from what similar users have in common.
+"""Gives a new user the decision rules that similar users share.
 
 Opt-in: nothing uses it by itself.
 
@@ -22,7 +22,7 @@ WORDS = 6  # words a rule names at most
 
 
 class Cohort:
-    """Personas of other users, to learn from in common.
+    """The personas of other users, from which shared rules are drawn.
 
     Args:
         personas: one a user; of several of one user the last counts.

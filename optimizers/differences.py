@@ -1,4 +1,4 @@
-"""How two texts differ, as a person would mark it: what was there, what is there instead, and where."""
+"""The differences between two texts as an editor would mark them: what was removed, what replaced it, and where."""
 
 from __future__ import annotations
 

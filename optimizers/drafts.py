@@ -1,4 +1,4 @@
-"""What a user said of our drafts, as attempts to learn from; nothing needs to be answered anew for them."""
+"""Drafts that the user judged or edited, as attempts to learn from, without asking an LM for new answers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ UNKNOWN = 0.5  # the score of an answer of which nobody can tell whether the use
 
 
 def heard(signal: Signal) -> str:
-    """What the user said of the draft, after "the user ..."; empty where nothing was said.
+    """The user's verdict on the draft as the end of a sentence that begins "the user ..."; empty where there is none.
 
     Example:
         >>> heard(Signal(draft="Dear Sir, ...", thumbs="down", comment="too stiff"))
@@ -92,7 +92,7 @@ def spoken_of(program: PersonalProgram, last: dspy.Example | None = None) -> lis
 
 
 def in_order(program: PersonalProgram, examples: Sequence[dspy.Example]) -> list[dspy.Example]:
-    """The examples as the user's time has them, oldest first."""
+    """The examples sorted by the user's own time, oldest first."""
     answered = {i.id: i for i in program.memory.interactions}
     everything = answered | {i.id: i for i in program.memory.signals if not i.answered}
     places = {i.id: place for place, i in enumerate(in_time_order(everything.values()))}
@@ -100,6 +100,6 @@ def in_order(program: PersonalProgram, examples: Sequence[dspy.Example]) -> list
 
 
 def comments(interactions: Sequence[Interaction], most: int = 12) -> list[str]:
-    """What the user said of drafts, each once, the latest ones, oldest first."""
+    """The user's latest comments on drafts, each once, oldest first."""
     signals = [i.signal for i in interactions if i.signal is not None and i.signal.comment]
     return list(dict.fromkeys(f'"{one_line(signal.comment, COMMENT)}"' for signal in signals))[-most:]

@@ -1,4 +1,4 @@
-"""Scoring personas on the held-out interactions and letting the gate judge.
+"""Scores personas on the held-out interactions and applies the gate.
 
 Scores are kept by persona and item, so that none is paid twice; incumbent and challenger are compared item by item, so
 that a challenger that gains nothing is known after few calls, and one that leads clearly is there before all of them.
@@ -54,7 +54,7 @@ class Election:
         return fmean(scores.values()) if self.held and len(scores) == len(self.held) else None
 
     def perfect(self, persona: Persona) -> bool:
-        """The persona has nothing left to gain here; items are scored, latest first, until one says otherwise."""
+        """Whether the persona scores 1 on every item; scores items, latest first, until one does not."""
         then = self.as_then(persona)
         scores = self._known(then)
         for block in self._blocks(i for i in self._latest if i not in scores):
@@ -70,7 +70,7 @@ class Election:
         mistakes: Mistakes | None = None,
         leading: Callable[[bool], None] | None = None,
     ) -> Trial:
-        """One challenger against the incumbent.
+        """Compares one challenger with the incumbent.
 
         Edits written from ``mistakes`` have to mend one of them. Then the gate judges the held-out items; where it sees
         neither gain nor harm, a challenger that is ``harmless`` is kept, and so are edits that mend a mistake and do no

@@ -1,4 +1,4 @@
-"""What a proposer may know, and what the user's own past says about a rule.
+"""The evidence that a proposer may use, and the support of a rule in the user's own past.
 
 Frequencies come from code, never from an LM: a rule is counted against the past before an LM call is spent on it.
 """
@@ -24,7 +24,7 @@ FADE = 0.7  # what each counts of the next later one: few enough to follow drift
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tried:
-    """Edits, as sentences, that were refused, and what they did (``Trial.outcome``)."""
+    """Refused edits, as sentences, and what came of them (``Trial.outcome``)."""
 
     edits: tuple[str, ...]
     outcome: Outcome
@@ -55,7 +55,7 @@ class Evidence:
 
     @property
     def rejected(self) -> frozenset[frozenset[str]]:
-        """Of each challenger that was refused, the edits as sentences."""
+        """The edits of each refused challenger, as sentences."""
         return frozenset(frozenset(t.edits) for t in self.tried)
 
     def copies(self, text: str) -> bool:
@@ -89,7 +89,7 @@ class Support:
 
     @property
     def contradicted(self) -> bool:
-        """They speak against the rule rather than for it."""
+        """Whether more of them speak against the rule than for it."""
         return self.share < 0.5
 
     @property
@@ -99,7 +99,7 @@ class Support:
 
     @property
     def borne_out(self) -> bool:
-        """At least two speak for it, and hardly any against."""
+        """Whether at least two speak for it, and hardly any against."""
         return self.agreeing >= 2 and self.share >= 0.75
 
 
@@ -170,12 +170,12 @@ def _sharing(words: set[str], evidence: Evidence) -> list[str]:
 
 
 def same(response: str, then: str) -> bool:
-    """Whether two responses are one, but for case and white space."""
+    """Whether two responses are equal apart from case and white space."""
     return one_line(response).lower() == one_line(then).lower()
 
 
 class Momentum:
-    """Feedback over the steps: what keeps coming up weighs more, whatever words it comes in.
+    """Feedback collected over the steps: a complaint that recurs weighs more, however it is worded.
 
     Example:
         >>> momentum = Momentum()

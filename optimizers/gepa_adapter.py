@@ -1,4 +1,4 @@
-"""The persona as a GEPA candidate: our program and our judge under GEPA's search.
+"""Lets GEPA search over personas, with our program and our scores.
 
 ``dspy.GEPA`` evolves a program's instructions; with this adapter, ``gepa.optimize`` evolves the persona's text
 instead, and every evaluation sees memory as it stood before the interaction it scores.

@@ -151,7 +151,7 @@ def _asked(
     evidence: Evidence,
     most: int,
 ) -> list[Edit]:
-    """One LM call for at most ``most`` rules. What they rest on is counted by code, not asked of the LM."""
+    """Asks the LM once for at most ``most`` rules. Code, not the LM, counts what supports them."""
     failed = sorted({sentence for edits in evidence.rejected for sentence in edits})
     inputs = blocks | {"notes": incumbent.render() or "nothing yet", "failed_before": "\n".join(failed[-8:]) or "none"}
     predict = dspy.Predict(_asking(signature, _own(evidence), most))
@@ -176,7 +176,7 @@ def _parroted(bullet: Bullet, shown: Iterable[str]) -> bool:
 
 
 def _own(evidence: Evidence) -> ResponseKind:
-    """The kind of response with the labels that this user has given: a weak LM names others, with nothing behind it."""
+    """The kind of response, restricted to labels that this user has given: a weak LM invents others."""
     own_responses = {i.response for i in evidence.past} | {s.gold for s in evidence.simulated}
     labels = tuple(label for label in evidence.kind.labels or () if label in own_responses)
     return replace(evidence.kind, labels=labels) if labels else evidence.kind

@@ -1,4 +1,4 @@
-"""The textual loss: what was wrong with a simulated response, and what that says about the persona.
+"""The textual loss: says in words what was wrong with a simulated response, and what the persona lacks.
 
 Paper section 3, test-time alignment: the loss compares the simulated with the user's real response and its text is the
 gradient with respect to the persona.
@@ -55,7 +55,7 @@ class Simulated:
 
     @property
     def right(self) -> bool:
-        """Nothing left to learn from it."""
+        """Whether there is nothing left to learn from it."""
         return self.score >= RIGHT
 
     def shown(self, sizes: Sizes) -> str:

@@ -1,6 +1,6 @@
-"""Edits that code makes from the user's own past, without an LM call.
+"""Proposes edits by counting in the user's own past, without an LM call.
 
-All are candidates, not truths.
+They are candidates: the gate decides.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _TAIL = 12  # responses looked at for openings and endings: the latest, since st
 
 
 def mined(incumbent: Persona, evidence: Evidence, past: Sequence[Interaction]) -> list[Edit]:
-    """Drops of what the past has outgrown, then rules counted in ``past``: those that answer a recent mistake first."""
+    """Drops of outdated rules, then additions of rules counted in ``past``; those that mend a recent mistake first."""
     missed = {s.gold for s in evidence.simulated if not s.right}
     rules = [current for rule in mined_rules(past, evidence.kind) if (current := _current(rule, past))]
     rules.sort(key=lambda rule: (rule.then not in missed, -rule.hits))
@@ -53,7 +53,7 @@ def _current(rule: Bullet, past: Sequence[Interaction]) -> Bullet | None:
 
 
 def _default(incumbent: Persona, past: Sequence[Interaction], kind: ResponseKind) -> Bullet | None:
-    """What the mined rules leave over: the commonest response, where the incumbent has no such rule (any more)."""
+    """A rule for all other queries, with the commonest response, where the incumbent has none."""
     if kind.name != "label" or kind.positional or any(b.is_default for b in incumbent.bullets):
         return None
     then, hits = Counter(i.response for i in past).most_common(1)[0]
@@ -64,7 +64,7 @@ def _default(incumbent: Persona, past: Sequence[Interaction], kind: ResponseKind
 
 
 def outdated(incumbent: Persona, past: Sequence[Interaction]) -> list[Edit]:
-    """Drops of learned rules that the latest interactions they speak of contradict."""
+    """Edits that drop learned rules which the latest matching interactions contradict."""
     learned = [b for b in incumbent.bullets if b.when and b.source == "learned" and not b.locked]
     supports = ((b, support(b, past)) for b in learned)
     return [Edit(op="drop", id=b.id) for b, s in supports if s.fitting >= 3 and s.contradicted]

@@ -1,4 +1,4 @@
-"""Recent mistakes as a yardstick: edits written from them have to mend one, and to do past ones like it no harm."""
+"""Checks edits against recent mistakes: each has to mend one and break no similar past interaction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run is given by the optimizer that starts it."""
+"""The options of a run, as the optimizer that starts it has them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Observer = Callable[[dict[str, Any]], None]
 
 
 class Options(Protocol):
-    """What a run reads of the optimizer that started it; see there."""
+    """The options that a run reads from its optimizer; see ``PersonaAlignment``."""
 
     metric: Metric | None
     recent: int

@@ -1,4 +1,4 @@
-"""A portrait of one user, written by an LM from the user's past before anything was simulated."""
+"""Writes a portrait of one user: an LM reads the user's past before any interaction is simulated."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ def _recent(past: Sequence[Interaction]) -> list[Interaction]:
 
 
 def _balanced(past: Sequence[Interaction]) -> list[Interaction]:
-    """The latest of each answer in turn, the rarest answer first; where every answer is another, spread over time."""
+    """Takes the latest of each answer in turn, the rarest answer first; spread over time where all answers differ."""
     by_answer: dict[str, list[Interaction]] = defaultdict(list)
     for interaction in reversed(past):
         by_answer[interaction.response].append(interaction)
@@ -241,7 +241,7 @@ def _balanced(past: Sequence[Interaction]) -> list[Interaction]:
 
 
 def _contrasted(past: Sequence[Interaction]) -> list[Interaction]:
-    """Pairs of alike queries with different answers, the most alike first."""
+    """Pairs of similar queries with different answers, the most similar first."""
     if len({i.response for i in past}) * 2 > len(past):
         return []
     memory = EpisodicMemory(past[-200:], retriever=BM25())

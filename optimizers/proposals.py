@@ -1,4 +1,4 @@
-"""How a persona is changed in the light of feedback.
+"""Proposers: turn feedback into edits, and edits into challengers.
 
 A proposer returns challengers: next versions of the incumbent. Refused before any score is spent: empty or oversized
 text, edits of locked or counted lines, a run of words of an answer that judges, what made answers worse before, and
@@ -154,7 +154,7 @@ def _one_guess(edit: Edit, guessed: set[str]) -> bool:
 
 
 def _own(bullet: Bullet) -> bool:
-    """Whether a line is an optimizer's to change: neither the user's, nor counted by code."""
+    """Whether an optimizer may change the line: the user has not locked or given it, and code has not counted it."""
     return bullet.source in ("learned", "summary") and not bullet.locked
 
 
@@ -186,12 +186,12 @@ def _history(evidence: Evidence) -> str:
 
 
 def _banned(evidence: Evidence) -> set[frozenset[str]]:
-    """Edits that made answers worse; by themselves or all together they do not stand again."""
+    """Edits that made answers worse; alone or together they are not proposed again."""
     return {frozenset(t.edits) for t in evidence.tried if t.outcome == "worse"}
 
 
 def _edit(said: LineEdit, ids: Sequence[str], own: set[str]) -> Edit | None:
-    """What the LM wrote, as an edit; None where it names no line, or says nothing."""
+    """Reads an edit that the LM wrote; None where it names no line or is empty."""
     named, text = _ID.search(said.line[:200]), one_line(said.text, current_sizes().line)
     line = named[0] if named else ""
     if said.op == "drop":

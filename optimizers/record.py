@@ -1,4 +1,4 @@
-"""What one compile did, as a value: every step, its scores and its cost."""
+"""Builds the record of a compile: every step, its scores and its cost."""
 
 from __future__ import annotations
 

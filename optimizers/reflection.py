@@ -1,4 +1,4 @@
-"""Requests to the LM that reflects: how they are bounded, and what becomes of answers that cannot be read."""
+"""Asks the LM that reflects, within bounds, and records answers that cannot be read."""
 
 from __future__ import annotations
 

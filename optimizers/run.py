@@ -1,4 +1,4 @@
-"""One compile of PersonaAlignment: the incumbent, the steps, what was tried and what it cost.
+"""Runs one compile of PersonaAlignment: simulate, get feedback, propose, elect; step after step.
 
 Paper Algorithm 1 (arXiv 2506.06254), with a gate.
 """
@@ -111,13 +111,13 @@ class Run:
         return Round(fit=split.fit, past=past, judged=judged, simulator=simulator, election=election)
 
     def as_of(self, persona: Persona, past: Sequence[Interaction]) -> Persona:
-        """The persona as it would have been then: its facts counted over ``past`` only."""
+        """The persona with its facts counted over ``past`` only."""
         if not any(b.source == "fact" for b in persona.bullets):
             return persona
         return persona.with_facts(facts(past, self.program.kind))
 
     def loop(self) -> None:
-        """All steps, until nothing is wrong, nothing helps, or the epochs are over."""
+        """Runs all steps, until no mistake is left, nothing helps, or the epochs are over."""
         first = self.rounds[0]
         self.tell("start", fit=len(first.fit), held=len(first.election.held), folds=len(self.rounds))
         if not first.election.held and self.gate.decides:
@@ -208,7 +208,7 @@ class Run:
         return [Challenger(persona=counted, edits=(f"count {len(round_.past)} answers",), harmless=True)]
 
     def _stand(self, round_: Round, propose: Callable[[], list[Challenger]]) -> None:
-        """An election without a simulation before it, on the record as a step of epoch 0."""
+        """Holds an election without a simulation before it; the record has it as a step of epoch 0."""
         before, unread = self.ledger.usage, len(self.unread)
         with self.reflecting():
             challengers = propose()
@@ -422,7 +422,7 @@ class Run:
         return (self.ledger.usage - before).rounded()
 
     def tell(self, event: str, **details: Any) -> None:
-        """One event to every observer."""
+        """Sends one event to every observer."""
         usage = self.ledger.usage
         message = {"event": event, "user_id": self.program.user_id, "calls": usage.calls, "tokens": usage.tokens}
         for observer in self.observers:

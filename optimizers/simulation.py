@@ -1,4 +1,4 @@
-"""Simulating past interactions under a persona, and scoring what comes out."""
+"""Simulates past interactions under a persona and scores the answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which of two drafts is nearer to what the user wrote: how free text is scored where an LM is able to tell."""
+"""Compares drafts of free text: an LM says which of two is nearer to what the user wrote."""
 
 from __future__ import annotations
 

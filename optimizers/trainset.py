@@ -1,4 +1,4 @@
-"""A trainset as the user's interactions: in any of its forms, named, remembered, and in the user's own time."""
+"""Reads a trainset in any of its forms as the user's interactions, in the user's own time."""
 
 from __future__ import annotations
 
