@@ -139,18 +139,18 @@ def past(responses, user_id="u1"):
 @pytest.mark.parametrize(
     ("responses", "kind", "choices"),
     [
-        (["b", "a", "a", "b"], "labels", ("a", "b")),
+        (["b", "a", "a", "b"], "label", ("a", "b")),
         (["b", "a", "c"], "text", None),
-        (["a"] * 6, "labels", ("a",)),
-        (["Comedy", "comedy", "comedy.", "Drama"] * 2, "labels", ("Comedy", "Drama")),
-        (["4000", "4001", "9000"] * 3, "labels", ("4000", "4001", "9000")),
+        (["a"] * 6, "label", ("a",)),
+        (["Comedy", "comedy", "comedy.", "Drama"] * 2, "label", ("Comedy", "Drama")),
+        (["4000", "4001", "9000"] * 3, "label", ("4000", "4001", "9000")),
         (["0.5", "4.0", "5"], "rating", tuple("0.5 1 1.5 2 2.5 3 3.5 4 4.5 5".split())),  # noqa: SIM905
         (["87", "62", "91", "45", "73"], "rating", None),
         (["3", "4"], "rating", ("1", "2", "3", "4", "5")),
         (["0", "7"], "rating", tuple("0 1 2 3 4 5 6 7 8 9 10".split())),  # noqa: SIM905
         (["-1", "1"], "rating", ("-1", "0", "1")),
-        (["0", "1", "1", "0"], "labels", ("0", "1")),
-        (["0", "100"] * 2, "labels", ("0", "100")),
+        (["0", "1", "1", "0"], "label", ("0", "1")),
+        (["0", "100"] * 2, "label", ("0", "100")),
         (["x" * 61, "y"] * 3, "text", None),
         ([str(i) + "x" for i in range(21)] * 2, "text", None),
     ],

@@ -72,7 +72,7 @@ def test_options_are_users_text():
 
 def test_a_file_whose_rows_have_options_is_a_task_of_choices():
     task = infer_task(choosing())
-    assert (task.kind, task.labels, task.metrics) == ("labels", None, ("accuracy",))
+    assert (task.kind, task.labels, task.metrics) == ("label", None, ("accuracy",))
     assert task_from_text(task_text(task)) == task
     (case,) = cases([UserHistory(user_id="u", interactions=tuple(choosing(8)))])
     assert case.task.per_query and case.queries[0].metadata["options"] == ["coffee", "water 6"]

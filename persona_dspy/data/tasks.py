@@ -85,9 +85,9 @@ class Task:
     licence: str = ""
 
     @property
-    def kind(self) -> Literal["labels", "rating", "text"]:
-        """What a response is."""
-        return "labels" if self.labels or self.per_query else "rating" if self.rating else "text"
+    def kind(self) -> Literal["label", "rating", "text"]:
+        """What a response is, in the words of ``ResponseKind``."""
+        return self._responses.name
 
     @property
     def choices(self) -> tuple[str, ...] | None:
