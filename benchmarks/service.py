@@ -108,7 +108,10 @@ async def asked(url: str, headers: dict[str, str], requests: int, flying: int, u
             body["user"] = f"user-{rng.randrange(users)}"
             async with limit:
                 began = time.perf_counter()
-                answer = await client.post(f"{url}/chat/completions", json=body, headers=headers)
+                try:
+                    answer = await client.post(f"{url}/chat/completions", json=body, headers=headers)
+                except httpx.ReadError:  # an idle connection that the server has closed meanwhile: no answer to time
+                    return
                 seconds.append(time.perf_counter() - began)
                 assert answer.status_code == 200, answer.text
 

@@ -35,6 +35,7 @@ EXAMPLES = {words: re.findall(r"Example: (persona-dspy .*)", command.help) for w
 
 # In the order in which one can be run after the other: (command, keys its JSON has).
 STORY = [
+    ("config", {"model", "store", "program"}),
     ("models pull", {"name", "file"}),
     ("models list", {"folder", "models"}),
     ("data tasks", None),
@@ -48,8 +49,11 @@ STORY = [
     ("reproduce", {"calls", "usd", "seconds", "parts"}),
     ("ingest", {"users", "new"}),
     ("compile", {"event", "user_id", "with_persona", "calls"}),
+    ("users", {"users", "more"}),
     ("history", {"versions"}),
     ("diff", {"from", "to", "added"}),
+    ("diff", {"other_user_id", "from", "to", "added"}),
+    ("edit", {"from", "to", "by", "added"}),
     ("rollback", {"from", "to"}),
     ("export", {"personas"}),
     ("import", {"imported"}),
@@ -70,6 +74,18 @@ def test_each_command_has_help_and_json(words, capsys):
     assert code == 0
     assert "Example: persona-dspy " + " ".join(words) in re.sub(r"\s+", " ", out)
     assert any("--json" in parameter.opts for parameter in COMMANDS[words].params)
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_names_and_defaults_are_whole_in_80_columns(words, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    _, out, _ = run(capsys, *words, "--help")
+    assert max(map(len, out.splitlines())) <= 80 and "\nOther:" not in out
+    for parameter in COMMANDS[words].params:
+        named = parameter.opts[0]
+        assert parameter.param_type_name == "argument" or re.search(rf"^  (-h, )?{named}[ ,\n]", out, re.MULTILINE)
+        if isinstance(parameter.default, int | str | Path) and not isinstance(parameter.default, bool):
+            assert f"default: {parameter.default}" in re.sub(r"\s+", " ", out)
 
 
 @pytest.mark.slow

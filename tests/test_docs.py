@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import importlib.util
 import re
 import shlex
 import shutil
@@ -11,7 +12,12 @@ import pytest
 from test_architecture import NAMES
 from tree import ROOT
 
+from persona_dspy.core import load_persona
 from persona_dspy.testing.fake_lm import FakeEngine, _AsyncFakeEngine
+
+spec = importlib.util.spec_from_file_location("opening", ROOT / "docs" / "opening.py")
+opening = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(opening)
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 NEEDS_A_MODEL = {"persona_dspy.lm.local.engine"}
@@ -50,6 +56,15 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch, capsys):
         exec(compile(block, "README.md", "exec"), {})
     assert "horror" in capsys.readouterr().out
     assert (tmp_path / "personas" / "u1.json").exists()
+
+
+def test_the_readme_opens_on_what_commands_made():
+    """The persona is what examples/gul.json holds, the table what docs/RESULTS.md says."""
+    assert opening.filled(README, {"history": opening.history(), "persona": opening.persona()}) == README
+    assert opening.filled(README, {"results": opening.results()}) == README, "type: python docs/opening.py"
+    assert README.count("\n") < 130
+    persona = load_persona(opening.PERSONA)
+    assert persona.user_id == "gul" and opening.QUERY in README
 
 
 def test_the_readmes_commands_exist(monkeypatch):

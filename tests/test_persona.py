@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from persona_dspy.core import PersonaParameter
 from persona_dspy.core.persona import (
     BULLET_TOKENS,
     NOTHING_ELSE,
@@ -16,7 +17,6 @@ from persona_dspy.core.persona import (
     Counts,
     Edit,
     Persona,
-    PersonaParameter,
 )
 from persona_dspy.core.text import count_tokens
 from persona_dspy.errors import InputError
@@ -275,3 +275,25 @@ def test_a_section_that_is_over_its_cap_already_may_change_but_not_grow():
     assert persona.lock(tea.id).version == persona.version + 1
     with pytest.raises(InputError, match="section 'who' would hold"):
         persona.apply([Edit(op="add", bullet=Bullet(section="who", text="Likes milk."))])
+
+
+def test_a_person_edits_lines_by_id_or_by_words():
+    persona = Persona.from_text("Likes tea.\nHates rain.", user_id="u")
+    added = persona.add("Never mention prices.", section="style")
+    assert (added.version, added.parent, added.line("PRICES").locked) == (1, 0, True)
+    revised = added.revise("prices", "Never mention money.")
+    assert revised.line("money").id == added.line("prices").id
+    assert [b.sentence for b in revised.drop("money").bullets] == ["Likes tea.", "Hates rain."]
+    assert not revised.unlock("money").line("money").locked
+    for wrong, says in (("e", "is in 3 lines"), ("coffee", "no such line"), (" ", "no such line")):
+        with pytest.raises(InputError, match=says):
+            revised.drop(wrong)
+    for refused in (lambda: persona.add(" "), lambda: persona.add("Likes tea."), lambda: persona.revise("tea", "\n")):
+        with pytest.raises(InputError):
+            refused()
+
+
+def test_a_locked_count_outlives_the_counts_that_follow():
+    fact = Bullet(section="who", text="Answers so far (3): 'a' 3.", source="fact")
+    persona = Persona(user_id="u").with_facts([fact]).lock(fact.id)
+    assert persona.with_facts([]).bullets == persona.bullets

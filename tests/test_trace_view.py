@@ -57,8 +57,10 @@ def test_ask_shows_every_step(asked, tmp_path):
     assert trace.persona in out
 
 
-def test_ask_alone_prints_the_answer_and_nothing_else(asked):
-    assert asked() == (0, "sci-fi\n", "")
+def test_ask_alone_prints_the_answer_and_beside_it_what_answered(asked):
+    code, out, err = asked()
+    assert (code, out) == (0, "sci-fi\n")
+    assert err.startswith("ana, version 0; model ") and err.count("\n") == 1
 
 
 def test_bad_options_are_named(asked):

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from persona_dspy import Bullet, Persona
+from persona_dspy.core import PersonaParameter
 from persona_dspy.core.document import load_document, load_persona, parse_document
-from persona_dspy.core.persona import SCHEMA, SECTIONS, Counts, PersonaParameter
+from persona_dspy.core.persona import SCHEMA, SECTIONS, Counts
 from persona_dspy.core.upgrade import OLD_SCHEMA, OLD_SECTIONS, upgraded, upgraded_document
 from persona_dspy.errors import PersonaFormatError
 

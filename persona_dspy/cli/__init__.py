@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from persona_dspy.cli import compile as _compile
+from persona_dspy.cli import edit as _edit
 from persona_dspy.cli import forget as _forget
 from persona_dspy.cli import judge as _judge
 from persona_dspy.cli import models as _models
@@ -22,10 +23,14 @@ from persona_dspy.cli import personas as _personas
 from persona_dspy.cli import report as _report
 from persona_dspy.cli import reproduce as _reproduce
 from persona_dspy.cli import serve as _serve
+from persona_dspy.cli import settings as _settings
 from persona_dspy.cli import status as _status
 from persona_dspy.cli import store as _store
+from persona_dspy.cli import versions as _versions
 from persona_dspy.cli.ending import ending_on_signals
+from persona_dspy.cli.help import grouped
 from persona_dspy.cli.output import echo
+from persona_dspy.cli.settings import defaults, read_settings
 from persona_dspy.core import remove_left_folders
 from persona_dspy.errors import PersonaError
 
@@ -50,20 +55,27 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
-) -> None: ...
+) -> None:
+    commands = getattr(context.command, "commands", {})
+    context.default_map = defaults(commands, read_settings()) if context.invoked_subcommand != "config" else None
 
 
 _compile.register(app)
 _personas.register(app)
 _models.register(app)
 _status.register(app)
+_edit.register(app)
 _store.register(app)
+_versions.register(app)
 _forget.register(app)
 _judge.register(app)
 _report.register(app)
 _reproduce.register(app)
 _serve.register(app)
+_settings.register(app)
+grouped(app)
 
 
 # Typer carries a click of its own, whose errors the click package's classes do not catch.
@@ -78,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         with ending_on_signals():
             remove_left_folders()
-            code = app(args=list(argv) if argv is not None else None, standalone_mode=False)
+            code = app(args=list(argv) if argv is not None else None, prog_name="persona-dspy", standalone_mode=False)
     except PersonaError as error:
         _fail(str(error), error.exit_code)
     except typer.Abort:

@@ -10,6 +10,7 @@ import typer
 from persona_dspy.cli.ending import at_the_latest
 from persona_dspy.cli.estimates import CallsPerSecond, EstimateOption, Retrieval
 from persona_dspy.cli.output import JsonOption, echo
+from persona_dspy.cli.settings import MetricOption, ProgramOption
 
 if TYPE_CHECKING:
     from persona_dspy.cli.progress import View
@@ -26,6 +27,12 @@ KeptIn = Annotated[
 ]
 
 
+Model = Annotated[str, typer.Option(help="local, local:/path/model.gguf, or any name dspy.LM takes.")]
+Input = Annotated[
+    Path | None,
+    typer.Argument(metavar="[INPUT]", help="JSONL, LaMP questions.json or OPPU-style users.json; or --store."),
+]
+Which = Annotated[str | None, typer.Option(help="How many users at most, or ids separated by commas.")]
 Reflector = Annotated[str | None, typer.Option(help="A stronger LM that writes portraits and edits; by default --lm.")]
 Amount = Annotated[Literal["light", "medium", "heavy"], typer.Option(help="Calls a user: some 20, 40 or 100.")]
 
@@ -41,14 +48,13 @@ def register(app: typer.Typer) -> None:
 
 
 def compile_command(  # noqa: PLR0913 - a command's options
-    source: Annotated[
-        Path | None,
-        typer.Argument(metavar="[INPUT]", help="JSONL, LaMP questions.json or OPPU-style users.json; or --store."),
-    ] = None,
+    source: Input = None,
     out: Annotated[Path, typer.Option(help="Folder for the persona JSONs.")] = Path("personas"),
     task: Annotated[str | None, typer.Option(help="lamp-1 ... lamp-7, or fields such as 'film -> tag'.")] = None,
-    lm: Annotated[str, typer.Option(help="local, local:/path/model.gguf, or any name dspy.LM takes.")] = "local",
-    users: Annotated[str | None, typer.Option(help="How many users at most, or ids separated by commas.")] = None,
+    lm: Model = "local",
+    program: ProgramOption = None,
+    metric: MetricOption = None,
+    users: Which = None,
     reflection_lm: Reflector = None,
     auto: Amount = "medium",
     recent: Annotated[int | None, typer.Option(min=1, help="Interactions simulated a step (the paper's n).")] = None,
@@ -80,6 +86,7 @@ def compile_command(  # noqa: PLR0913 - a command's options
     """Learn a persona for each user from the user's recent interactions.
 
     Stopped at any time, by Ctrl-C, a spent budget or a crash, it goes on with --resume and pays no LM call twice.
+    Without INPUT: the users of the store.
 
     Example: persona-dspy compile examples/movie_tags.jsonl --lm local --out personas/
 
@@ -90,19 +97,19 @@ def compile_command(  # noqa: PLR0913 - a command's options
 
     source_ = _source(source, store, task, users, (skip_bad_rows, group))
     total = source_.check()
-    program = _Program(source_.known, source_.task, source_.answers, retrieval)
+    program_ = _OwnProgram(program, retrieval) if program else _Program(source_, retrieval)
     budget = Budget(calls=budget_calls, tokens=budget_tokens, usd=budget_usd)
     own = Budget(calls=user_budget_calls, tokens=user_budget_tokens)
     options: dict[str, Any] = {"auto": auto, "recent": recent, "epochs": epochs, "reflection_lm": reflection_lm}
-    options |= {"seed": seed, "as_in_paper": in_paper}
+    options |= {"seed": seed, "as_in_paper": in_paper, "program": program, "metric": metric, "total": total}
     options |= {"workers": workers, "processes": processes, "engine": engine, "resume": resume}
-    options |= {"progress": progress, "json": json_output, "total": total}
+    options |= {"progress": progress, "json": json_output}
     if estimate:
-        _estimate(source_, program, lm, options, own, calls_per_second)
+        _estimate(source_, program_, lm, options, own, calls_per_second)
         return 0
     _not_twice(out, resume, fresh)
     tracker = tracker_for(tracking_uri, runs=runs, register=register_prompts)
-    code = _compile(source_, program, lm, out, store, (budget, own), tracker, options)
+    code = _compile(source_, program_, lm, out, store, (budget, own), tracker, options)
     if source_.bad:
         echo(f"{source_.bad} bad rows were skipped", err=True)
     return code
@@ -122,8 +129,8 @@ def _source(path: Path | None, store: str | None, task: str | None, users: str |
 class _Program:
     """Makes each user's program from the user's history; crosses processes."""
 
-    def __init__(self, known: Any, text: str | None, answers: Any = None, retrieval: str = "bm25") -> None:
-        self.known, self.text, self.answers, self.retrieval = known, text, answers, retrieval
+    def __init__(self, source: Source, retrieval: str) -> None:
+        self.known, self.text, self.answers, self.retrieval = source.known, source.task, source.answers, retrieval
         self.retriever()  # what is missing on this machine shows before any work
 
     def retriever(self) -> Any:
@@ -153,8 +160,27 @@ class _Program:
         return users_task(self.known, self.text, history.interactions, self.answers)
 
 
+class _OwnProgram:
+    """The user's own program, with each user's history and persona; crosses processes by its name."""
+
+    def __init__(self, spec: str, retrieval: str) -> None:
+        from persona_dspy.cli.programs import OwnProgram
+
+        self.own, self.retrieval = OwnProgram(spec), retrieval
+
+    def __call__(self, history: Any) -> Any:
+        from persona_dspy.memory import EpisodicMemory, named_retriever
+
+        retriever = named_retriever(self.retrieval)
+        memory = EpisodicMemory(history.interactions, user_id=history.user_id, retriever=retriever)
+        return self.own(memory, history.user_id, getattr(history, "persona", None))
+
+    def task(self, history: Any) -> str:
+        return self.own.fields
+
+
 def _estimate(
-    source: Source, program: _Program, lm: str, options: dict[str, Any], own: Any, calls_per_second: float
+    source: Source, program: _Program | _OwnProgram, lm: str, options: dict[str, Any], own: Any, calls_per_second: float
 ) -> None:
     """Print what it takes, by a rehearsal of the first users; nothing is spent."""
     from itertools import islice
@@ -190,19 +216,27 @@ def _not_twice(out: Path, resume: bool, fresh: bool) -> None:
 
 def _optimizer(options: dict[str, Any], own: Any, view: Any, reflector: Any) -> Any:
     from optimizers import PersonaAlignment
+    from persona_dspy.cli.programs import OwnMetric
 
     kind = PersonaAlignment.as_in_paper if options["as_in_paper"] else PersonaAlignment
     concurrency = 2 if options["workers"] == 1 else 1
     amount = {name: options[name] for name in ("auto", "recent", "epochs") if options[name] is not None}
     watching = [view.event] if view else []
+    metric = OwnMetric(options["metric"]) if options["metric"] else None
     return kind(
-        **amount, concurrency=concurrency, observers=watching, budget=own, reflection_lm=reflector, progress=False
+        metric,
+        **amount,
+        concurrency=concurrency,
+        observers=watching,
+        budget=own,
+        reflection_lm=reflector,
+        progress=False,
     )
 
 
 def _compile(
     source: Source,
-    program: _Program,
+    program: _Program | _OwnProgram,
     lm: str,
     out: Path,
     store: str | None,
@@ -229,7 +263,7 @@ def _compile(
         check_lm(used)
     total = options["total"]
     ledger = Ledger(budget=budget)
-    named = task_text(source.known) if source.known else source.task
+    named = options["program"] or (task_text(source.known) if source.known else source.task)
     params = {"lm": model.model, "task": named, "users": total, **_params(budget, options)}
     with ExitStack() as stack:
         folder = stack.enter_context(FleetFolder(out))
@@ -239,6 +273,7 @@ def _compile(
         folder.begin(params)
         view = View(total, ledger, options["progress"], as_json=options["json"])
         optimizer = _optimizer(options, own, view, reflector)
+        view.expected = source.calls(optimizer)
         state, ended = "interrupted", "KILLED"
         stack.enter_context(at_the_latest(tracker.abandon, lambda: folder.end(state)))
         same: dict[str, Any] = {name: options[name] for name in ("resume", "engine", "workers", "processes")}
@@ -263,7 +298,7 @@ def _compile(
 
 def _params(budget: Any, options: dict[str, Any]) -> dict[str, Any]:
     """What a run is told apart by."""
-    names = ("auto", "recent", "epochs", "reflection_lm", "seed", "as_in_paper", "workers", "engine")
+    names = ("auto", "recent", "epochs", "reflection_lm", "seed", "as_in_paper", "workers", "engine", "metric")
     spent = {"budget_calls": budget.calls, "budget_tokens": budget.tokens, "budget_usd": budget.usd}
     return {**{name: options[name] for name in names}, **spent}
 

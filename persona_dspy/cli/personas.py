@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ import typer
 
 from persona_dspy.cli.estimates import Retrieval
 from persona_dspy.cli.output import JsonOption, echo, print_json, terminal
+from persona_dspy.cli.settings import ProgramOption
 from persona_dspy.cli.store import StoreOption, document_of, is_file, open_store
 from persona_dspy.core import printable
 
@@ -26,6 +28,22 @@ Knowledge = Annotated[
 ]
 
 
+PastFile = Annotated[Path | None, typer.Option(help="The user's interactions, to recall from (any INPUT format).")]
+Model = Annotated[
+    str | None,
+    typer.Option(help="local, local:/path/model.gguf, or any name dspy.LM takes. Default: the persona's own."),
+]
+WithoutPersona = Annotated[
+    bool, typer.Option("--without-persona", help="Answer with an empty persona, to see what it changes.")
+]
+Actions = Annotated[
+    str, typer.Option(help="fixed: recall by the query; plan or react: the LM chooses tools; none: no memory.")
+]
+TraceUri = Annotated[
+    str | None, typer.Option(help="Send the trace to MLflow, such as sqlite:///mlflow.db. Default: it is not sent.")
+]
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command("ask")(ask)
@@ -33,51 +51,45 @@ def register(app: typer.Typer) -> None:
 
 
 def ask(  # noqa: PLR0913 - a command's options
-    query: Annotated[str, typer.Argument(help="What to ask.")],
+    query: Annotated[str, typer.Argument(help="What to ask; - reads it from standard input.")],
     persona: Annotated[Path | None, typer.Option(help="A persona JSON.")] = None,
     user: Annotated[str | None, typer.Option(help="A user in the store, instead of --persona and --history.")] = None,
     store: StoreOption = None,
-    history: Annotated[
-        Path | None, typer.Option(help="The user's interactions, to recall from (any INPUT format).")
-    ] = None,
+    history: PastFile = None,
     task: Annotated[str | None, typer.Option(help="By default the persona's own.")] = None,
-    lm: Annotated[str, typer.Option(help="local, local:/path/model.gguf, or any name dspy.LM takes.")] = "local",
-    actions: Annotated[
-        str, typer.Option(help="fixed: recall by the query; plan or react: the LM chooses tools; none: no memory.")
-    ] = "fixed",
+    lm: Model = None,
+    program: ProgramOption = None,
+    without_persona: WithoutPersona = False,
+    actions: Actions = "fixed",
     knowledge: Knowledge = None,
     retrieval: Retrieval = "bm25",
     trace: Annotated[bool, typer.Option("--trace", help="Show how the answer came about, step by step.")] = False,
     trace_json: Annotated[Path | None, typer.Option(help="Write the trace to this file.")] = None,
     json_output: JsonOption = False,
-    tracking_uri: Annotated[
-        str | None, typer.Option(help="Send the trace to MLflow, such as sqlite:///mlflow.db. Default: it is not sent.")
-    ] = None,
+    tracking_uri: TraceUri = None,
 ) -> None:
-    """Answer one query as the persona's user would.
+    """Answer one query as the persona's user would, with the persona's own model and task unless told otherwise.
 
     Example: persona-dspy ask --persona personas/ana-24d4b96f.json "A crew drifts through space."
     """
     import dspy
 
-    from persona_dspy.agent import Act
-    from persona_dspy.cli.programs import agent_for, forgettable
-    from persona_dspy.data import task_from_text
+    from persona_dspy.cli.programs import forgettable
+    from persona_dspy.core import Persona
     from persona_dspy.errors import InputError
     from persona_dspy.lm import lm_errors, steady_lm
-    from persona_dspy.memory import EpisodicMemory, named_retriever
 
-    if not query.strip():
-        raise InputError(f'query {query!r}: expected a question, such as "A crew drifts through space."')
-    document, past = _asked(persona, user, store, history, task)
-    chosen = task_from_text(task or document.task or "query -> response", past, grows=task is None)
     if knowledge and actions not in ("plan", "react"):
         raise InputError(f"--knowledge with --actions {actions}: expected --actions plan or react, which use tools")
-    act = Act(policy=actions, knowledge=_knowledge(knowledge))  # type: ignore[arg-type]  # checked there
-    memory = EpisodicMemory(past, user_id=document.user_id, retriever=named_retriever(retrieval))
-    agent = agent_for(chosen, history=memory, persona=document.persona(), user_id=document.user_id, actions=act)
+    document, past = _asked(persona, user, store, history, task)
+    model_name = _model(lm, document)
+    agent, named = _agent(document, past, task, program, (actions, knowledge, retrieval))
+    agent = agent.with_persona(Persona(user_id=document.user_id)) if without_persona else agent
+    query = _query(query)
     forgettable()
-    model = steady_lm(lm, seed=0)
+    model = steady_lm(model_name, seed=0)
+    version = "without a persona" if without_persona else f"version {document.version}"
+    echo(f"{document.user_id}, {version}; model {model_name}; {named}", err=True)
     with dspy.context(lm=model), _sent(tracking_uri), lm_errors(model):  # one call: no probe before it
         answer = agent(**{agent.query_field: query})
     if trace_json is not None:
@@ -86,12 +98,50 @@ def ask(  # noqa: PLR0913 - a command's options
         write_text(trace_json, answer.trace.to_json() + "\n")
     if json_output:
         fields = {"user_id": document.user_id, "version": document.version, "query": query}
-        fields |= {"response": answer[agent.response_field]}
+        fields |= {"response": answer[agent.response_field], "model": model_name, "with_persona": not without_persona}
         print_json(fields | ({"trace": answer.trace.to_dict()} if trace else {}))
     elif trace:
         _show_trace(answer, agent)
     else:
         typer.echo(printable(str(answer[agent.response_field])))
+
+
+def _query(text: str) -> str:
+    from persona_dspy.errors import InputError
+
+    query = sys.stdin.read() if text == "-" else text
+    if not query.strip():
+        raise InputError(f'query {query!r}: expected a question, such as "A crew drifts through space."')
+    return query.strip()
+
+
+def _model(typed: str | None, document: PersonaDocument) -> str:
+    """What was typed, else the persona's own model, else the project's."""
+    from persona_dspy.cli.settings import read_settings
+    from persona_dspy.lm import lm_spec
+
+    return typed or (lm_spec(document.model) if document.model else read_settings().get("model", "local"))
+
+
+def _agent(
+    document: PersonaDocument, past: Any, task: str | None, program: str | None, how: tuple[str, str | None, Any]
+) -> tuple[Any, str]:
+    """The user's program, and what it is in words."""
+    from persona_dspy.agent import Act
+    from persona_dspy.cli.programs import OwnProgram, agent_for
+    from persona_dspy.data import task_from_text
+    from persona_dspy.memory import EpisodicMemory, named_retriever
+
+    actions, knowledge, retrieval = how
+    memory = EpisodicMemory(past, user_id=document.user_id, retriever=named_retriever(retrieval))
+    if program is not None and task is None:
+        own = OwnProgram(program)
+        return own(memory, document.user_id, document.persona()), f"program {program}"
+    text = task or document.task or "query -> response"
+    chosen = task_from_text(text, past, grows=task is None)
+    act = Act(policy=actions, knowledge=_knowledge(knowledge))  # type: ignore[arg-type]  # checked there
+    agent = agent_for(chosen, history=memory, persona=document.persona(), user_id=document.user_id, actions=act)
+    return agent, f"task {text}"
 
 
 def _show_trace(answer: Any, agent: Any) -> None:
@@ -149,7 +199,7 @@ def show(
     store: StoreOption = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Print a persona: its sentences with their evidence, and how it did.
+    """Print a persona: its lines with their ids and evidence, what it was made with, and how it did.
 
     Example: persona-dspy show personas/ana-24d4b96f.json
     """
@@ -160,12 +210,14 @@ def show(
     console = terminal(highlight=False)
     value = document.persona()
     console.print(f"{value.user_id}, version {value.version}, made {value.created_at}")
+    console.print(f"model {document.model or 'not recorded'}; task {document.task or 'not recorded'}")
     for section in document.sections:
         console.print(f"\n{section.name}", style="bold")
         for bullet in section.bullets:
             marks = [bullet.source, f"{bullet.hits} times" if bullet.hits else "", "locked" if bullet.locked else ""]
-            evidence = " " + ", ".join(bullet.evidence) if bullet.evidence else ""
-            console.print(f"- {bullet.sentence} ({', '.join(m for m in marks if m)}{evidence})")
+            evidence = f"; {', '.join(bullet.evidence)}" if bullet.evidence else ""
+            console.print(f"- {bullet.sentence}")
+            console.print(f"  {bullet.id}: {', '.join(m for m in marks if m)}{evidence}", style="dim")
     if a := document.alignment:
         pairs = [
             f"{name.replace('_', ' ')} {value:.2f}"
@@ -174,6 +226,14 @@ def show(
         ]
         console.print(f"\nheld-out scores over {a.gate_size} interactions: {', '.join(pairs) or 'none'}")
         console.print(f"{a.accepted} edits accepted in {len(a.steps)} steps, {a.total.calls} LM calls; {a.stopped}")
+        console.print(_outcome(a.scores.gain))
+
+
+def _outcome(gain: float | None) -> str:
+    if gain is None:
+        return "no held-out score: not known whether it helps"
+    word = "better" if gain > 0 else "worse" if gain < 0 else "the same"
+    return f"{word} than without a persona" + (f" by {abs(gain):.2f}" if gain else "")
 
 
 def _shown(persona: str, store: str | None, version: int | None) -> PersonaDocument:

@@ -9,6 +9,7 @@ import json
 import sys
 import threading
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -22,6 +23,27 @@ __all__ = ["Progress", "View"]
 Progress = Literal["bar", "lines", "quiet"]
 ROWS = 40
 _EVERY = 5.0  # seconds between two lines
+_WINDOW = 60.0  # seconds over which the rate is taken
+
+
+class _Rate:
+    """Calls and tokens a second over the last minute; the time before the first call does not count."""
+
+    def __init__(self) -> None:
+        self._points = deque([(time.monotonic(), 0, 0)])
+        self._lock = threading.Lock()
+
+    def of(self, now: float, calls: int, tokens: int) -> tuple[float, float]:
+        with self._lock:
+            if not calls:
+                self._points = deque([(now, 0, 0)])
+                return 0.0, 0.0
+            self._points.append((now, calls, tokens))
+            while len(self._points) > 2 and now - self._points[1][0] > _WINDOW:
+                self._points.popleft()
+            then, calls_then, tokens_then = self._points[0]
+            seconds = max(now - then, 1e-3)
+            return (calls - calls_then) / seconds, (tokens - tokens_then) / seconds
 
 
 class View:
@@ -41,13 +63,14 @@ class View:
         self.failures: list[str] = []
         self.done = self.failed = self.stopped = self.better = self.accepted = self.skipped = self.made = 0
         self.calls = self.tokens = self.judged = self.worse = self.unread = 0
+        self.expected = 20.0  # LM calls a user, until users who are finished say better
         self._began, self._told = time.monotonic(), 0.0
+        self._rate = _Rate()
         self._lock = threading.Lock()
         self._bar = self._progress()
 
     def _progress(self) -> Any:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-        from rich.progress import TimeRemainingColumn as Remaining
 
         columns = (
             TextColumn("{task.description}", markup=False),
@@ -55,7 +78,7 @@ class View:
             MofNCompleteColumn(),
             TextColumn("users"),
         )
-        more = (TextColumn("{task.fields[rates]}"), TimeElapsedColumn(), TextColumn("eta"), Remaining(compact=True))
+        more = (TextColumn("{task.fields[rates]}"), TimeElapsedColumn())
         bar = Progress(*columns, *more, console=self.console, disable=self.mode != "bar")
         self._task = bar.add_task("compiling", total=self.total, rates="")
         return bar
@@ -69,9 +92,9 @@ class View:
 
     def numbers(self) -> dict[str, Any]:
         """Counts and rates so far, JSON-safe. ``usd`` is None where no price is known."""
-        usage, seconds = self.ledger.usage, max(time.monotonic() - self._began, 1e-3)
-        finished = self.done + self.failed + self.stopped
-        left = max(0, self.total - self.skipped - finished)
+        usage, now = self.ledger.usage, time.monotonic()
+        seconds = max(now - self._began, 1e-3)
+        calls_per_second, tokens_per_second = self._rate.of(now, usage.calls, usage.input_tokens + usage.output_tokens)
         return {
             "users": self.total,
             "done": self.done,
@@ -81,11 +104,24 @@ class View:
             "calls": usage.calls,
             "tokens": usage.tokens,
             "usd": usage.usd,
-            "calls_per_second": round(usage.calls / seconds, 2),
-            "tokens_per_second": round(usage.tokens / seconds, 1),
+            "calls_per_second": round(calls_per_second, 2),
+            "tokens_per_second": round(tokens_per_second, 1),
             "seconds": round(seconds, 1),
-            "eta_seconds": round(left * seconds / finished) if finished else None,
+            "eta_seconds": self._seconds_left(usage.calls, calls_per_second),
         }
+
+    def _seconds_left(self, calls: int, calls_per_second: float) -> int | None:
+        """By LM calls, not by users, of whom none is finished in the first minutes; None before the first call."""
+        finished = self.done + self.failed + self.stopped
+        users = self.total - self.skipped
+        if finished >= users:
+            return 0
+        if not calls_per_second:
+            return None
+        each = (self.expected + self.calls) / (1 + self.made)  # what was expected weighs as much as one user
+        under_way = calls - self.calls
+        left = max(each * (users - finished) - under_way, (users - finished) * 1.0)
+        return round(left / calls_per_second)
 
     def event(self, event: dict[str, Any]) -> None:
         """An optimizer's step, from any thread."""
@@ -100,7 +136,8 @@ class View:
         n = self.numbers()
         cost = f", ${n['usd']:.2f}" if n["usd"] is not None else ""
         bad = f", {self.failed} failed" if self.failed else ""
-        return f"{n['calls_per_second']:.1f} calls/s, {n['tokens_per_second']:,.0f} tokens/s{cost}{bad}"
+        left = "" if n["eta_seconds"] is None else f", about {_duration(n['eta_seconds'])} left"
+        return f"{n['calls_per_second']:.1f} calls/s, {n['tokens_per_second']:,.0f} tokens/s{cost}{bad}{left}"
 
     def _say(self, line: dict[str, Any]) -> None:
         self._told = time.monotonic()
@@ -164,18 +201,30 @@ class View:
             self.console.print(f"and {self.made - len(self.rows)} more users")
         if self.unread:
             self.console.print(f"{self.unread} answers of the reflecting LM could not be read; the personas say which")
-        same, rest = self.judged - self.better - self.worse, self.made - self.judged
-        told = f"{self.better} users better, {same} same, {self.worse} worse than without a persona"
-        told += f", {rest} with too few interactions to tell" if rest else ""
-        self.console.print(f"{told}; personas are in {out}/")
         if self.skipped:
-            self.console.print(f"{self.skipped} users were finished before")
+            nothing = "; nothing was left to do" if self.skipped >= self.total else ""
+            self.console.print(f"{self.skipped} users were finished before, from the same interactions{nothing}")
         for failure in self.failures:
             self.console.print(f"failed: {failure}", highlight=False)
         if self.stopped:
             self.console.print(f"{self.stopped} users were stopped; to go on, add --resume (and raise the budget)")
         if where:
             self.console.print(f"see the runs: {where}", highlight=False, soft_wrap=True)
+        same, rest = self.judged - self.better - self.worse, self.made - self.judged
+        told = f"{self.better} users better, {same} same, {self.worse} worse than without a persona"
+        told += f", {rest} with too few interactions to tell" if rest else ""
+        self.console.print(f"{told}; personas are in {out}/", soft_wrap=True)
+
+
+def _duration(seconds: float) -> str:
+    """
+    Example:
+        >>> _duration(42), _duration(600), _duration(9000)
+        ('42 s', '10 min', '2.5 h')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _outcome(result: UserResult) -> dict[str, Any]:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FileSource", "Source", "StoreSource", "StoredHistory", "ingested"]
 
+_SAMPLE = 50  # users by whose histories the work ahead is judged
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredHistory:
@@ -60,6 +62,10 @@ class Source(Protocol):
     @property
     def bad(self) -> int: ...
 
+    def calls(self, optimizer: Any) -> float:
+        """About how many LM calls a user will take, known after ``check``."""
+        ...
+
     def ingest(self, store: Store | None) -> None:
         """Put what the store does not have yet into it, before any LM call."""
         ...
@@ -79,6 +85,7 @@ class FileSource:
         from persona_dspy.data import detect_task, is_typed, task_from_text
 
         self.path, self.task, self.skip_bad_rows, self.group = path, task, skip_bad_rows, group
+        self._sizes: list[int] = []
         self._told: set[str] = set()
         self.answers: Any = None
         self.limit, self.wanted = which_users(users)
@@ -102,6 +109,8 @@ class FileSource:
         open_kind = self.known is None and not is_typed(self.task)
         for history in self.read(bad):
             count += 1
+            if count <= _SAMPLE:
+                self._sizes.append(len(history.interactions))
             if open_kind:
                 survey.add(i.response for i in history.interactions if i.answered)
             self._tell(bad)
@@ -114,6 +123,9 @@ class FileSource:
     @property
     def bad(self) -> int:
         return len(self._told)
+
+    def calls(self, optimizer: Any) -> float:
+        return _usual_calls(optimizer, self._sizes)
 
     def ingest(self, store: Store | None) -> None:
         """Put the users' interactions into the store, so that a row which only the store refuses does not end a compile
@@ -158,6 +170,9 @@ class StoreSource:
     def ingest(self, store: Store | None) -> None:
         """They are there."""
 
+    def calls(self, optimizer: Any) -> float:
+        return _usual_calls(optimizer, [len(history.interactions) for history in islice(self.read(), _SAMPLE)])
+
     def check(self) -> int:
         """How many users there are; raises UnknownUser for one who was named and is not there."""
         from persona_dspy.cli.store import open_store
@@ -182,6 +197,11 @@ class StoreSource:
                 survey.add(i.response for i in history.interactions if i.answered)
             self.answers = survey.kind()
         return count
+
+
+def _usual_calls(optimizer: Any, sizes: list[int]) -> float:
+    """Half of what the optimizer takes at most, over users with so many interactions."""
+    return sum(optimizer.calls(size) for size in sizes) / max(1, len(sizes)) / 2
 
 
 def ingested(store: Store | None, histories: Iterable[Any]) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""``persona-dspy ingest``, ``history``, ``diff``, ``rollback``, ``export``, ``import``: the store, typed.
+"""``persona-dspy ingest``, ``rollback``, ``export``, ``import``: the store, typed.
 
 None of these commands calls an LM.
 """
@@ -12,30 +12,42 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from persona_dspy.cli.output import JsonOption, echo, print_json, terminal
+from persona_dspy.cli.settings import read_settings
 
 if TYPE_CHECKING:
     from persona_dspy.core import PersonaDocument
     from persona_dspy.store import Store, StoredPersona
     from persona_dspy.tracking import MlflowTracker, TracesRead
 
-__all__ = ["StoreOption", "document_of", "is_file", "open_store", "queue_folder", "register", "sqlite_file"]
+__all__ = [
+    "StoreOption",
+    "UserArgument",
+    "document_of",
+    "is_file",
+    "open_store",
+    "parsed",
+    "queue_folder",
+    "register",
+    "sqlite_file",
+]
 
 StoreOption = Annotated[
     str | None,
     typer.Option("--store", help="A file or a postgresql URL. Default: personas.db in $PERSONA_DSPY_HOME."),
 ]
-_User = Annotated[str, typer.Argument(metavar="USER", help="A user id, as it was ingested.")]
+UserArgument = Annotated[str, typer.Argument(metavar="USER", help="A user id, as it was ingested.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (ingest, history, diff, rollback, export):
+    for command in (ingest, rollback, export):
         app.command(command.__name__)(command)
     app.command("import")(import_command)
 
 
 def open_store(url: str | None, *, new: bool = False) -> Store:
-    """The store of ``--store``, by default ``personas.db`` in the home folder; only ``new`` makes one.
+    """The store of ``--store``, else of ``persona-dspy.toml``, else ``personas.db`` in the home folder; only ``new``
+    makes one.
 
     Raises:
         InputError: there is no such file, or the URL cannot be read.
@@ -45,7 +57,7 @@ def open_store(url: str | None, *, new: bool = False) -> Store:
     from persona_dspy.lm import home_dir
     from persona_dspy.store import Store
 
-    where = str(home_dir() / "personas.db") if url is None else url
+    where = url or read_settings().get("store") or str(home_dir() / "personas.db")
     file = sqlite_file(where)
     if not new and file is not None and not file.exists():
         raise InputError(f"store {where!r}: no such file; expected a store, type: persona-dspy ingest FILE --store ...")
@@ -100,7 +112,7 @@ def document_of(store: Store, user_id: str, version: int | None = None) -> Perso
         raise InputError(
             f"user {user_id!r}: has interactions but no persona yet; type: persona-dspy compile --store ..."
         )
-    return _document(version_row)
+    return parsed(version_row)
 
 
 def ingest(  # noqa: PLR0913 - a command's options
@@ -171,61 +183,8 @@ def _say_read(read: TracesRead, json_output: bool) -> None:
         echo(f"{read.forgotten:,} are of users who were forgotten: --since DATE takes those from after that")
 
 
-def history(user: _User, store: StoreOption = None, json_output: JsonOption = False) -> None:
-    """List the versions of a user's persona, and which one is current.
-
-    Example: persona-dspy history ana --store personas.db
-    """
-    from rich.table import Table
-
-    with open_store(store) as opened:
-        rows = [_row(version) for version in opened.versions(user)]
-        count = len(opened.episodes(user))
-    if json_output:
-        print_json({"user_id": user, "interactions": count, "versions": rows})
-        return
-    table = Table(title=f"{len(rows)} versions, {count:,} interactions")
-    for name in ("version", "parent", "made", "held-out score", "without persona", "edits", "LM calls", "lines"):
-        table.add_column(name, justify="left" if name == "made" else "right")
-    for row in rows:
-        mark = " *" if row["current"] else ""
-        scores = [f"{row[name]:.2f}" if row[name] is not None else "-" for name in ("score", "without_persona")]
-        parent = "-" if row["parent"] is None else str(row["parent"])
-        fields = (str(row["accepted"]), str(row["calls"]), str(row["bullets"]))
-        table.add_row(f"{row['version']}{mark}", parent, row["created"][:10], *scores, *fields)
-    terminal().print(table)
-    echo("* = current" if rows else "no persona yet")
-
-
-def diff(
-    user: _User,
-    a: Annotated[int | None, typer.Argument(help="From this version; by default the current one's parent.")] = None,
-    b: Annotated[int | None, typer.Argument(help="To this version; by default the current one.")] = None,
-    store: StoreOption = None,
-    json_output: JsonOption = False,
-) -> None:
-    """Show what changed between two versions of a user's persona: + added, - dropped, ~ revised.
-
-    Example: persona-dspy diff ana 0 1 --store personas.db
-    """
-    from persona_dspy.errors import InputError
-
-    with open_store(store) as opened:
-        new = document_of(opened, user, b)
-        from_ = new.parent if a is None else a
-        if from_ is None:
-            raise InputError(f"version {new.version} of {user!r} has no parent; expected: diff USER A B")
-        old = document_of(opened, user, from_)
-    changed = old.persona().diff(new.persona())
-    if json_output:
-        print_json({"user_id": user, "from": old.version, "to": new.version, **changed.model_dump(mode="json")})
-    else:
-        echo(f"version {old.version} -> {new.version}")
-        echo(str(changed) or "no change")
-
-
 def rollback(
-    user: _User,
+    user: UserArgument,
     to: Annotated[int | None, typer.Option("--to", metavar="N", help="By default the current one's parent.")] = None,
     store: StoreOption = None,
     tracking_uri: Annotated[
@@ -358,23 +317,8 @@ def _json_files(paths: Iterable[Path]) -> Iterator[Path]:
         yield from sorted(path.glob("*.json")) if path.is_dir() else (path,)
 
 
-def _document(stored: StoredPersona) -> PersonaDocument:
+def parsed(stored: StoredPersona) -> PersonaDocument:
+    """The document of a stored version."""
     from persona_dspy.core import parse_document
 
     return parse_document(stored.document, f"version {stored.version} of {stored.user_id!r}")
-
-
-def _row(stored: StoredPersona) -> dict[str, Any]:
-    document = _document(stored)
-    alignment = document.alignment
-    return {
-        "version": stored.version,
-        "parent": stored.parent,
-        "created": stored.created,
-        "current": stored.current,
-        "score": alignment.scores.final if alignment else None,
-        "without_persona": alignment.scores.without_persona if alignment else None,
-        "accepted": alignment.accepted if alignment else 0,
-        "calls": alignment.total.calls if alignment else 0,
-        "bullets": sum(len(section.bullets) for section in document.sections),
-    }

@@ -40,13 +40,14 @@ from .marks import printable as printable
 from .metrics import HIGHER_IS_BETTER as HIGHER_IS_BETTER
 from .metrics import metric_score as metric_score
 from .metrics import parse_number as parse_number
+from .parameter import PersonaParameter as PersonaParameter
 from .persona import BULLET_TOKENS as BULLET_TOKENS
 from .persona import NOTHING_ELSE as NOTHING_ELSE
+from .persona import SECTIONS as SECTIONS
 from .persona import Bullet as Bullet
 from .persona import Counts as Counts
 from .persona import Edit as Edit
 from .persona import Persona as Persona
-from .persona import PersonaParameter as PersonaParameter
 from .persona import Section as Section
 from .persona import Strength as Strength
 from .scales import Scale as Scale

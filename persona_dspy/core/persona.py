@@ -1,4 +1,4 @@
-"""The persona: a user's own system prompt as an immutable value, and that value as a DSPy parameter."""
+"""The persona: a user's own system prompt as an immutable value."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any, Literal, get_args
 
-from dspy.predict.parameter import Parameter
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from persona_dspy.core.disk import persona_path, write_text
 from persona_dspy.core.text import clip_tokens, count_tokens, mentions, one_line
@@ -25,7 +24,6 @@ __all__ = [
     "Edit",
     "Persona",
     "PersonaDiff",
-    "PersonaParameter",
     "Section",
     "Strength",
 ]
@@ -320,17 +318,85 @@ class Persona(BaseModel):
 
     def with_facts(self, facts: Sequence[Bullet]) -> Persona:
         """The same version with its ``fact`` bullets replaced: facts follow memory, they are not learned. One that says
-        the same as before keeps its time."""
-        rest = [b for b in self.bullets if b.source != "fact"]
+        the same as before keeps its time, one that the user locked stays as it is."""
+        rest = [b for b in self.bullets if b.source != "fact" or b.locked]
         names, before = {b.id for b in rest}, {b.id: b.created for b in self.bullets if b.source == "fact"}
         fresh = [b.model_copy(update={"created": before.get(b.id, b.created)}) for b in facts if b.id not in names]
         return self.model_copy(update={"bullets": tuple(_in_section_order([*fresh, *rest]))})
 
-    def lock(self, bullet_id: str, *, locked: bool = True) -> Persona:
-        """The next version with one bullet locked (or unlocked)."""
-        if bullet_id not in {b.id for b in self.bullets}:
-            raise InputError(f"bullet {bullet_id!r}: expected one of {[b.id for b in self.bullets]}")
-        return self._next(b.model_copy(update={"locked": locked}) if b.id == bullet_id else b for b in self.bullets)
+    def line(self, name: str) -> Bullet:
+        """The line of that id, else the only one whose sentence has ``name`` in it, upper and lower case alike.
+
+        Raises:
+            InputError: none, or several.
+        """
+        named = [b for b in self.bullets if b.id == name]
+        named = named or [b for b in self.bullets if name.strip() and name.strip().lower() in b.sentence.lower()]
+        if len(named) == 1:
+            return named[0]
+        lines = "; ".join(f"{b.id} {b.sentence[:60]}" for b in named or self.bullets)
+        several = f"is in {len(named)} lines" if named else "no such line"
+        raise InputError(
+            f"line {name!r} of user {self.user_id!r}: {several}; expected an id or words of one of: {lines}"
+        )
+
+    def add(self, text: str, *, section: Section = "preferences", locked: bool = True) -> Persona:
+        """The next version, with a line that a person wrote; locked, unless told otherwise: no optimizer touches it.
+
+        Raises:
+            InputError: no text, a line that is there already, no such section, or a section that is full.
+
+        Example:
+            >>> persona = Persona(user_id="u1").add("Never mention prices.", section="style")
+            >>> persona.version, persona.bullets[0].locked, persona.bullets[0].source
+            (1, True, 'given')
+        """
+        if section not in SECTIONS:
+            raise InputError(f"section {section!r}: expected one of {list(SECTIONS)}")
+        if not one_line(text):
+            raise InputError(f"line {text!r}: expected a sentence about the user")
+        return self.apply([Edit(op="add", bullet=Bullet(section=section, text=text, locked=locked))])
+
+    def revise(self, line: str, text: str) -> Persona:
+        """The next version, with other words for a line (its id, or words of it), which is then a person's, and
+        locked; for people: a locked line can be revised too.
+
+        Raises:
+            InputError: no such line, or no text.
+        """
+        old = self.line(line)
+        if not one_line(text):
+            raise InputError(f"line {text!r}: expected a sentence about the user")
+        new = Bullet(section=old.section, text=text, locked=True, id=old.id)
+        return self._next(new if b.id == old.id else b for b in self.bullets)
+
+    def drop(self, line: str) -> Persona:
+        """The next version, without a line (its id, or words of it); for people: a locked line goes too.
+
+        Raises:
+            InputError: no such line.
+        """
+        gone = self.line(line).id
+        return self._next(b for b in self.bullets if b.id != gone)
+
+    def lock(self, line: str, *, locked: bool = True) -> Persona:
+        """The next version, with a line (its id, or words of it) that no optimizer may touch.
+
+        Raises:
+            InputError: no such line.
+        """
+        which = self.line(line).id
+        return self._next(b.model_copy(update={"locked": locked}) if b.id == which else b for b in self.bullets)
+
+    def unlock(self, line: str) -> Persona:
+        """The next version, with a line that optimizers may touch again.
+
+        Example:
+            >>> persona = Persona(user_id="u1").add("Never mention prices.").unlock("prices")
+            >>> persona.version, persona.bullets[0].locked
+            (2, False)
+        """
+        return self.lock(line, locked=False)
 
     def diff(self, other: Persona) -> PersonaDiff:
         """What turns this persona into ``other``; evidence and hit counts do not count as changes."""
@@ -361,57 +427,3 @@ _HEADINGS: dict[str, Section] = {
     **{title.lower(): name for name, title in _TITLES.items()},
     **OLD_SECTIONS,  # type: ignore[dict-item]
 }
-
-
-class PersonaParameter(Parameter):
-    """A persona as something that DSPy lists, copies, saves, loads and resets, as it does a predictor's demos.
-
-    ``value`` is the current persona, ``initial`` what ``reset()`` goes back to.
-    """
-
-    def __init__(self, value: Persona, initial: Persona | None = None) -> None:
-        self._value = value
-        self.initial = initial or value
-
-    @property
-    def value(self) -> Persona:
-        return self._value
-
-    @value.setter
-    def value(self, persona: Persona) -> None:
-        if persona.user_id != self._value.user_id:
-            raise InputError(_other_user(persona, self._value.user_id))
-        self._value = persona
-
-    def reset(self) -> None:
-        """Back to the initial persona."""
-        self.value = self.initial
-
-    def dump_state(self, json_mode: bool = True) -> dict[str, Any]:
-        """JSON-safe state for ``program.save``."""
-        return {"value": self.value.model_dump(mode="json"), "initial": self.initial.model_dump(mode="json")}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Inverse of ``dump_state``; nothing changes where it raises.
-
-        Raises:
-            InputError: the state is no persona, or another user's.
-        """
-        try:
-            value, initial = Persona.model_validate(state["value"]), Persona.model_validate(state["initial"])
-        except (KeyError, TypeError, ValidationError) as error:
-            raise InputError(f"saved persona: {error}; expected what program.save(...) of a program wrote") from None
-        for persona in (value, initial):
-            if persona.user_id != self._value.user_id:
-                raise InputError(_other_user(persona, self._value.user_id))
-        self._value, self.initial = value, initial
-
-    def __repr__(self) -> str:
-        return f"PersonaParameter(user_id={self.value.user_id!r}, version={self.value.version})"
-
-
-def _other_user(persona: Persona, user_id: str) -> str:
-    return (
-        f"persona of user {persona.user_id!r}: expected user {user_id!r}; one program answers for one user, make this "
-        f"one for the other: program.for_user({persona.user_id!r})"
-    )

@@ -105,7 +105,8 @@ class Portrait:
         with as_persona("", adapter=adapter):  # asks the budget before each call
             bullets = SemanticMemory()(interactions=past).bullets
         if bullets:
-            persona = Persona(user_id=program.user_id, bullets=tuple(bullets), version=1, parent=0)
+            locked = [b for b in program.persona.value.bullets if b.locked]
+            persona = Persona(user_id=program.user_id, bullets=(*locked, *bullets), version=1, parent=0)
             program = program.with_persona(persona.with_facts(facts(past, program.kind)))
         program.alignment = Alignment(user_id=program.user_id, stopped=f"a portrait of {len(bullets)} lines")
         return program

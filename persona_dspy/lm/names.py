@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import dspy
     from dspy.utils.exceptions import LMError
 
-__all__ = ["check_lm", "home_dir", "lm_errors", "resolve_lm", "steady_lm"]
+__all__ = ["check_lm", "home_dir", "lm_errors", "lm_spec", "resolve_lm", "steady_lm"]
 
 
 def home_dir() -> Path:
@@ -85,6 +85,22 @@ def steady_lm(name: str, *, seed: int, num_retries: int = 6) -> dspy.LM:
         return resolve_lm(name, num_retries=num_retries, temperature=0.0)
     except ValueError:
         return resolve_lm(name, num_retries=num_retries)
+
+
+def lm_spec(model: str) -> str:
+    """What ``resolve_lm`` takes for a model as DSPy names it, as in a persona JSON: a local one by its weights.
+
+    Example:
+        >>> lm_spec("local/SmolLM2-135M-Instruct.Q4_1-b179c952"), lm_spec("openai/gpt-4o-mini")
+        ('local:smol', 'openai/gpt-4o-mini')
+    """
+    if not model.startswith("local/"):
+        return model
+    stem, _, weights = model.removeprefix("local/").rpartition("-")
+    for known in CATALOGUE.values():
+        if known.file == f"{stem}.gguf" and known.sha256.startswith(weights):
+            return f"local:{known.name}"
+    return f"local:{stem}.gguf"
 
 
 def _local_file(name: str) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import queue
+import shlex
 import threading
 import time
 import warnings
@@ -164,7 +165,7 @@ class MlflowTracker:
         if self.trouble and not self.run_id:
             return self.trouble
         uri = self._shown_uri
-        command = f"mlflow ui --backend-store-uri {uri}" if file else uri
+        command = f"mlflow ui --backend-store-uri {shlex.quote(uri)}" if file else uri
         return f"{command} ({self.trouble})" if self.trouble else command
 
     def trace(self, trace: Trace) -> str:
@@ -375,7 +376,7 @@ class MlflowTracker:
             if experiment is not None and experiment.lifecycle_stage == "deleted":
                 raise RunError(
                     f"MLflow experiment {self.experiment!r} was deleted; expected one that is active, type: "
-                    f"MLFLOW_TRACKING_URI={self._shown_uri} mlflow experiments restore --experiment-id "
+                    f"MLFLOW_TRACKING_URI={shlex.quote(self._shown_uri)} mlflow experiments restore --experiment-id "
                     f"{experiment.experiment_id}; --tracking-uri off goes without"
                 )
             if experiment is None and not make:

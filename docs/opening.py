@@ -1,0 +1,94 @@
+"""The parts of README that show what came out of commands, between markers: one persona, and the newest results.
+
+    python docs/opening.py            # writes them anew from examples/, docs/RESULTS.md
+    python docs/opening.py --answers  # asks the local model anew too: the answers without and with the persona
+
+The persona is one that ``make demo`` learned; a test compares README with what this writes.
+"""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+HISTORY = ROOT / "examples" / "movie_tags.jsonl"
+PERSONA = ROOT / "examples" / "gul.json"
+QUERY = "A robot waits tables in a haunted hotel."
+SYSTEMS = ("persona", "persona@no-alignment", "rag", "icl", "direct", "nearest")
+WHAT = {
+    "persona": "PersonaAgent, aligned",
+    "persona@no-alignment": "PersonaAgent, counted facts only",
+    "rag": "retrieval: the same episodes, no persona",
+    "icl": "the latest episodes as demos",
+    "direct": "the LM alone",
+    "nearest": "no LM: vote of the 5 nearest episodes",
+}
+
+
+def history():
+    """Ten lines of the user's history."""
+    user = json.loads(PERSONA.read_text(encoding="utf-8"))["user_id"]
+    rows = map(json.loads, HISTORY.read_text(encoding="utf-8").splitlines())
+    mine = [row for row in rows if row["user_id"] == user][10:20]
+    width = max(len(row["response"]) for row in mine)
+    lines = [f"{row['time']}  {row['response']:{width}}  {row['query']}" for row in mine]
+    return "```text\n" + "\n".join(line if len(line) <= 110 else line[:107] + "..." for line in lines) + "\n```"
+
+
+def persona():
+    """The system prompt that came out."""
+    return "```text\n" + json.loads(PERSONA.read_text(encoding="utf-8"))["system_prompt"] + "\n```"
+
+
+def answers():
+    """One answer without the persona and with it, by the command line."""
+    command = ["persona-dspy", "ask", "--persona", str(PERSONA), "--history", str(HISTORY), QUERY]
+    given = [
+        subprocess.run([*command, *more], check=True, capture_output=True, text=True).stdout.strip()
+        for more in (["--without-persona"], [])
+    ]
+    return f'> "{QUERY}" without the persona: **{given[0]}**; with it: **{given[1]}**'
+
+
+def results():
+    """Every task of docs/RESULTS.md that has a table: a row a system, the score with its interval."""
+    text = (ROOT / "docs" / "RESULTS.md").read_text(encoding="utf-8")
+    tables = {}
+    for part in text.split("\n### ")[1:]:
+        rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line[:1] == "|"]
+        if len(rows) > 2 and rows[0][0] == "system":
+            named = {row[0]: row for row in rows[2:]}
+            task = part.partition("(")[0].strip()
+            tables[f"{task}, {rows[0][3].replace('[95%]', '').strip()}"] = named
+    lines = ["| system | " + " | ".join(tables) + " |", "|---|" + "---|" * len(tables)]
+    for system in SYSTEMS:
+        cells = [_short(named[system][3]) if system in named else "-" for named in tables.values()]
+        lines.append(f"| {WHAT[system]} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _short(cell):
+    return re.sub(r"\b0\.", ".", cell)
+
+
+def filled(text, parts):
+    """README with the parts between their markers."""
+    for name, part in parts.items():
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
+        text, count = re.subn(pattern, lambda m, p=part: m[1] + p + "\n" + m[2], text, flags=re.DOTALL)
+        assert count == 1, f"README.md: expected one pair of markers for {name}"
+    return text
+
+
+def main():
+    parts = {"history": history(), "persona": persona(), "results": results()}
+    if "--answers" in sys.argv[1:]:
+        parts["answers"] = answers()
+    README.write_text(filled(README.read_text(encoding="utf-8"), parts), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
