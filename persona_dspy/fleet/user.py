@@ -96,14 +96,12 @@ class UserWork:
     def __post_init__(self) -> None:
         names = ("program", "optimizer", "lm", "task")
         object.__setattr__(self, "_arguments", {name: getattr(self, name) for name in names})
-        object.__setattr__(
-            self, "base", json.dumps(_described([self.program, self.optimizer, self.lm]), sort_keys=True)
-        )
+        object.__setattr__(self, "base", json.dumps(_describe([self.program, self.optimizer, self.lm]), sort_keys=True))
         optimizer = self.optimizer
         if getattr(optimizer, "reflection_lm", None) is not None:
             optimizer = copy.copy(optimizer)
             optimizer.reflection_lm = recorded(optimizer.reflection_lm)  # type: ignore[attr-defined]
-        program = _recording(self.program) if isinstance(self.program, PersonalProgram) else self.program
+        program = _with_recorded_lms(self.program) if isinstance(self.program, PersonalProgram) else self.program
         for name, value in (("optimizer", optimizer), ("program", program), ("lm", recorded(self.lm))):
             object.__setattr__(self, name, value)
 
@@ -165,7 +163,7 @@ class UserWork:
         if isinstance(self.program, PersonalProgram):
             student = self.program.for_user(history.user_id, history.interactions)
         else:
-            student = _recording(self.program(history))
+            student = _with_recorded_lms(self.program(history))
         examples = student.examples()
         if not (examples or student.memory.signals):
             student.alignment = Alignment(user_id=history.user_id, stopped="no history: the initial persona stays")
@@ -219,7 +217,7 @@ def made_from(history: History, base: str) -> str:
     return digest.hexdigest()
 
 
-def _recording(program: PersonalProgram) -> PersonalProgram:
+def _with_recorded_lms(program: PersonalProgram) -> PersonalProgram:
     """The program with the LMs of single predictors recorded too; itself where no predictor has its own."""
     if not any(p.lm for p in program.predictors()):
         return program
@@ -236,18 +234,18 @@ _IGNORED_ATTRIBUTES = frozenset(
 _CONNECTION_OPTIONS = frozenset({"api_key", "api_base", "base_url", "headers", "extra_headers", "timeout"})
 
 
-def _described(value: Any, depth: int = 5) -> Any:
+def _describe(value: Any, depth: int = 5) -> Any:
     """What of an object decides results, as JSON: options yes; a user's data, observers, keys and addresses no."""
     if value is None or isinstance(value, str | int | float | bool):
         return value
     if isinstance(value, dspy.BaseLM):
-        return [value.model, _described({k: v for k, v in value.kwargs.items() if k not in _CONNECTION_OPTIONS}, 2)]
+        return [value.model, _describe({k: v for k, v in value.kwargs.items() if k not in _CONNECTION_OPTIONS}, 2)]
     if isinstance(value, type) and issubclass(value, dspy.Signature):
         return [value.instructions, [f"{n}: {f.annotation!r} {f.json_schema_extra!r}" for n, f in value.fields.items()]]
     if isinstance(value, Mapping):
-        return {str(k): _described(v, depth - 1) for k, v in value.items()} if depth else len(value)
+        return {str(k): _describe(v, depth - 1) for k, v in value.items()} if depth else len(value)
     if isinstance(value, list | tuple | set | frozenset):
-        items = [_described(v, depth - 1) for v in value] if depth else [len(value)]
+        items = [_describe(v, depth - 1) for v in value] if depth else [len(value)]
         return sorted(map(str, items)) if isinstance(value, set | frozenset) else items
     name = getattr(value, "__qualname__", None) or type(value).__qualname__
     attributes = getattr(value, "__dict__", None)
@@ -256,4 +254,4 @@ def _described(value: Any, depth: int = 5) -> Any:
     if not depth or not attributes or isinstance(value, type):
         return name
     attributes = {k: v for k, v in attributes.items() if not k.startswith("_") and k not in _IGNORED_ATTRIBUTES}
-    return [name, {k: _described(v, depth - 1) for k, v in sorted(attributes.items())}]
+    return [name, {k: _describe(v, depth - 1) for k, v in sorted(attributes.items())}]
