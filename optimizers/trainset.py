@@ -11,7 +11,7 @@ import dspy
 from dspy.utils.exceptions import AdapterParseError
 
 from persona_dspy.agent import PersonalProgram, apart
-from persona_dspy.core import Interaction, answer_text, count_tokens
+from persona_dspy.core import SIGNAL_FIELDS, Interaction, Signal, answer_text, count_tokens
 from persona_dspy.errors import BudgetExceeded, InputError
 
 __all__ = ["fitting", "remembered"]
@@ -28,17 +28,20 @@ def remembered(program: PersonalProgram, items: Iterable[Any]) -> list[dspy.Exam
 
     Args:
         items: examples, dictionaries of their fields, or interactions; in any order: some of DSPy's optimizers shuffle.
-            Interactions that were only judged are remembered, and are no examples.
+            What the user said of a draft (fields of a ``Signal`` that are no fields of the program) stays with it;
+            drafts that were only judged are remembered, and are no examples.
 
     Raises:
         InputError: an item without query or response, or another user's.
     """
-    given = list(items)
+    given = [_with_signal(program, item) for item in items]
     judged = [i for i in given if isinstance(i, Interaction) and not i.answered]  # signals, not answers to learn from
-    new = [i for i in judged if program.memory.get(i.id) is None]
+    new = {i.id: i for i in judged if program.memory.get(i.id) is None}
     if new:
-        program.memory = program.memory.extended(new, user_id=program.user_id)
-    examples = [_example(program, item) for item in given if not (isinstance(item, Interaction) and not item.answered)]
+        program.memory = program.memory.extended(new.values(), user_id=program.user_id)
+    answers = [item for item in given if not isinstance(item, Interaction) or item.answered]
+    signals = {item.id: item.signal for item in answers if isinstance(item, Interaction)}
+    examples = [_example(program, item) for item in answers]
     known_ids = {i.id for i in program.memory.interactions}
     unnamed: dict[tuple[str, str], list[str]] = defaultdict(list)
     named_already = {str(e.get("interaction_id")) for e in examples}
@@ -61,6 +64,7 @@ def remembered(program: PersonalProgram, items: Iterable[Any]) -> list[dspy.Exam
             time=example.get("time"),
             id=item_id,
             metadata=program.metadata_of(example),
+            signal=signals.get(item_id),
         )
         if not item_id:
             (item,) = apart([item], known_ids)
@@ -96,6 +100,27 @@ def fitting(program: PersonalProgram, examples: Sequence[dspy.Example]) -> tuple
         except BudgetExceeded:
             break  # the run says so
     return [e for e in examples if e.interaction_id not in notes], list(notes.values())
+
+
+def _with_signal(program: PersonalProgram, item: Any) -> Any:
+    """An example with what the user said of a draft, as the interaction that it is; anything else as it is."""
+    if isinstance(item, Interaction) or not isinstance(item, dspy.Example | Mapping):
+        return item
+    fields: dict[str, Any] = dict(item)  # type: ignore[reportUnknownArgumentType]
+    own = {program.query_field, program.response_field, *program.inputs_taken()}
+    said = {name: fields[name] for name in SIGNAL_FIELDS if name not in own and fields.get(name) is not None}
+    if not said or "interaction_id" in fields or fields.get(program.query_field) is None:
+        return item
+    response: Any = fields.get(program.response_field)
+    example = dspy.Example(**fields)
+    return Interaction(
+        user_id=program.user_id,
+        query=answer_text(fields[program.query_field]),
+        response="" if response is None else program.kind.response(response),
+        time=fields.get("time"),
+        metadata=program.metadata_of(example),
+        signal=Signal.of(said),
+    )
 
 
 def _example(program: PersonalProgram, item: Any) -> dspy.Example:

@@ -44,3 +44,13 @@ def test_bad_rows_are_our_error_or_passed_over(path, tmp_path):
         as_dataset(path, "lamp-2m", cache_dir=tmp_path / "cache")
     data = as_dataset(path, "lamp-2m", cache_dir=tmp_path / "cache", skip_bad_rows=True)
     assert len(history_of(data[0]).interactions) == 2
+
+
+def test_signals_come_back_too(tmp_path):
+    rows = [
+        {"user_id": "u", "query": "q", "draft": "d", "thumbs": "down"},
+        {"user_id": "u", "query": "q", "response": "r"},
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    assert [history_of(row) for row in as_dataset(file, cache_dir=tmp_path / "cache")] == list(read_users(file))

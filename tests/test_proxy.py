@@ -345,6 +345,24 @@ def test_feedback_that_cannot_be_used_is_refused_whole(store, upstream, wrong, n
     assert len(store.episodes("ana")) == 2
 
 
+def test_what_a_user_says_of_a_draft_is_no_answer(store, upstream):
+    body = {"user": "ana", "query": "q", "draft": "We are so sorry!", "version": 1}
+    said = [
+        {"comment": "too long", "thumbs": "down"},
+        {"rating": 2},
+        {"response": "On Friday."},
+        {"preferred": "Soon."},
+    ]
+    posts = [("POST", "/feedback", {"json": {**body, **one}}) for one in said]
+    *kept, export = asked(store, upstream, *posts, ("GET", "/users/ana", {}))
+    assert [answer.status_code for answer in kept] == [202] * 4
+    rows = [row for row in export.json()["interactions"] if "signal" in row]
+    assert [row["response"] for row in rows] == ["", "", "On Friday.", "Soon."]
+    assert {row["signal"]["draft"] for row in rows} == {"We are so sorry!"}
+    assert rows[0]["signal"] | {"comment": "too long", "thumbs": "down", "version": 1} == rows[0]["signal"]
+    assert len(store.memory("ana")) == 4 and len(store.memory("ana").signals) == 4
+
+
 def test_a_user_is_exported_and_forgotten(store, upstream, tmp_path):
     store.add_episodes("a/b ü", [Interaction(user_id="a/b ü", query="q", response="secret")])
     export, odd, gone, after, _, nobody = asked(

@@ -7,12 +7,14 @@ from datetime import UTC, datetime
 import dspy
 import pytest
 
+from optimizers.trainset import remembered
 from persona_dspy import Interaction, PersonaAgent, Signal, personalize
 from persona_dspy.core import ResponseKind, answered
-from persona_dspy.data import read_users
+from persona_dspy.data import join_users, read_users
 from persona_dspy.errors import DataError, InputError
 from persona_dspy.memory import EpisodicMemory, facts
 from persona_dspy.store import Store
+from persona_dspy.store.rows import interactions_of
 from persona_dspy.testing import FakeLM
 
 DRAFT = "We are so sorry! " + "Blah blah. " * 12
@@ -138,6 +140,28 @@ def test_a_typed_program_takes_signals_and_labels_apart():
     )
 
 
+def test_a_history_takes_dictionaries_with_signals():
+    rows = [{"query": "q", "draft": "d", "thumbs": "down"}, {"query": "q", "response": "r", "draft": "d"}]
+    agent = PersonaAgent("film -> tag", history=rows, user_id="u")
+    assert [i.response for i in agent.memory.interactions] == ["r"]
+    assert [i.signal.draft for i in agent.memory.signals] == ["d", "d"]
+
+
+def test_a_trainset_with_signals_is_no_answer_key():
+    agent = PersonaAgent("film -> reply", user_id="u")
+    edit = Interaction(user_id="u", query="q4", response="mine", signal={"draft": "d"})
+    items = [
+        dspy.Example(film="q1", reply="ours", thumbs="down", comment="too long").with_inputs("film"),
+        {"film": "q2", "draft": "ours", "comment": "too long"},
+        {"film": "q3", "reply": "mine", "draft": "ours"},
+        edit,
+    ]
+    examples = remembered(agent, items)
+    assert [e.reply for e in examples] == ["mine", "mine"]
+    assert {i.query: i.response for i in agent.memory.signals} == {"q1": "", "q2": "", "q3": "mine", "q4": "mine"}
+    assert agent.memory.get(edit.id).signal == edit.signal
+
+
 def test_files_take_signals_nested_or_flat(tmp_path):
     rows = [
         {"user_id": "u", "query": "q1", "draft": "d", "comment": "too long", "version": 3},
@@ -151,6 +175,8 @@ def test_files_take_signals_nested_or_flat(tmp_path):
     assert [i.response for i in user.interactions] == ["", "", "edited", "p"]
     assert [i.signal.draft for i in user.interactions] == ["d", "d", "d", ""]
     assert user.interactions[0].signal.version == 3
+    (joined,) = join_users([user, user])
+    assert joined.interactions == user.interactions
     for bad, message in (({"thumbs": "x"}, "up"), ({"signal": "x"}, "object"), ({"coment": "x"}, "comment")):
         file.write_text(json.dumps({"user_id": "u", "query": "q", "draft": "d", **bad}))
         with pytest.raises(DataError, match=message):
@@ -170,3 +196,6 @@ def test_the_store_keeps_and_forgets_signals(tmp_path):
         assert len(store.memory("u").signals) == 3
         store.forget("u")
         assert memory.signals == ()
+        old = {"query": "q", "response": "r", "metadata": {"thumbs": "down"}}  # from before there were signals
+        (read,) = interactions_of("u", [("x", json.dumps(old))])
+        assert (read.answered, read.signal.draft) == (False, "r")

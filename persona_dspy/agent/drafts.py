@@ -68,6 +68,9 @@ class RecentDrafts:
     def __init__(self) -> None:
         self._drafts: deque[Interaction] = deque(maxlen=_KEPT)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> RecentDrafts:
+        return self  # copies of a program answer the same user
+
     def add(self, draft: Interaction) -> None:
         self._drafts.append(draft)
 

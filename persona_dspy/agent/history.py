@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-from persona_dspy.core import Interaction, answer_text
+from persona_dspy.core import SIGNAL_FIELDS, Interaction, answer_text
 from persona_dspy.errors import InputError
 from persona_dspy.memory import EpisodicMemory
 
@@ -44,6 +44,12 @@ def as_interaction(item: Any, user_id: str | None) -> Interaction:
         return item
     if not isinstance(item, Mapping):
         raise InputError(f"history item {item!r}: expected an Interaction, or {{'query': ..., 'response': ...}}")
+    said = {name: item[name] for name in SIGNAL_FIELDS if item.get(name) is not None}
+    if said:
+        nested: Mapping[str, Any] = item.get("signal") or {}
+        item = {name: value for name, value in item.items() if name not in SIGNAL_FIELDS} | {
+            "signal": {**nested, **said}
+        }
     unknown = [name for name in item if name not in _FIELDS]
     needed = ("query",) if item.get("signal") else ("query", "response")
     missing = [name for name in needed if item.get(name) is None]

@@ -123,6 +123,7 @@ class PersonalProgram(TakesFeedback, dspy.Module):
                 raise InputError(f"{named} of user {other!r}: expected user {user_id!r}")
         twin = self._twin()
         twin.memory, twin._given, twin._user_id = memory, persona, user_id
+        twin._drafts = RecentDrafts()
         twin.kind = self.kind.for_user([i.response for i in memory.interactions])
         vars(twin).pop("alignment", None)  # the record of this user's persona, not of that one's
         vars(twin).pop("online", None)
@@ -153,7 +154,6 @@ class PersonalProgram(TakesFeedback, dspy.Module):
         twin = object.__new__(type(self))
         vars(twin).update(vars(self))
         twin.history, twin.callbacks = [], list(self.callbacks)
-        twin._drafts = RecentDrafts()
         return twin
 
     def reset_copy(self) -> Self:
@@ -274,6 +274,10 @@ class PersonalProgram(TakesFeedback, dspy.Module):
     def _asked_signature(self) -> Any:
         """The signature that asks for the response."""
         raise NotImplementedError
+
+    def inputs_taken(self) -> list[str]:
+        """The names of the program's inputs."""
+        return list(self._input_fields())
 
     def _input_fields(self) -> dict[str, Any]:
         """The inputs' fields by name."""
