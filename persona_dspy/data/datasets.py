@@ -33,6 +33,7 @@ def to_dataset(values: Iterable[Any]) -> datasets.Dataset:
         InputError: no values, or one of another kind.
 
     Example:
+        >>> from persona_dspy import Interaction
         >>> data = to_dataset([Interaction(user_id="u1", query="Alien", response="horror", time="2026-01-03")])
         >>> data[0]["query"], data.column_names[:3]
         ('Alien', ['user_id', 'query', 'response'])

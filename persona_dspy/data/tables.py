@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,13 +15,13 @@ from persona_dspy.data.tasks import Place
 __all__ = ["dataset_place", "is_dataset", "open_table", "split_of", "table_form"]
 
 Form = Literal["csv", "parquet", "arrow", "saved"]
-_SUFFIXES: dict[str, Form] = {
+_SUFFIXES: Mapping[str, Form] = {
     ".csv": "csv",
     ".tsv": "csv",
     ".parquet": "parquet",
     ".arrow": "arrow",
 }
-_MAGIC: dict[bytes, Form] = {b"PAR1": "parquet", b"ARROW1": "arrow"}
+_MAGIC: Mapping[bytes, Form] = {b"PAR1": "parquet", b"ARROW1": "arrow"}
 
 
 def is_dataset(source: object) -> bool:
@@ -53,9 +53,9 @@ def table_form(path: Path) -> Form | None:
         return None
     with path.open("rb") as file:
         head = file.read(6)
-    by_content = {magic: form for magic, form in _MAGIC.items() if head.startswith(magic)}
-    if by_content:
-        return next(iter(by_content.values()))
+    for magic, form in _MAGIC.items():
+        if head.startswith(magic):
+            return form
     return _SUFFIXES.get(path.suffix.casefold()) if head else None
 
 
