@@ -118,7 +118,13 @@ def compile_command(  # noqa: PLR0913 - a command's options
         return 0
     _not_twice(out, resume, fresh)
     tracker = tracker_for(tracking_uri, runs=runs, register=register_prompts)
-    return _compile(source_, program_, lm, out, store, (budget, own), tracker, options)
+    return _counting_bad(source_, _compile(source_, program_, lm, out, store, (budget, own), tracker, options))
+
+
+def _counting_bad(source: Source, code: int) -> int:
+    if source.bad:
+        echo(f"{source.bad} bad rows were skipped", err=True)
+    return code
 
 
 def _source(path: Path | None, store: str | None, task: str | None, users: str | None, rules: Any) -> Source:
@@ -299,8 +305,6 @@ def _compile(
             folder.end(state)
             tracker.end(_counts(view), ended)
         view.close(out, tracker.where)
-    if source.bad:
-        echo(f"{source.bad} bad rows were skipped", err=True)
     return 1 if view.failed or ledger.exceeded else 0
 
 
