@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import sqlite3
+import warnings
 
 import pytest
 
@@ -343,3 +344,16 @@ def test_which_file_a_url_means():
     assert sqlite_file("sqlite:////tmp/x.db?timeout=3").as_posix() == "/tmp/x.db"
     assert sqlite_file("sqlite+pysqlite:///x.db").as_posix() == "x.db"
     assert sqlite_file("http://localhost:5000") is None
+
+
+def test_a_table_is_ingested_by_the_columns_that_are_typed(tmp_path, capsys):
+    (tmp_path / "t.csv").write_text("author,text,tag,created\na,Alien,horror,1767398400\n")
+    typed = "user_id=author,query=text,response=tag,time=created"
+    given = ["ingest", "--dataset", str(tmp_path / "t.csv"), "--store", str(tmp_path / "s.db")]
+    for extra, told in ((["--columns", typed], ""), ([], "column 'author' is taken as user_id")):
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")
+            with pytest.raises(SystemExit) as ended:
+                main([*given, *extra])
+        assert not ended.value.code
+        assert told in capsys.readouterr().err

@@ -1,56 +1,61 @@
-import json
-import os
+import subprocess
+import sys
 
+import datasets
 import pytest
 
-from persona_dspy.data.datasets import as_dataset, history_of
+from persona_dspy.core import Interaction, Persona
+from persona_dspy.data.datasets import to_dataset
 from persona_dspy.data.files import read_users
-from persona_dspy.errors import DataError
+from persona_dspy.errors import InputError
 
 
-@pytest.fixture
-def path(tmp_path):
-    asked = {"id": "10", "input": "description: New.", "gold": "action", "date": "2021-01-01"}
-    films = [{"id": n, "tag": "comedy", "description": f"Film {n}", "date": f"2020-01-0{9 - n}"} for n in range(3)]
-    undated = [{"id": "x", "tag": "action", "description": "Film", "title": "T"}]
-    users = [
-        {"user_id": "a", "profile": films, "query": [asked]},
-        {"user_id": 2, "profile": undated, "query": []},
-        {"user_id": "none yet", "profile": [], "query": []},
+def test_interactions_come_back_as_they_were(tmp_path):
+    given = [
+        Interaction(user_id="7", query="Alien", response="horror", time="2026-01-03", id="a", metadata={"year": 1979}),
+        Interaction(user_id="7", query="Где посылка?", id="b", signal={"draft": "Dear Sir", "thumbs": "down"}),
+        Interaction(user_id="8", query="q", response="tea", signal={"options": ["tea", "coffee"]}),
     ]
-    (tmp_path / "users.json").write_text(json.dumps(users))
-    return tmp_path / "users.json"
+    data = to_dataset(given)
+    data.save_to_disk(tmp_path / "saved")
+    data.to_parquet(tmp_path / "data.parquet")
+    data.to_csv(tmp_path / "data.csv")
+    sources = (data, tmp_path / "saved", tmp_path / "data.parquet", tmp_path / "data.csv", data.to_iterable_dataset())
+    for source in sources:
+        with pytest.warns(UserWarning, match="1 of 2 interactions have no time"):
+            assert [i for user in read_users(source) for i in user.interactions] == given
 
 
-def test_a_dataset_gives_back_the_same_histories(path, tmp_path):
-    data = as_dataset(path, "lamp-2m", cache_dir=tmp_path / "cache")
-    assert [history_of(row) for row in data] == list(read_users(path, task="lamp-2m"))
-    assert data.cache_files
-    assert all(str(tmp_path) in file["filename"] for file in data.cache_files)
+def test_personas_are_rows():
+    persona = Persona.from_text("Likes short answers.", user_id="u1")
+    row = to_dataset([persona])[0]
+    assert row["lines"] == ["Likes short answers."] and row["system_prompt"] == persona.render()
 
 
-def test_a_changed_file_is_read_anew(path, tmp_path):
-    first = as_dataset(path, "lamp-2m", cache_dir=tmp_path / "cache")
-    path.write_text(path.read_text().replace("Film 1", "Film one"))
-    os.utime(path, ns=(1, 1))
-    second = as_dataset(path, "lamp-2m", cache_dir=tmp_path / "cache")
-    assert "Film 1" in str(first[0])
-    assert "Film one" in str(second[0])
+@pytest.mark.parametrize("values", [[], [3], [Persona(user_id="u"), Interaction(user_id="u", query="q", response="r")]])
+def test_what_is_no_dataset_is_named(values):
+    with pytest.raises(InputError, match="expected"):
+        to_dataset(values)
 
 
-def test_bad_rows_are_our_error_or_passed_over(path, tmp_path):
-    path.write_text(path.read_text().replace("comedy", "western", 1))
-    with pytest.raises(DataError, match="western"):
-        as_dataset(path, "lamp-2m", cache_dir=tmp_path / "cache")
-    data = as_dataset(path, "lamp-2m", cache_dir=tmp_path / "cache", skip_bad_rows=True)
-    assert len(history_of(data[0]).interactions) == 2
+def test_splits_are_chosen_by_name(tmp_path):
+    data = to_dataset([Interaction(user_id="u", query="q", response="r")])
+    splits = datasets.DatasetDict({"train": data, "test": data})
+    splits.save_to_disk(tmp_path / "saved")
+    assert len(list(read_users(f"{tmp_path}/saved:test"))) == 1
+    for source, expected in ((tmp_path / "saved", "Name it.*saved:train"), (f"{tmp_path}/saved:dev", "train, test")):
+        with pytest.raises(InputError, match=expected):
+            list(read_users(source))
+    with pytest.raises(InputError, match="one split"):
+        list(read_users(splits))
 
 
-def test_signals_come_back_too(tmp_path):
-    rows = [
-        {"user_id": "u", "query": "q", "draft": "d", "thumbs": "down"},
-        {"user_id": "u", "query": "q", "response": "r"},
-    ]
-    file = tmp_path / "rows.jsonl"
-    file.write_text("\n".join(map(json.dumps, rows)))
-    assert [history_of(row) for row in as_dataset(file, cache_dir=tmp_path / "cache")] == list(read_users(file))
+def test_the_names_of_classes_are_the_answers():
+    data = datasets.Dataset.from_dict({"user_id": ["u", "u"], "query": ["a", "b"], "response": [0, 1]})
+    data = data.cast_column("response", datasets.ClassLabel(names=["no", "yes"]))
+    assert [i.response for i in next(read_users(data)).interactions] == ["no", "yes"]
+
+
+def test_the_package_does_not_import_datasets():
+    code = "import sys, persona_dspy, persona_dspy.data as d; d.read_users; print('datasets' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"

@@ -147,6 +147,8 @@ def test_our_commands_run_one_after_the_other(page, tmp_path, monkeypatch, capsy
     monkeypatch.setattr(lm_room, "check_lm", lambda lm: None)
     monkeypatch.setattr(lm_room, "fetch_model", lambda name: tmp_path / f"{name}.gguf")  # hundreds of MB
     monkeypatch.setattr(tracking, "tracker_for", lambda *_, **__: tracking.NullTracker())  # seconds; tested elsewhere
+    # of a server; test_trace_feedback.py has a real one
+    monkeypatch.setattr(tracking, "learn_from_traces", lambda *_, **__: tracking.TracesRead())
     cache = dspy.cache
     try:
         first = "compile half.jsonl --store personas.db --out personas/ --progress quiet"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -88,7 +89,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # its migrations tell of every new file
         logging.getLogger("dspy.clients.lm").setLevel(logging.ERROR)  # a clipped critique is no news
     try:
-        with ending_on_signals():
+        with ending_on_signals(), warnings.catch_warnings():
+            warnings.showwarning = _say
             remove_left_folders()
             code = app(args=list(argv) if argv is not None else None, prog_name="persona-dspy", standalone_mode=False)
     except PersonaError as error:
@@ -104,6 +106,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         _fail(f"{type(error).__name__}: {error}", 1)
     else:
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _say(message: Warning | str, category: type[Warning], *place: Any) -> None:
+    """A warning as a line for people, without the place in our source."""
+    echo(f"note: {message}" if category is UserWarning else f"{category.__name__}: {message}", err=True)
 
 
 def _fail(message: str, code: int) -> None:

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from persona_dspy.cli.ending import at_the_latest
-from persona_dspy.cli.estimates import CallsPerSecond, EstimateOption, Retrieval
+from persona_dspy.cli.estimates import (
+    CallsPerSecond,
+    ColumnsOption,
+    DatasetOption,
+    EstimateOption,
+    Retrieval,
+    one_input,
+)
 from persona_dspy.cli.output import JsonOption, echo
 from persona_dspy.cli.settings import MetricOption, ProgramOption
 
@@ -30,7 +37,7 @@ KeptIn = Annotated[
 Model = Annotated[str, typer.Option(help="local, local:/path/model.gguf, or any name dspy.LM takes.")]
 Input = Annotated[
     Path | None,
-    typer.Argument(metavar="[INPUT]", help="JSONL, LaMP questions.json or OPPU-style users.json; or --store."),
+    typer.Argument(metavar="[INPUT]", help="JSONL, CSV, Parquet, LaMP questions.json or OPPU users.json; or --store."),
 ]
 Which = Annotated[str | None, typer.Option(help="How many users at most, or ids separated by commas.")]
 Reflector = Annotated[str | None, typer.Option(help="A stronger LM that writes portraits and edits; by default --lm.")]
@@ -49,6 +56,8 @@ def register(app: typer.Typer) -> None:
 
 def compile_command(  # noqa: PLR0913 - a command's options
     source: Input = None,
+    dataset: DatasetOption = None,
+    columns: ColumnsOption = None,
     out: Annotated[Path, typer.Option(help="Folder for the persona JSONs.")] = Path("personas"),
     task: Annotated[str | None, typer.Option(help="lamp-1 ... lamp-7, or fields such as 'film -> tag'.")] = None,
     lm: Model = "local",
@@ -95,7 +104,7 @@ def compile_command(  # noqa: PLR0913 - a command's options
     from persona_dspy.lm import Budget
     from persona_dspy.tracking import tracker_for
 
-    source_ = _source(source, store, task, users, (skip_bad_rows, group))
+    source_ = _source(one_input(source, dataset), store, task, users, (skip_bad_rows, group, columns))
     total = source_.check()
     program_ = _OwnProgram(program, retrieval) if program else _Program(source_, retrieval)
     budget = Budget(calls=budget_calls, tokens=budget_tokens, usd=budget_usd)
@@ -109,9 +118,12 @@ def compile_command(  # noqa: PLR0913 - a command's options
         return 0
     _not_twice(out, resume, fresh)
     tracker = tracker_for(tracking_uri, runs=runs, register=register_prompts)
-    code = _compile(source_, program_, lm, out, store, (budget, own), tracker, options)
-    if source_.bad:
-        echo(f"{source_.bad} bad rows were skipped", err=True)
+    return _counting_bad(source_, _compile(source_, program_, lm, out, store, (budget, own), tracker, options))
+
+
+def _counting_bad(source: Source, code: int) -> int:
+    if source.bad:
+        echo(f"{source.bad} bad rows were skipped", err=True)
     return code
 
 

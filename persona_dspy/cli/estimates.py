@@ -1,8 +1,9 @@
-"""``--estimate``: what a command would take, said before anything is spent."""
+"""Options that several commands share: which input, and ``--estimate``, what a command would take before any of it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -12,14 +13,44 @@ from persona_dspy.cli.output import print_json, terminal
 if TYPE_CHECKING:
     from persona_dspy.lm import Estimate
 
-__all__ = ["CallsPerSecond", "EstimateOption", "Retrieval", "estimate_compile", "print_estimate"]
+__all__ = [
+    "CallsPerSecond",
+    "ColumnsOption",
+    "DatasetOption",
+    "EstimateOption",
+    "Retrieval",
+    "estimate_compile",
+    "one_input",
+    "print_estimate",
+]
 
 EstimateOption = Annotated[bool, typer.Option("--estimate", help="Say calls, tokens and money; spend nothing.")]
 Retrieval = Annotated[
     Literal["bm25", "dense", "hybrid"],
     typer.Option(help="How episodes are found: by words, by sentence vectors (models pull minilm), or both."),
 ]
+DatasetOption = Annotated[
+    str | None,
+    typer.Option(metavar="PATH[:SPLIT]", help="In place of INPUT: what save_to_disk wrote, a table, or a split."),
+]
+ColumnsOption = Annotated[
+    str | None,
+    typer.Option(metavar="FIELD=COLUMN,...", help="Such as user_id=author,query=text,response=tag,time=created."),
+]
 CallsPerSecond = Annotated[float, typer.Option(min=0.001, help="For --estimate: LM calls a second, workers together.")]
+
+
+def one_input(source: Path | None, dataset: str | None) -> Path | None:
+    """INPUT or ``--dataset``.
+
+    Raises:
+        InputError: both.
+    """
+    from persona_dspy.errors import InputError
+
+    if source is not None and dataset is not None:
+        raise InputError(f"{str(source)!r} and --dataset {dataset!r}: expected one of them")
+    return source if dataset is None else Path(dataset)
 
 
 def estimate_compile(program: Any, optimizer: Any, histories: Sequence[Any], total: int, lm: Any) -> Estimate:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ __all__ = ["Ingest", "ingest_traces"]
 class Ingest:
     """One file on its way into a store: a transaction a user, so that a killed run is simply started again.
 
-    ``limit``, ``users``: only so many users, or these. ``group``: join rows of one user, as ``read_users``.
+    ``limit``, ``users``: only so many users, or these. ``group``, ``columns``: as in ``read_users``.
 
     ``users``, ``rows``, ``new`` and ``bad`` count while it runs; ``rows`` are usable interactions.
 
@@ -38,13 +38,13 @@ class Ingest:
         limit: int | None = None,
         users: Sequence[str] | None = None,
         group: bool = False,
+        columns: Mapping[str, str] | None = None,
     ) -> None:
         self.store, self.path, self.skip_bad_rows = store, path, skip_bad_rows
         self.users = self.rows = self.new = self.bad = 0
         self._found: list[BadRow] = []
-        self._histories = read_users(
-            path, task=task, skip_bad_rows=skip_bad_rows, bad_rows=self._found, limit=limit, users=users, group=group
-        )
+        same: dict[str, Any] = {"task": task, "limit": limit, "users": users, "group": group, "columns": columns}
+        self._histories = read_users(path, skip_bad_rows=skip_bad_rows, bad_rows=self._found, **same)
 
     @property
     def known(self) -> int:

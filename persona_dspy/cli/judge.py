@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from persona_dspy.cli.estimates import CallsPerSecond, EstimateOption, Retrieval
+from persona_dspy.cli.estimates import (
+    CallsPerSecond,
+    ColumnsOption,
+    DatasetOption,
+    EstimateOption,
+    Retrieval,
+)
 from persona_dspy.cli.output import JsonOption, echo, print_json, terminal
 
 if TYPE_CHECKING:
@@ -25,7 +31,10 @@ def register(app: typer.Typer) -> None:
     app.add_typer(data, name="data")
 
 
-Source = Annotated[Path, typer.Argument(metavar="INPUT", help="JSONL, LaMP questions.json or OPPU-style users.json.")]
+Source = Annotated[
+    Path | None,
+    typer.Argument(metavar="INPUT", help="JSONL, CSV, Parquet, LaMP questions.json or OPPU users.json."),
+]
 TaskName = Annotated[str | None, typer.Option(help="lamp-1 ... lamp-7; by default the file's own, or inferred.")]
 Systems = Annotated[str, typer.Option(help="Separated by commas; variants as in rag@k=8, persona@block,any-label.")]
 Users = Annotated[
@@ -68,7 +77,9 @@ SkipBadRows = Annotated[bool, typer.Option(help="Skip rows that cannot be used, 
 
 
 def evaluate_command(  # noqa: PLR0913 - a command's options
-    source: Source,
+    source: Source = None,
+    dataset: DatasetOption = None,
+    columns: ColumnsOption = None,
     task: TaskName = None,
     systems: Systems = "persona,direct,icl,rag,pag,react,membank",
     users: Users = None,
@@ -106,7 +117,7 @@ def evaluate_command(  # noqa: PLR0913 - a command's options
     Example: persona-dspy evaluate examples/movie_tags.jsonl --systems persona,direct,rag --users 4 --lm local
     """
     from persona_dspy.cli.estimates import print_estimate
-    from persona_dspy.cli.judging import chosen_users, judge, told_of_bad_rows
+    from persona_dspy.cli.judging import chosen_users, data_options, judge, told_of_bad_rows
     from persona_dspy.judge import ABLATIONS, Experiment, estimate_evaluation
     from persona_dspy.lm import Budget
 
@@ -118,15 +129,15 @@ def evaluate_command(  # noqa: PLR0913 - a command's options
     options |= {"ablations": every if ablations == "all" else _split(ablations)}
     options |= {"cold": [_whole(n) for n in _split(cold)], "skip_bad_rows": skip_bad_rows, "queries": queries}
     options |= {"task": task, "systems": _split(systems), "lm": lm, "users": chosen_users(users), "out": out}
-    experiment = Experiment(source, unanswered=predict is not None, **options)
+    options |= data_options(source, dataset, columns)
+    experiment = Experiment(unanswered=predict is not None, **options)
     if estimate:
         told_of_bad_rows(experiment)
         print_estimate(estimate_evaluation(experiment), calls_per_second, as_json=json_output)
         return 0
+    same: dict[str, Any] = {"workers": workers, "tracking_uri": tracking_uri, "as_json": json_output}
     budget = Budget(calls=budget_calls, tokens=budget_tokens, usd=budget_usd, seconds=seconds)
-    return judge(
-        experiment, workers=workers, budget=budget, tracking_uri=tracking_uri, predict=predict, as_json=json_output
-    )
+    return judge(experiment, budget=budget, predict=predict, **same)
 
 
 def pull_command(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from persona_dspy.cli.ending import at_the_latest
 from persona_dspy.cli.output import echo, print_json, terminal
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from persona_dspy.judge import Evaluation, Experiment, Judged, Results
     from persona_dspy.lm import Budget
 
-__all__ = ["chosen_users", "judge", "told_of_bad_rows"]
+__all__ = ["chosen_users", "data_options", "judge", "told_of_bad_rows"]
 
 
 def judge(
@@ -63,6 +63,22 @@ def told_of_bad_rows(experiment: Experiment) -> None:
         echo(f"skipped: {row.reason}", err=True)
     if experiment.bad_rows:
         echo(f"{len(experiment.bad_rows)} bad rows were skipped", err=True)
+
+
+def data_options(source: Path | None, dataset: str | None, columns: str | None) -> dict[str, Any]:
+    """What is read, and how, as ``Experiment`` takes it.
+
+    Raises:
+        InputError: INPUT and ``--dataset``, or neither.
+    """
+    from persona_dspy.cli.estimates import one_input
+    from persona_dspy.data import columns_from_text
+    from persona_dspy.errors import InputError
+
+    path = one_input(source, dataset)
+    if path is None:
+        raise InputError("evaluate: expected a file of interactions, such as interactions.jsonl, or --dataset PATH")
+    return {"source": path, "columns": columns_from_text(columns)}
 
 
 def chosen_users(users: str | None) -> int | str | list[str] | None:

@@ -80,13 +80,16 @@ class Source(Protocol):
 class FileSource:
     """Users of an input file, read to the end first, so that bad input does not surface after minutes of work."""
 
-    def __init__(self, path: Path, task: str | None, users: str | None, skip_bad_rows: bool, group: bool) -> None:
+    def __init__(
+        self, path: Path, task: str | None, users: str | None, skip_bad_rows: bool, group: bool, columns: str | None
+    ) -> None:
         from persona_dspy.cli.programs import which_users
-        from persona_dspy.data import detect_task, is_typed, task_from_text
+        from persona_dspy.data import columns_from_text, detect_task, is_typed, task_from_text
 
         self.path, self.task, self.skip_bad_rows, self.group = path, task, skip_bad_rows, group
         self._sizes: list[int] = []
         self._told: set[str] = set()
+        self.columns = columns_from_text(columns)
         self.answers: Any = None
         self.limit, self.wanted = which_users(users)
         typed = task_from_text(task) if task else None  # also where it leaves the kind open: it may not be readable
@@ -96,6 +99,7 @@ class FileSource:
         from persona_dspy.data import read_users
 
         same: dict[str, Any] = {"task": self.known, "limit": self.limit, "users": self.wanted, "group": self.group}
+        same["columns"] = self.columns
         return read_users(self.path, skip_bad_rows=self.skip_bad_rows, bad_rows=bad, **same)
 
     def check(self) -> int:
@@ -136,7 +140,7 @@ class FileSource:
             return
 
         same: dict[str, Any] = {"task": self.known, "skip_bad_rows": self.skip_bad_rows, "limit": self.limit}
-        same["group"] = self.group
+        same |= {"group": self.group, "columns": self.columns}
         for row in Ingest(store, self.path, users=self.wanted, **same).run():
             self._tell([row])
 

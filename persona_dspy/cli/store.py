@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from persona_dspy.cli.estimates import ColumnsOption, DatasetOption, one_input
 from persona_dspy.cli.output import JsonOption, echo, print_json, terminal
 from persona_dspy.cli.settings import read_settings
 
@@ -117,8 +118,10 @@ def document_of(store: Store, user_id: str, version: int | None = None) -> Perso
 
 def ingest(  # noqa: PLR0913 - a command's options
     source: Annotated[
-        Path | None, typer.Argument(metavar="FILE", help="JSONL, LaMP questions.json or OPPU-style users.json.")
+        Path | None, typer.Argument(metavar="FILE", help="JSONL, CSV, Parquet, LaMP questions.json or OPPU users.json.")
     ] = None,
+    dataset: DatasetOption = None,
+    columns: ColumnsOption = None,
     store: StoreOption = None,
     task: Annotated[str | None, typer.Option(help="lamp-1 ... lamp-7; JSONL needs none.")] = None,
     skip_bad_rows: Annotated[bool, typer.Option(help="Skip rows that cannot be used, and count them.")] = False,
@@ -142,8 +145,10 @@ def ingest(  # noqa: PLR0913 - a command's options
     Example: persona-dspy ingest examples/movie_tags.jsonl --store personas.db
     """
     from persona_dspy.cli.ingesting import Ingest, ingest_traces
+    from persona_dspy.data import columns_from_text
     from persona_dspy.errors import InputError
 
+    source = one_input(source, dataset)
     named = {"--experiment": experiment, "--since": since, "--fields": fields}
     if from_mlflow is not None:
         if source is not None:
@@ -156,8 +161,9 @@ def ingest(  # noqa: PLR0913 - a command's options
     if source is None or given:
         needs = f"{' and '.join(given)} without --from-mlflow" if given else "ingest without FILE"
         raise InputError(f"{needs}: expected a file, or --from-mlflow URI")
+    rules: dict[str, Any] = {"skip_bad_rows": skip_bad_rows, "group": group}
     with open_store(store, new=True) as opened, terminal(stderr=True).status("reading") as status:
-        work = Ingest(opened, source, task=task, skip_bad_rows=skip_bad_rows, group=group)
+        work = Ingest(opened, source, task=task, columns=columns_from_text(columns), **rules)
         for row in work.run(lambda users, rows: status.update(f"{users:,} users, {rows:,} interactions")):
             echo(f"skipped: {row.reason}", err=True)
     if json_output:

@@ -1,3 +1,5 @@
+from .columns import columns_from_text as columns_from_text
+from .datasets import to_dataset as to_dataset
 from .download import BASE_URL as BASE_URL
 from .download import pull as pull
 from .files import BadRow as BadRow
@@ -13,6 +15,8 @@ from .lamp import task_names as task_names
 from .rows import file_form as file_form
 from .rows import json_line as json_line
 from .rows import numbered_lines as numbered_lines
+from .tables import is_dataset as is_dataset
+from .tables import split_of as split_of
 from .task_text import is_typed as is_typed
 from .task_text import task_from_text as task_from_text
 from .task_text import task_text as task_text

@@ -1,6 +1,7 @@
 """Files to user histories: a file of any size is read with one user in memory.
 
-Forms, told apart by content: JSON lines, or a JSON array, of interactions; LaMP's official ``questions.json`` with
+Forms, told apart by content: rows that are an interaction each, as JSON lines, a JSON array, CSV, Parquet or a Hugging
+Face dataset (``flat.py``); LaMP's official ``questions.json`` with
 ``outputs.json`` beside it (one question a user); OPPU-style ``users.json`` (several questions a user).
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing
 from functools import partial
 from itertools import islice
@@ -17,6 +18,8 @@ from typing import Any
 
 from persona_dspy.core import Interaction, time_order
 from persona_dspy.data import rows
+from persona_dspy.data.columns import Columns
+from persona_dspy.data.flat import columns_of, open_flat
 from persona_dspy.data.interaction_rows import (
     BadRow,
     Question,
@@ -29,6 +32,7 @@ from persona_dspy.data.interaction_rows import (
 )
 from persona_dspy.data.joining import join_users
 from persona_dspy.data.lamp import get_task, task_of_row
+from persona_dspy.data.tables import is_dataset, split_of
 from persona_dspy.data.tasks import Place, Task
 from persona_dspy.data.user_rows import FirstRows, UserRows
 from persona_dspy.errors import InputError, UnknownUser
@@ -37,9 +41,10 @@ __all__ = ["BadRow", "Question", "UserHistory", "detect_task", "outputs_path", "
 
 
 def read_users(
-    path: str | Path,
+    path: str | Path | Any,
     *,
     task: Task | str | None = None,
+    columns: Mapping[str, str] | None = None,
     limit: int | None = None,
     users: Collection[str] | None = None,
     skip_bad_rows: bool = False,
@@ -52,7 +57,12 @@ def read_users(
     are is kept in a temporary file. Interactions come in time order; where times are equal or missing, in file order.
 
     Args:
-        path: the file; ``outputs.json`` is looked for beside a ``questions.json``.
+        path: the file; ``outputs.json`` is looked for beside a ``questions.json``. Also a folder that
+            ``save_to_disk`` wrote, ``folder:train`` for one of its splits, or a ``datasets.Dataset``, ``DatasetDict``
+            of one split or ``IterableDataset``.
+        columns: field -> column, such as ``{"user_id": "author", "query": "text"}``; a column's name in quotation
+            marks is a text that all rows have. By default columns are taken by our own names, else by names that mean
+            the same, which a warning says. Other columns are kept in ``metadata``.
         task: a task or its name; by default the one ``outputs.json`` names. JSON lines need none; with one, responses
             are checked against it.
         limit: so many users at most.
@@ -75,16 +85,16 @@ def read_users(
     """
     if limit is not None and limit < 0:
         raise InputError(f"limit {limit!r}: expected 0 or more users, or None for all")
-    path = Path(path)
     rules = Rules(skip_bad_rows, bad_rows)
     wanted = None if users is None else frozenset([users] if isinstance(users, str) else users)
-    form = rows.file_form(path)
-    file_task = detect_task(path, task)
-    if form == "lines":
-        histories = _from_lines(path, file_task, wanted, rules)
-    elif _is_flat(path):
-        histories = _from_flat(path, file_task, wanted, rules)
-    elif file_task is None:
+    source, split = (path, None) if is_dataset(path) else split_of(path)
+    form = "loaded" if is_dataset(path) else rows.file_form(Path(source))
+    file_task = detect_task(source, task)
+    if form != "array" or columns or _is_flat(Path(source)):
+        histories = _from_flat(source, form, split, columns, file_task, wanted, rules)
+        return islice(_all_wanted(histories, wanted, source), limit)
+    path = Path(source)
+    if file_task is None:
         raise Place(file=str(path)).error("task", task, "a LaMP task", "Name it, such as --task lamp-2m")
     else:
         histories = _from_array(path, file_task, wanted, rules, group)
@@ -92,7 +102,7 @@ def read_users(
     return islice(_all_wanted(histories, wanted, path), limit)
 
 
-def detect_task(path: str | Path, task: Task | str | None = None) -> Task | None:
+def detect_task(path: str | Path | Any, task: Task | str | None = None) -> Task | None:
     """The task of a file: ``task`` where it is one or names one; else by ``outputs.json`` beside it; else by the form
     of its first row; else None.
 
@@ -104,12 +114,12 @@ def detect_task(path: str | Path, task: Task | str | None = None) -> Task | None
     """
     if isinstance(task, Task):
         return task
-    path = Path(path)
     if task and "->" not in task:
         return get_task(task)
-    outputs = outputs_path(path)
-    if rows.file_form(path) == "lines":
+    if is_dataset(path) or rows.file_form(Path(path)) != "array":
         return None
+    path = Path(path)
+    outputs = outputs_path(path)
     if not outputs.exists():
         return next((task_of_row(row) for _, row in rows.array_rows(path)), None)
     name, _ = rows.read_golds(outputs)
@@ -129,7 +139,7 @@ def outputs_path(path: Path) -> Path:
     return path.with_name(name)
 
 
-def _all_wanted(histories: Iterator[UserHistory], wanted: frozenset[str] | None, path: Path) -> Iterator[UserHistory]:
+def _all_wanted(histories: Iterator[UserHistory], wanted: frozenset[str] | None, path: Any) -> Iterator[UserHistory]:
     missing = set(wanted or ())
     for user in histories:
         missing.discard(user.user_id)
@@ -142,56 +152,54 @@ def _all_wanted(histories: Iterator[UserHistory], wanted: frozenset[str] | None,
         )
 
 
-def _from_lines(path: Path, task: Task | None, wanted: frozenset[str] | None, rules: Rules) -> Iterator[UserHistory]:
+def _from_flat(
+    source: Any,
+    form: str,
+    split: str | None,
+    columns: Mapping[str, str] | None,
+    task: Task | None,
+    wanted: frozenset[str] | None,
+    rules: Rules,
+) -> Iterator[UserHistory]:
     # First every row is checked and its place noted, so that a bad last row stops the work before it starts.
-    with closing(UserRows()) as places, rows.open_data(path) as file:
-        for number, offset, line in rows.numbered_lines(path):
-            at = Place(file=str(path), line=number)
-            user_id = rules.attempt(partial(_checked_line, line, task, wanted, at))
-            if user_id:
-                places.add(user_id, number, offset)
+    with open_flat(source, form, split) as flat, closing(UserRows()) as places:
+        fields = columns_of(flat, columns)
+        key = 0
+        for number, kept, row in flat.walk():
+            users = rules.attempt(partial(_checked, row, fields, task, wanted, flat.at(number)))
+            for user_id in users or ():
+                key += 1
+                places.add(user_id, key, json.dumps([number, kept]))
         for own in places.by_user():
             ids, interactions, user_id = UniqueIds(), list[Interaction](), ""
-            for number, offset in own:
-                file.seek(offset)
-                at = Place(file=str(path), line=number)
-                row = rows.json_line(file.readline(), at)
-                user_id = text_id(row, "user_id", at)
-                new = rules.attempt(partial(_admitted, row, task, ids, at))
-                if new:
-                    interactions.append(new)
-            yield _history(path, user_id, interactions)
+            for number, kept in map(json.loads, dict.fromkeys(content for _, content in own)):
+                at = flat.at(number)
+                for row in fields.rows(flat.again(number, kept), at):
+                    user_id = text_id(row, "user_id", at)
+                    new = rules.attempt(partial(_admitted, row, task, ids, at))
+                    interactions += [new] if new else []
+            yield _history(Path(flat.at(1).file), user_id, interactions)
+
+
+def _checked(
+    read: Callable[[], Any], fields: Columns, task: Task | None, wanted: frozenset[str] | None, at: Place
+) -> set[str]:
+    """Whose row it is; nobody's, where the user is not wanted."""
+    row = read()
+    if not isinstance(row, dict):
+        raise at.error(None, row, 'an object such as {"user_id": "u1", "query": "...", "response": "..."}')
+    users: set[str] = set()
+    for ours in fields.rows(row, at):
+        user_id = text_id(ours, "user_id", at)
+        if wanted is None or user_id in wanted:
+            users.add(line_interaction(ours, task, at).user_id)
+    return users
 
 
 def _is_flat(path: Path) -> bool:
     """Whether a JSON array holds interactions, as JSON lines do, and no users."""
     _, first = next(rows.array_rows(path), (0, None))
-    return isinstance(first, dict) and "profile" not in first and "response" in first
-
-
-def _from_flat(path: Path, task: Task | None, wanted: frozenset[str] | None, rules: Rules) -> Iterator[UserHistory]:
-    with closing(UserRows()) as own_rows:
-        for position, row in rows.array_rows(path):
-            at = Place(file=str(path), row_id=f"#{position}")
-            user_id = rules.attempt(partial(_checked_row, row, task, wanted, at))
-            if user_id:
-                own_rows.add(user_id, position, json.dumps(row))
-        for own in own_rows.by_user():
-            ids, interactions, user_id = UniqueIds(), list[Interaction](), ""
-            for position, text in own:
-                row, at = json.loads(text), Place(file=str(path), row_id=f"#{position}")
-                user_id = text_id(row, "user_id", at)
-                new = rules.attempt(partial(_admitted, row, task, ids, at))
-                if new:
-                    interactions.append(new)
-            yield _history(path, user_id, interactions)
-
-
-def _checked_row(row: Any, task: Task | None, wanted: frozenset[str] | None, at: Place) -> str | None:
-    if not isinstance(row, dict):
-        raise at.error(None, row, 'an object such as {"user_id": "u1", "query": "...", "response": "..."}')
-    user_id = text_id(row, "user_id", at)
-    return line_interaction(row, task, at).user_id if wanted is None or user_id in wanted else None
+    return isinstance(first, dict) and "profile" not in first and task_of_row(first) is None
 
 
 def _history(path: Path, user_id: str, interactions: list[Interaction]) -> UserHistory:
@@ -206,14 +214,6 @@ def _history(path: Path, user_id: str, interactions: list[Interaction]) -> UserH
 
 def _admitted(row: dict[str, Any], task: Task | None, ids: UniqueIds, at: Place) -> Interaction:
     return ids.admit(line_interaction(row, task, at), "id" in row, at)
-
-
-def _checked_line(line: bytes | None, task: Task | None, wanted: frozenset[str] | None, at: Place) -> str | None:
-    row = rows.json_line(line, at)
-    user_id = text_id(row, "user_id", at)
-    if wanted is not None and user_id not in wanted:
-        return None
-    return line_interaction(row, task, at).user_id
 
 
 def _from_array(

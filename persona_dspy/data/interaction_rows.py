@@ -10,15 +10,14 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from persona_dspy.core import SIGNAL_FIELDS, Interaction, Signal, time_order
+from persona_dspy.core import Interaction, Signal, time_order
+from persona_dspy.data.columns import FIELDS, SAID
 from persona_dspy.data.tasks import Place, Task, answered, checked_text, read_time
 from persona_dspy.errors import DataError, InputError
 
 __all__ = ["BadRow", "Question", "Rules", "UniqueIds", "UserHistory", "array_user", "line_interaction", "text_id"]
 
 _T = TypeVar("_T")
-_FIELDS = ("user_id", "query", "response", "time", "id", "metadata", "signal")
-_SAID = tuple(name for name in SIGNAL_FIELDS if name != "trace")
 _ROW = '{"id": "10", "input": "...", "profile": [...]} or {"user_id": "u1", "profile": [...], "query": [...]}'
 
 
@@ -120,11 +119,11 @@ def line_interaction(row: dict[str, Any], task: Task | None, at: Place) -> Inter
     Raises:
         DataError: a field is missing, blank, of the wrong type or unknown.
     """
-    unknown = next((key for key in row if key not in (*_FIELDS, *_SAID, "title")), None)
+    unknown = next((key for key in row if key not in (*FIELDS, *SAID, "title")), None)
     if unknown is not None:
-        near = difflib.get_close_matches(unknown, (*_FIELDS, *_SAID), n=1)
+        near = difflib.get_close_matches(unknown, (*FIELDS, *SAID), n=1)
         hint = f"Did you mean {near[0]!r}?" if near else f'Put extras under "metadata": {{{unknown!r}: ...}}'
-        raise at.error(unknown, row[unknown], f"only the fields {', '.join((*_FIELDS, *_SAID))}", hint)
+        raise at.error(unknown, row[unknown], f"only the fields {', '.join((*FIELDS, *SAID))}", hint)
     query = checked_text(row.get("query"), at, "query", "what the user was asked, as text")
     metadata = row.get("metadata") or {}
     if not isinstance(metadata, dict):
@@ -151,7 +150,7 @@ def line_interaction(row: dict[str, Any], task: Task | None, at: Place) -> Inter
 
 def _signal(row: Mapping[str, Any], at: Place) -> Signal | None:
     """What the row says beside an answer: under ``signal``, or by the fields' own names."""
-    said = {name: row[name] for name in _SAID if row.get(name) is not None}
+    said = {name: row[name] for name in SAID if row.get(name) is not None}
     nested = row.get("signal") or {}
     if not isinstance(nested, dict):
         raise at.error("signal", nested, 'an object such as {"draft": "...", "comment": "too long", "thumbs": "down"}')

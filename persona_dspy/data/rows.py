@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+from persona_dspy.data.tables import split_of, table_form
 from persona_dspy.data.tasks import Place
 
 __all__ = ["MAX_LINE", "array_rows", "file_form", "json_line", "numbered_lines", "read_golds"]
@@ -39,12 +40,16 @@ def open_data(path: Path) -> BinaryIO:
     return file
 
 
-def file_form(path: Path) -> Literal["array", "lines"]:
-    """``"array"`` for a JSON array (LaMP official, OPPU style), ``"lines"`` for JSON lines; by the first character.
+def file_form(path: Path) -> Literal["array", "lines", "csv", "parquet", "arrow", "saved"]:
+    """``"array"`` for a JSON array (LaMP official, OPPU style), ``"lines"`` for JSON lines, by the first character;
+    else the form of a table (``table_form``).
 
     Raises:
         DataError: missing, a directory, empty, not UTF-8, or of no known form.
     """
+    path = split_of(path)[0]
+    if table := table_form(path):
+        return table
     at = Place(file=str(path))
     with open_data(path) as file:
         head = file.read(4096)
@@ -52,7 +57,7 @@ def file_form(path: Path) -> Literal["array", "lines"]:
             head = file.read(4096)
     first = head.lstrip()[:1]
     if not first:
-        raise at.error(None, "an empty file", "JSON lines, a LaMP questions.json or a users.json")
+        raise at.error(None, "an empty file", "JSON lines, CSV, Parquet, a LaMP questions.json or a users.json")
     if first == b"[":
         return "array"
     if first == b"{":
@@ -60,7 +65,11 @@ def file_form(path: Path) -> Literal["array", "lines"]:
             raise at.error(None, "a LaMP outputs.json", "the questions.json beside it")
         return "lines"
     start = head[:40].decode("utf-8", "replace")
-    raise at.error(None, start, f"UTF-8 text that starts with '[' (a LaMP file) or '{{' ({_JSONL})")
+    raise at.error(
+        None,
+        start,
+        f"UTF-8 text that starts with '[' (a LaMP file) or '{{' ({_JSONL}), or a .csv, .tsv, .parquet or .arrow file",
+    )
 
 
 def array_rows(path: Path) -> Iterator[tuple[int, Any]]:

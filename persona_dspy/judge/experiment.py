@@ -114,6 +114,7 @@ class Experiment:
         out: str | Path = "evaluation",
         skip_bad_rows: bool = False,
         unanswered: bool = False,
+        columns: Mapping[str, str] | None = None,
         **options: Unpack[EvaluationOptions],
     ) -> None:
         self.setting, recorded = checked_setting(options, lm or dspy.settings.get("lm"))
@@ -129,7 +130,7 @@ class Experiment:
         self.setting = with_retrievers(self.setting, self.chosen)
         self.bad_rows: list[BadRow] = []
         passed_over = self.bad_rows if skip_bad_rows else None
-        self.task, self.people, data = read_people(source, task, users, queries, unanswered, passed_over)
+        self.task, self.people, data = read_people(source, task, users, queries, unanswered, passed_over, columns)
         self.lm = lm
         self.out, self.users, self.unanswered = Path(out), users, unanswered
         self._fixed = {"data": data, **recorded, "queries": queries}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from heapq import nlargest
 from pathlib import Path
@@ -18,7 +18,7 @@ from persona_dspy.judge.results import data_hash
 __all__ = ["Case", "Source", "cases", "longest", "named_users", "read_people", "scored_as"]
 
 Source = str | Path | Iterable[UserHistory] | Iterable[Interaction]
-"""A data file of any form that ``read_users`` reads, or users, or interactions of any users."""
+"""What ``read_users`` reads (a data file, a dataset), or users, or interactions of any users."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,22 +133,22 @@ def read_people(
     queries: int | None,
     unanswered: bool,
     bad_rows: list[BadRow] | None,
+    columns: Mapping[str, str] | None = None,
 ) -> tuple[Task, list[Case], str]:
     """The task that scores, the users, and the data's hash. ``bad_rows``: a list that gets what is passed over; None =
-    nothing is, the first bad row raises."""
-    from persona_dspy.data import detect_task, read_users, task_from_text
+    nothing is, the first bad row raises. ``columns``: as in ``read_users``."""
+    from persona_dspy.data import detect_task, is_dataset, read_users, task_from_text
 
     most, wanted, by_length = _which(users)
     limit = None if by_length else most
     text = task if isinstance(task, str) else None
     typed = task_from_text(text) if text is not None else None  # also where it leaves the kind open: it may be wrong
     named = typed if is_typed(text) else None
-    if isinstance(source, str | Path):
+    if isinstance(source, str | Path) or is_dataset(source):
         known = named or detect_task(source, task)
-        histories = read_users(
-            source, task=known, limit=limit, users=wanted, skip_bad_rows=bad_rows is not None, bad_rows=bad_rows
-        )
-        where, digest = str(source), data_hash(source)
+        same: dict[str, Any] = {"task": known, "limit": limit, "users": wanted, "columns": columns}
+        histories = read_users(source, skip_bad_rows=bad_rows is not None, bad_rows=bad_rows, **same)
+        where, digest = str(source), data_hash(source, columns)
     else:
         known = named if isinstance(task, str) else task
         given = _histories(source)

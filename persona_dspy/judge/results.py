@@ -153,12 +153,24 @@ def _read(path: Path) -> Iterable[Judged]:
             raise DataError(str(path), line=number, value=line, expected=expected) from None
 
 
-def data_hash(path: str | Path) -> str:
-    """sha256 (hex, 16 digits) of a data file and of the golds beside it."""
-    from persona_dspy.data import outputs_path
+def data_hash(source: Any, columns: Mapping[str, str] | None = None) -> str:
+    """sha256 (hex, 16 digits) of a data file and of the golds beside it, or of the files of a dataset; and of how its
+    columns are read."""
+    from persona_dspy.data import is_dataset, outputs_path, split_of
 
-    path, digest = Path(path), hashlib.sha256()
-    for one in sorted({path, outputs_path(path)}):
+    digest = hashlib.sha256()
+    if is_dataset(source):
+        parts = source.values() if isinstance(source, dict) else [source]
+        digest.update("".join(str(getattr(part, "_fingerprint", id(part))) for part in parts).encode())
+        path, split = None, None
+    else:
+        path, split = split_of(source)
+    if columns or split:
+        digest.update(json.dumps([dict(columns or {}), split]).encode())
+    files: list[Path] = []
+    if path is not None:
+        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path, outputs_path(path)]
+    for one in sorted(set(files)):
         if one.exists():
             with one.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
