@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
+from persona_dspy.core import metrics
 from persona_dspy.data import get_task
 
 SEEDS = range(20)
@@ -77,3 +78,8 @@ def test_rouge_is_the_mean_that_the_official_bootstrap_scatters_about(seed):
         assert found[name] == pytest.approx(values.mean())
         median = np.median([draws.choice(values, len(values)).mean() for _ in range(1000)])  # the official figure
         assert found[name] == pytest.approx(median, abs=0.01)
+
+
+@pytest.mark.parametrize("text", ["👍", "?!", "Ñé", "Привет, мир", "今日は", "สวัสดี", "नमस्ते दुनिया", "مرحبا"])
+def test_a_text_in_any_script_scores_one_against_itself(text):
+    assert metrics.rouge1([text], [text]) == metrics.rougeL([text], [text]) == metrics.text_overlap(text, text) == 1

@@ -280,7 +280,9 @@ def _is_word_by_itself(char: str) -> bool:
 
 
 def _is_latin(text: str) -> bool:
-    """Whether most letters are Latin: LaMP's official tokenizer knows no others."""
+    """Whether most letters are Latin, some of them a-z: LaMP's official tokenizer knows no others."""
+    if not re.search(r"[a-z0-9]", text.lower()):
+        return False
     letters = [c for c in text if c.isalpha()]
     return 2 * sum(c < "\u0250" for c in letters) >= len(letters)
 
