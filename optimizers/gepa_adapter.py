@@ -15,7 +15,7 @@ from gepa import EvaluationBatch
 from optimizers.loss import Metric, Simulated
 from optimizers.simulation import Simulator
 from persona_dspy.agent import PersonalProgram
-from persona_dspy.core import Persona
+from persona_dspy.core import Persona, fenced
 from persona_dspy.errors import InputError
 from persona_dspy.memory import facts
 
@@ -73,11 +73,11 @@ class PersonaGEPAAdapter:
     def evaluate(
         self, batch: list[dspy.Example], candidate: dict[str, str], capture_traces: bool = False
     ) -> EvaluationBatch[Simulated, str]:
-        """Scores in [0, 1], one for each example; a candidate without text scores 0 everywhere."""
+        """Scores in [0, 1], one for each example; a candidate without text, or over the cap, scores 0 everywhere."""
         try:
             simulated = self.simulator.run(self.persona(candidate), batch)
-        except InputError:
-            nothing = Simulated(interaction_id="", query="", answer="", gold="", score=0.0)
+        except InputError as refusal:
+            nothing = Simulated(interaction_id="", query="", answer="", gold="", score=0.0, said=f"Not used: {refusal}")
             simulated = [nothing] * len(batch)
         return EvaluationBatch(
             outputs=[s.answer for s in simulated],
@@ -88,9 +88,13 @@ class PersonaGEPAAdapter:
     def make_reflective_dataset(
         self, candidate: dict[str, str], eval_batch: EvaluationBatch[Simulated, str], components_to_update: list[str]
     ) -> dict[str, list[dict[str, Any]]]:
-        """What GEPA's reflection reads: query, our response, and what the user said instead."""
+        """What GEPA's reflection reads: query, our response, and what the user said instead, each fenced."""
         records = [
-            {"Inputs": {"query": s.query}, "Generated Outputs": s.answer, "Feedback": _feedback(s)}
+            {
+                "Inputs": {"query": fenced(s.query, "query")},
+                "Generated Outputs": fenced(s.answer, "our response"),
+                "Feedback": _feedback(s),
+            }
             for s in eval_batch.trajectories or []
         ]
         return dict.fromkeys(components_to_update, records)
@@ -99,4 +103,6 @@ class PersonaGEPAAdapter:
 def _feedback(simulated: Simulated) -> str:
     if simulated.right:
         return "This is the user's own response."
-    return simulated.said or f'The user\'s own response was "{simulated.gold}".'
+    if simulated.said:
+        return fenced(simulated.said, "feedback")
+    return "The user's own response was:\n" + fenced(simulated.gold, "the user's own response")

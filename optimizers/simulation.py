@@ -15,8 +15,12 @@ from optimizers.drafts import attempt_of, score_by_signal
 from optimizers.loss import Metric, Simulated, score_of
 from persona_dspy.agent import PersonalProgram, Step, trace_of
 from persona_dspy.core import Persona, answer_text, one_line, unheard
+from persona_dspy.errors import ModelError
 
-__all__ = ["Simulator"]
+__all__ = ["RUBBISH", "Simulator"]
+
+RUBBISH = 4
+"""So many answers, none of which can be read, end a user's alignment."""
 
 
 class Simulator:
@@ -34,19 +38,34 @@ class Simulator:
         self, program: PersonalProgram, metric: Metric | None, held: frozenset[str] = frozenset(), concurrency: int = 1
     ) -> None:
         self.program, self.metric, self.held, self.concurrency = program, metric, held, concurrency
+        self._asked, self._read, self._why = 0, False, "it is blank"
 
     def run(self, persona: Persona, examples: Sequence[dspy.Example]) -> list[Simulated]:
-        """One ``Simulated`` for each example, in order. An answer that cannot be parsed scores 0; LM failures raise."""
+        """One ``Simulated`` for each example, in order. An answer that cannot be parsed scores 0; LM failures raise.
+
+        Raises:
+            ModelError: of the answers asked for so far, ``RUBBISH`` or more, none can be read.
+        """
         program = self.program.with_persona(persona)
-        return self._map(lambda example: self._one(program, example), examples)
+        simulated = self._map(lambda example: self._one(program, example), examples)
+        self._asked += len(simulated)
+        if not self._read and self._asked >= RUBBISH:
+            raise ModelError(
+                f"user {program.user_id!r}: none of {self._asked} answers of {program.lm_name() or 'the LM'!r} can be "
+                f"read ({self._why}); expected answers in the form that is asked for: is it the right model, and are "
+                "max_tokens enough?"
+            )
+        return simulated
 
     def _one(self, program: PersonalProgram, example: dspy.Example) -> Simulated:
         field, steps = program.response_field, ()
         try:
             prediction: Any = program.simulate(example, exclude=self.held)
             steps = trace_of(prediction).steps
-        except AdapterParseError:
-            prediction = dspy.Prediction(**{field: ""})
+            answer = prediction.get(field)
+            self._read = self._read or not (answer is None or (isinstance(answer, str) and not answer.strip()))
+        except AdapterParseError as failure:
+            prediction, self._why = dspy.Prediction(**{field: ""}), one_line(str(failure))[:200]
         recalled_ids = dict.fromkeys(r.id for s in steps for r in s.recalled)
         past = {i.id: i for i in program.memory.interactions} if recalled_ids else {}
         if example.get(field) is None:  # the user only said something of another answer

@@ -7,6 +7,7 @@ import pytest
 
 from optimizers import PersonaAlignment
 from persona_dspy.data.interaction_rows import UserHistory
+from persona_dspy.errors import ModelError
 from persona_dspy.judge.asking import ask_all
 from persona_dspy.judge.people import cases, scored_as
 from persona_dspy.judge.results import Results
@@ -183,11 +184,19 @@ def test_time_that_is_up_keeps_no_half_aligned_persona(tmp_path):
 
 def test_an_answer_that_cannot_be_read_is_a_row_and_an_lm_that_fails_raises(tmp_path):
     chosen = variants(["direct"], references=False)
-    _, results = run(tmp_path / "a", chosen, FakeLM(lambda p: "no json at all"))
-    assert {r.parsed for r in results.rows} == {False}
-    assert standings(results.rows, scored_as(PEOPLE), ["direct"])[0].unparsed == 18
+    good, field = PEOPLE[0].queries[0].query, scored_as(PEOPLE).response_field
+    lm = FakeLM(lambda p: {field: PEOPLE[0].queries[0].gold} if good in p.user else "no json at all")
+    _, results = run(tmp_path / "a", chosen, lm)
+    assert standings(results.rows, scored_as(PEOPLE), ["direct"])[0].unparsed == 17
     with pytest.raises(dspy.utils.exceptions.LMError):
         run(tmp_path / "b", chosen, FakeLM(lambda p: None))
+
+
+@pytest.mark.parametrize("rubbish", ["", "I'm sorry, I cannot help.", '{"tag": ""}', '{"tag'])
+def test_an_lm_that_answers_only_rubbish_ends_it_and_leaves_no_rows(tmp_path, rubbish):
+    with pytest.raises(ModelError, match="cannot be read"):
+        run(tmp_path, variants(["direct"], references=False), FakeLM(lambda p: rubbish))
+    assert not (tmp_path / "answers.jsonl").exists()
 
 
 def test_preparation_and_prompts_see_nothing_held_out_and_no_other_user(tmp_path):

@@ -5,6 +5,7 @@ import gepa
 
 from optimizers.gepa_adapter import PersonaGEPAAdapter
 from persona_dspy.agent.agent import PersonaAgent
+from persona_dspy.core import fenced
 from persona_dspy.core.persona import Bullet, Persona
 from persona_dspy.testing.fake_lm import Prompt
 from persona_dspy.testing.synthetic import SyntheticUser, rule_following_lm
@@ -61,4 +62,14 @@ def test_reflection_reads_what_the_user_said_instead():
     with dspy.context(lm=rule_following_lm()):
         batch = adapter.evaluate(agent.examples()[:1], adapter.seed, capture_traces=True)
     (record,) = adapter.make_reflective_dataset(adapter.seed, batch, ["persona"])["persona"]
-    assert record["Feedback"] == f'The user\'s own response was "{agent.memory.interactions[0].response}".'
+    assert fenced(agent.memory.interactions[0].response, "the user's own response") in record["Feedback"]
+    assert record["Inputs"]["query"] == fenced(agent.memory.interactions[0].query, "query")
+
+
+def test_a_candidate_over_the_cap_scores_nothing_and_says_why():
+    agent = agent_of(SyntheticUser(), 8)
+    adapter = PersonaGEPAAdapter(agent)
+    long = {"persona": "\n".join(f"- Line {n} says something of this user at some length." for n in range(400))}
+    batch = adapter.evaluate(agent.examples()[:2], long, capture_traces=True)
+    assert batch.scores == [0.0, 0.0]
+    assert "expected at most 800" in adapter.make_reflective_dataset(long, batch, ["persona"])["persona"][0]["Feedback"]

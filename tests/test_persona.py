@@ -7,7 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+<<<<<<< HEAD
 from persona_dspy.core import PersonaParameter
+=======
+from persona_dspy.core.document import load_persona
+>>>>>>> 83be826 (An LM that answers only rubbish is an error; section caps at every door; GEPA's reflection sees fenced text; a service's errors are scrubbed)
 from persona_dspy.core.persona import (
     BULLET_TOKENS,
     NOTHING_ELSE,
@@ -19,7 +23,7 @@ from persona_dspy.core.persona import (
     Persona,
 )
 from persona_dspy.core.text import count_tokens
-from persona_dspy.errors import InputError
+from persona_dspy.errors import InputError, PersonaFormatError
 
 
 def rule(when="it is late", then="yes", **more):
@@ -260,6 +264,15 @@ def test_a_section_over_its_cap_may_shrink_but_not_grow():
     assert len(smaller.bullets) == 19, "still over the cap, and yet allowed: it came nearer"
     with pytest.raises(InputError, match="would hold"):
         full.apply([Edit(op="add", bullet=Bullet(section="style", text="one more line"))])
+
+
+def test_the_cap_holds_at_every_door(tmp_path):
+    text = "\n".join(f"- Line {n} says something of this user at some length." for n in range(400))
+    with pytest.raises(InputError, match="expected at most 800"):
+        Persona.from_text(text, user_id="u")
+    long = Persona(user_id="u", bullets=tuple(Bullet(section="who", text=line[2:]) for line in text.splitlines()))
+    with pytest.raises(PersonaFormatError, match=f"p.json.*expected at most {SECTION_TOKENS}"):
+        load_persona(long.to_json(tmp_path / "p.json") and tmp_path / "p.json")
 
 
 def test_a_section_that_is_over_its_cap_already_may_change_but_not_grow():

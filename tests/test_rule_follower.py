@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from persona_dspy.core import fenced
 from persona_dspy.testing.fake_lm import Prompt
 from persona_dspy.testing.rule_follower import Case, RuleFollower, deduced, described, heeded, merged
 
@@ -84,8 +85,9 @@ def test_every_optimizer_gets_the_same_deduction(outputs, fields, read):
 
 
 def test_gepas_own_prompt_too():
-    example = f"## Inputs\n### query\n{GHOST.query}\n\n## Generated Outputs\nhorror\n\n"
-    shown = f'# Example 1\n{example}## Feedback\nown response was "comedy".\n'
+    ours, own = fenced("horror", "our response"), fenced("comedy", "the user's own response")
+    example = f"## Inputs\n### query\n{fenced(GHOST.query, 'query')}\n\n## Generated Outputs\n{ours}\n\n"
+    shown = f"# Example 1\n{example}## Feedback\n{own}\n"
     text = RuleFollower()(Prompt(system="", user=f"I provided an assistant with\n```\nBe kind.\n```\n```\n{shown}```"))
     assert heeded(text) == [RULE]
     assert "Be kind." in text

@@ -1,11 +1,13 @@
 """Simulations: as of then, in order, concurrently, and what is kept of them."""
 
 import dspy
+import pytest
 
 from optimizers.simulation import Simulator
 from persona_dspy.agent.agent import PersonaAgent
 from persona_dspy.core.interactions import Interaction
 from persona_dspy.core.persona import Persona
+from persona_dspy.errors import ModelError
 from persona_dspy.testing.fake_lm import FakeLM
 from persona_dspy.testing.synthetic import SyntheticUser, rule_following_lm
 
@@ -80,3 +82,15 @@ def test_other_inputs_are_context_too():
     with dspy.context(lm=FakeLM(lambda prompt: {"tag": "comedy"})):
         (simulated,) = Simulator(agent, None).run(agent.persona.value, agent.examples())
     assert simulated.context == "place: the sea"
+
+
+@pytest.mark.parametrize("rubbish", ["", "I'm sorry, I cannot help with that.", '{"tag": " "}', "[[ ## ta"])
+def test_an_lm_that_answers_only_rubbish_is_an_error(rubbish):
+    agent = agent_of()
+    lm = FakeLM(lambda prompt: rubbish)
+    with dspy.context(lm=lm), pytest.raises(ModelError, match="none of 4 answers of 'fake/lm' can be read"):
+        Simulator(agent, None).run(agent.persona.value, agent.examples()[-4:])
+    some = FakeLM(lambda prompt: {"tag": "sci-fi"} if agent.examples()[-1].description in prompt.user else rubbish)
+    with dspy.context(lm=some):
+        simulated = Simulator(agent, None).run(agent.persona.value, agent.examples()[-4:])
+    assert [s.answer for s in simulated] == ["", "", "", "sci-fi"]

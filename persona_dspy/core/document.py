@@ -135,7 +135,8 @@ def load_document(path: str | os.PathLike[str]) -> PersonaDocument:
     """Read a persona JSON with everything in it.
 
     Raises:
-        PersonaFormatError: not there, not JSON, another schema, a missing or wrong field (named).
+        PersonaFormatError: not there, not JSON, another schema, a missing or wrong field (named), a section over its
+            cap of tokens.
     """
     file = Path(path)
     try:
@@ -152,7 +153,12 @@ def load_document(path: str | os.PathLike[str]) -> PersonaDocument:
         raise PersonaFormatError(f"{str(path)!r}: not JSON, line {failure.lineno}: {failure.msg}") from None
     except ValueError as failure:  # a number of thousands of digits
         raise PersonaFormatError(f"{str(path)!r}: {failure}; expected a persona JSON") from None
-    return parse_document(data, str(path))
+    document = parse_document(data, str(path))
+    try:
+        document.of_sections().check_sizes()
+    except InputError as refusal:
+        raise PersonaFormatError(f"{str(path)!r}: {refusal}") from None
+    return document
 
 
 def parse_document(data: Any, name: str = "<persona>") -> PersonaDocument:

@@ -225,7 +225,7 @@ class Persona(BaseModel):
         With ``like``, version and parent follow that persona, and its locked bullets stay.
 
         Raises:
-            InputError: the text holds nothing.
+            InputError: the text holds nothing, or a section would be over its cap of ``SECTION_TOKENS``.
         """
         section: Section = "preferences"
         bullets = [b for b in like.bullets if b.locked] if like else []
@@ -242,7 +242,23 @@ class Persona(BaseModel):
         if not bullets:
             raise InputError(f"persona text {text!r}: expected at least one line about the user")
         version, parent = (like.version + 1, like.version) if like else (0, None)
-        return cls(user_id=user_id, bullets=tuple(bullets), version=version, parent=parent)
+        new = cls(user_id=user_id, bullets=tuple(bullets), version=version, parent=parent)
+        new.check_sizes(like)
+        return new
+
+    def check_sizes(self, before: Persona | None = None) -> None:
+        """Sections over the cap are refused, but for one that was as long in ``before``.
+
+        Raises:
+            InputError: a section holds more than ``SECTION_TOKENS`` estimated tokens.
+        """
+        for name in SECTIONS:
+            used = sum(count_tokens(b.sentence) for b in self.section(name))
+            known = sum(count_tokens(b.sentence) for b in before.section(name)) if before else 0
+            if used > SECTION_TOKENS and used > known:
+                raise InputError(
+                    f"section {name!r} would hold {used} tokens: expected at most {SECTION_TOKENS}; keep what matters"
+                )
 
     def section(self, name: Section) -> tuple[Bullet, ...]:
         """The bullets of one section, in order."""
@@ -411,10 +427,7 @@ class Persona(BaseModel):
     def _next(self, bullets: Iterable[Bullet]) -> Persona:
         ordered = tuple(_in_section_order(bullets))
         new = Persona(user_id=self.user_id, bullets=ordered, version=self.version + 1, parent=self.version)
-        for name in SECTIONS:
-            used = sum(count_tokens(b.sentence) for b in new.section(name))
-            if used > SECTION_TOKENS and used > sum(count_tokens(b.sentence) for b in self.section(name)):
-                raise InputError(f"section {name!r} would hold {used} tokens: expected at most {SECTION_TOKENS}")
+        new.check_sizes(self)
         return new
 
 

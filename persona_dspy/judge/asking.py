@@ -7,6 +7,7 @@ history alone; a query is asked of a system once, and its answer changes nothing
 from __future__ import annotations
 
 import contextvars
+import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -19,14 +20,17 @@ from dspy.utils.exceptions import AdapterParseError
 
 from persona_dspy.core import answer_text
 from persona_dspy.data import Question
-from persona_dspy.errors import BudgetExceeded
+from persona_dspy.errors import BudgetExceeded, ModelError
 from persona_dspy.judge.people import Case
 from persona_dspy.judge.results import Judged, Results
 from persona_dspy.judge.systems import Prepared, Setting
 from persona_dspy.judge.variant import Variant
 from persona_dspy.lm import Ledger
 
-__all__ = ["ask_all"]
+__all__ = ["RUBBISH", "ask_all"]
+
+RUBBISH = 8
+"""So many answers of an LM, none of which can be read, end an evaluation."""
 
 
 def ask_all(
@@ -49,6 +53,7 @@ def ask_all(
         on_row: told of each new row.
 
     Raises:
+        ModelError: the first answers cannot be read, not one of ``RUBBISH``. They are not kept.
         Whatever the LM raises; rows written so far stay, and what runs beside it ends at its next LM call.
     """
     run = _Run(setting, results, ledger or Ledger(), on_row or _nothing)
@@ -68,6 +73,7 @@ def ask_all(
                 for job in jobs:
                     job.cancel()
                 raise
+            run.end()
     return all(
         {q.id for q in person.queries} <= results.answered(variant.name, person.user_id) for person, variant in work
     )
@@ -80,6 +86,15 @@ def _nothing(row: Judged) -> None:
 class _Run:
     def __init__(self, setting: Setting, results: Results, ledger: Ledger, on_row: Callable[[Judged], None]) -> None:
         self.setting, self.results, self.ledger, self.on_row = setting, results, ledger, on_row
+        self._unread: list[Judged] = []  # answers of an LM of which none was read by now
+        self._was_read = any(r.kind == "answer" and r.calls and r.parsed for r in results.rows)
+        self._lock = threading.Lock()
+
+    def end(self) -> None:
+        """Keep the few answers that could not be read where there are no others."""
+        unread, self._unread = self._unread, []
+        for row in unread:
+            self._keep(row)
 
     def one_or_stop(self, person: Case, variant: Variant) -> None:
         """``one``; where it raises, all that runs beside it ends at its next LM call, before the main thread hears."""
@@ -135,5 +150,22 @@ class _Run:
         row = Judged.of(
             ledger.usage, time.monotonic() - began, system=program.variant.name, user_id=program.user_id, **what
         )
+        if row.kind != "answer" or not row.calls:
+            self._keep(row)
+            return
+        with self._lock:
+            self._was_read = self._was_read or row.parsed
+            self._unread.append(row)
+            if not self._was_read and len(self._unread) >= RUBBISH:
+                raise ModelError(
+                    f"the first {len(self._unread)} answers of the LM cannot be read, the last one "
+                    f"{row.answer[:100]!r} of {row.system!r}; expected answers in the form that is asked for. Look at "
+                    "one of them: persona-dspy ask; is it the right model, and are max_tokens enough?"
+                )
+            rows, self._unread = (self._unread, []) if self._was_read else ([], self._unread)
+        for one in rows:
+            self._keep(one)
+
+    def _keep(self, row: Judged) -> None:
         self.results.add(row)
         self.on_row(row)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import dspy
 
 from persona_dspy.agent import PersonalProgram, Recorder, answering
-from persona_dspy.core import Persona, PersonaDocument
+from persona_dspy.core import Persona, PersonaDocument, scrubbed
 from persona_dspy.errors import InputError, PersonaError, StoreError, UnknownUser, UserForgotten, VersionConflict
 from persona_dspy.lm import call_listeners
 from persona_dspy.memory import SemanticMemory
@@ -63,7 +63,9 @@ class UserAlignment:
             there = store.release(lease, aligned=isinstance(failure, InputError | UnknownUser))
             if not there and store.due(user_id) is None:
                 return Outcome(user_id=user_id, version=None, changed=False, note="the user was forgotten meanwhile")
-            error = str(failure) if isinstance(failure, PersonaError) else f"{type(failure).__name__}: {failure}"
+            error = scrubbed(
+                str(failure) if isinstance(failure, PersonaError) else f"{type(failure).__name__}: {failure}"
+            )
             self._tracked.add(user_id, None, error)
             return Outcome(user_id=user_id, version=store.state(user_id).version, changed=False, error=error)
 

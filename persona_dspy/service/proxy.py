@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from persona_dspy.core import SIGNAL_FIELDS
+from persona_dspy.core import SIGNAL_FIELDS, scrubbed
 from persona_dspy.errors import InputError, PersonaError, StoreError, UnknownUser
 from persona_dspy.service.chat import parse_body, query_of, user_of, with_persona
 from persona_dspy.service.metrics import Metrics
@@ -267,7 +267,9 @@ def _recalled(header: str | None) -> int:
 def _error(status: int, message: str) -> JSONResponse:
     """An error as OpenAI's clients read it."""
     kind = "invalid_request_error" if status < 500 else "server_error"
-    return JSONResponse({"error": {"message": message, "type": kind, "code": str(status)}}, status_code=status)
+    return JSONResponse(
+        {"error": {"message": scrubbed(message), "type": kind, "code": str(status)}}, status_code=status
+    )
 
 
 async def _refused(request: Request, refusal: Exception) -> Response:

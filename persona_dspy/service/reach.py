@@ -8,6 +8,7 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 
+from persona_dspy.core import scrubbed
 from persona_dspy.errors import StoreError, UserForgotten
 
 __all__ = ["StoreReach"]
@@ -43,10 +44,10 @@ class StoreReach:
             raise
         except StoreError as failure:
             with self._lock:
-                first, self.trouble = not self.trouble, str(failure)
+                first, self.trouble = not self.trouble, scrubbed(str(failure))
                 self._again = time.monotonic() + self._pause
             if first:
-                _log.error("the store failed; answers go on under the personas known here: %s", failure)
+                _log.error("the store failed; answers go on under the personas known here: %s", self.trouble)
             raise
         if self.trouble:
             with self._lock:

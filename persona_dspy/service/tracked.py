@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 
-from persona_dspy.core import PersonaDocument
+from persona_dspy.core import PersonaDocument, scrubbed
 from persona_dspy.errors import RunError
 from persona_dspy.tracking import Tracker
 
@@ -53,8 +53,8 @@ class TrackedAlignments:
         try:
             tracker.begin({"service": True, "every": self._every})
         except RunError as failure:
-            self._again, self.trouble = time.monotonic() + _PAUSE, str(failure)
-            _log.warning("alignments go on without runs: %s", failure)
+            self._again, self.trouble = time.monotonic() + _PAUSE, scrubbed(str(failure))
+            _log.warning("alignments go on without runs: %s", self.trouble)
             return False
         self._begun, self.trouble = True, ""
         return True

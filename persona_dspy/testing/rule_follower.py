@@ -75,6 +75,7 @@ _LINE = re.compile(r"^\[id (\w+)[^\]]*\] (.+)$", re.MULTILINE)
 _NUMBERED = re.compile(r"^(?:attempt (\d+)$|(\d+)\. )", re.MULTILINE)
 _DRAFTS = ("draft A", "draft B")
 _OWN = re.compile(r"own response was \"([^\"]+)\"")
+_FENCED = re.compile(r'<data source="([^"\n]*)" id="\w+">\n(.*?)\n</data', re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -421,11 +422,10 @@ def _gepa_text(text: str) -> str:
     current = text.split("```")[1].strip()
     cases: list[Case] = []
     for block in text.split("# Example ")[1:]:
-        gold = _OWN.search(block)
-        asked = re.search(r"### query\n(.*?)\n\n", block, re.DOTALL)
-        ours = re.search(r"## Generated Outputs\n(.*?)\n", block)
-        if gold and asked and ours:
-            cases.append(Case(query=asked.group(1), ours=ours.group(1).strip(), gold=gold.group(1)))
+        fenced: dict[str, str] = dict(_FENCED.findall(block))
+        if len(fenced) == 3 and "the user's own response" in fenced:
+            query, ours, gold = fenced["query"], fenced["our response"], fenced["the user's own response"]
+            cases.append(Case(query=query, ours=ours, gold=gold))
     return f"```\n{merged(current, deduced(cases))}\n```"
 
 
