@@ -50,7 +50,7 @@ slow-models: .venv/ready  ## alone: a llama.cpp engine wants the cores for itsel
 	@$(BIN)/python -m pytest --durations=15 -m "model or notebook"
 
 lock:  ## after a change of pyproject.toml
-	@VIRTUAL_ENV=.venv uv pip compile pyproject.toml --universal --python-version 3.11 --extra local --extra ray --extra postgres --extra dense --extra report --extra serve --extra dev --generate-hashes \
+	@VIRTUAL_ENV=.venv uv pip compile pyproject.toml --universal --python-version 3.11 --extra local --extra ray --extra postgres --extra dense --extra report --extra serve --extra sign --extra dev --generate-hashes \
 	  --no-annotate --no-header --no-emit-index-url --no-emit-find-links -q -o requirements.lock
 
 clean:

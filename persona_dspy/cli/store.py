@@ -6,6 +6,7 @@ None of these commands calls an LM.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -223,16 +224,20 @@ def export(
     user: Annotated[str | None, typer.Argument(metavar="[USER]", help="A user id, as it was ingested.")] = None,
     every: Annotated[bool, typer.Option("--all", help="Every user who has a persona.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for the persona JSONs.")] = Path("personas"),
+    sign: Annotated[
+        Path | None, typer.Option(metavar="KEYFILE", help="Write a signature beside each: an ed25519 private key.")
+    ] = None,
     store: StoreOption = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Write current personas as JSON files, one a user.
+    """Write current personas as JSON files, one a user; with --sign a signature beside each, for import --verify.
 
     Example: persona-dspy export --all --out personas/ --store personas.db
     """
-    from persona_dspy.core import persona_file_name, write_text
+    from persona_dspy.core import persona_file_name, private_key, sign_document, write_text
     from persona_dspy.errors import InputError
 
+    key = private_key(sign) if sign is not None else None
     if (user is None) == (not every):
         raise InputError(f"export {user!r}, --all {every}: expected either a user id, as in export ana, or --all")
     count, path = 0, ""
@@ -243,6 +248,8 @@ def export(
                 continue
             target = out / persona_file_name(one)
             write_text(target, document_of(opened, one).to_json())
+            if key is not None:
+                sign_document(target, key)
             count, path = count + 1, str(target)
     if json_output:
         print_json({"out": str(out), "personas": count, **({"file": path} if user is not None else {})})
@@ -252,6 +259,13 @@ def export(
 
 def import_command(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Persona JSONs, or folders of them.")],
+    verify: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="KEYFILE",
+            help="Take only what this ed25519 public key signed, and no version below those that the store has.",
+        ),
+    ] = None,
     store: StoreOption = None,
     json_output: JsonOption = False,
 ) -> None:
@@ -259,18 +273,22 @@ def import_command(
 
     Example: persona-dspy import personas/ --store personas.db
     """
-    from persona_dspy.core import load_document
+    from persona_dspy.core import load_document, public_key, verified_document
     from persona_dspy.errors import PersonaFormatError
 
     listed = list(_json_files(files))
     if not listed:
         raise PersonaFormatError(f"{[str(f) for f in files]!r}: expected at least one persona JSON")
+    key = public_key(verify) if verify is not None else None
+    read = load_document if key is None else partial(verified_document, key=key)
     for file in listed:
-        load_document(file).persona()
+        read(file).persona()
     put: list[dict[str, Any]] = []
     with open_store(store, new=True) as opened:
+        if key is not None:
+            _refuse_replays(opened, map(read, listed))
         for file in listed:
-            document = load_document(file)
+            document = read(file)
             record = document.alignment.model_dump(mode="json") if document.alignment else None
             imported = opened.put_persona(document.user_id, document.to_json(), record)
             put.append({"user_id": imported.user_id, "version": imported.version})
@@ -279,6 +297,30 @@ def import_command(
         return
     for one in put:
         echo(f"{one['user_id']!r}: version {one['version']} is current")
+
+
+def _refuse_replays(store: Store, documents: Iterable[PersonaDocument]) -> None:
+    """What was signed once stays signed: an older version is refused, whoever sends it.
+
+    Raises:
+        InputError: the store, or another of the files, has a later version of a user.
+    """
+    from persona_dspy.errors import InputError, UnknownUser
+
+    latest: dict[str, int] = {}
+    for document in documents:
+        user = document.user_id
+        if user in latest:
+            raise InputError(f"user {user!r}: versions {latest[user]} and {document.version} at once; expected one")
+        try:
+            latest[user] = max((v.version for v in store.versions(user)), default=-1)
+        except UnknownUser:
+            latest[user] = document.version
+        if document.version < latest[user]:
+            raise InputError(
+                f"version {document.version} of {user!r}: the store has version {latest[user]}; expected that or a "
+                f"later one; to go back type: persona-dspy rollback {user!r} --to {document.version}"
+            )
 
 
 def _registry(uri: str | None) -> MlflowTracker | None:

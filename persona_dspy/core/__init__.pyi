@@ -59,6 +59,11 @@ from .signals import SIGNAL_FIELDS as SIGNAL_FIELDS
 from .signals import Signal as Signal
 from .signals import says_disliked as says_disliked
 from .signals import thumbs_of as thumbs_of
+from .signing import private_key as private_key
+from .signing import public_key as public_key
+from .signing import sign_document as sign_document
+from .signing import signature_path as signature_path
+from .signing import verified_document as verified_document
 from .spelling import match_label as match_label
 from .spelling import own_labels as own_labels
 from .spelling import spellings as spellings

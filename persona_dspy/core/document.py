@@ -25,6 +25,7 @@ __all__ = [
     "json_schema",
     "load_document",
     "load_persona",
+    "read_document",
     "save_persona",
 ]
 
@@ -138,26 +139,38 @@ def load_document(path: str | os.PathLike[str]) -> PersonaDocument:
         PersonaFormatError: not there, not JSON, another schema, a missing or wrong field (named), a section over its
             cap of tokens.
     """
-    file = Path(path)
     try:
-        data = json.loads(file.read_text(encoding="utf-8-sig"))
+        content = Path(path).read_bytes()
     except FileNotFoundError:
         raise PersonaFormatError(
             f"{str(path)!r}: no such file; expected a persona JSON, such as personas/u1.json"
         ) from None
-    except (OSError, UnicodeDecodeError) as failure:
+    except OSError as failure:
         raise PersonaFormatError(f"{str(path)!r}: cannot be read ({failure}); expected a persona JSON") from None
+    return read_document(content, str(path))
+
+
+def read_document(content: bytes, name: str) -> PersonaDocument:
+    """A document from a file's bytes; ``name`` is the file's, for errors.
+
+    Raises:
+        PersonaFormatError: as ``load_document``.
+    """
+    try:
+        data = json.loads(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as failure:
+        raise PersonaFormatError(f"{name!r}: cannot be read ({failure}); expected a persona JSON") from None
     except RecursionError:
-        raise PersonaFormatError(f"{str(path)!r}: nested too deeply; expected a persona JSON") from None
+        raise PersonaFormatError(f"{name!r}: nested too deeply; expected a persona JSON") from None
     except json.JSONDecodeError as failure:
-        raise PersonaFormatError(f"{str(path)!r}: not JSON, line {failure.lineno}: {failure.msg}") from None
+        raise PersonaFormatError(f"{name!r}: not JSON, line {failure.lineno}: {failure.msg}") from None
     except ValueError as failure:  # a number of thousands of digits
-        raise PersonaFormatError(f"{str(path)!r}: {failure}; expected a persona JSON") from None
-    document = parse_document(data, str(path))
+        raise PersonaFormatError(f"{name!r}: {failure}; expected a persona JSON") from None
+    document = parse_document(data, name)
     try:
         document.of_sections().check_sizes()
     except InputError as refusal:
-        raise PersonaFormatError(f"{str(path)!r}: {refusal}") from None
+        raise PersonaFormatError(f"{name!r}: {refusal}") from None
     return document
 
 
