@@ -74,12 +74,16 @@ class InParts(dspy.ChatAdapter):
 def test_adapters_with_a_format_of_their_own_carry_the_persona(make, how):
     asked = []
     lm = FakeLM(lambda p: (asked.append(p), "[[ ## answer ## ]]\nfine\n\n[[ ## completed ## ]]")[1])
-    adapter = dspy.TwoStepAdapter(FakeLM(says)) if make == "two steps" else make()
+    extracted = []
+    extractor = FakeLM(lambda p: (extracted.append(p), says(p))[1])
+    adapter = dspy.TwoStepAdapter(extractor) if make == "two steps" else make()
     mine = personalize(dspy.Predict("question -> answer"), persona=ANA)
     with dspy.context(lm=lm, adapter=adapter):
         answer = mine(question="well?") if how == "sync" else asyncio.run(mine.acall(question="well?"))
     assert answer.answer == "fine"
     assert [p.system.count("ZEBRA") for p in asked] == [1]
+    assert [p.system.count("ZEBRA") for p in extracted] == [1] * (make == "two steps")
+    assert type(extractor) is dspy.LM
 
 
 class Threaded(dspy.Module):

@@ -175,6 +175,8 @@ def test_it_asks_first_and_wants_real_places(home, capsys, monkeypatch):
     assert not {"no.db", "nowhere", "mlflow.db"} & {p.name for p in home.iterdir()}
     with Store.open("s.db") as store:
         assert store.current("u").version == 0
+    code, _, err = run(capsys, "forget", "nobody", "--store", "s.db", "--tracking-uri", "OFF", "--yes")
+    assert (code, "no MLflow runs" in err) == (0, True)
     code, out, err = run(capsys, "forget", "u", "--store", "s.db", "--yes")
     assert (code, out.strip()) == (0, "store: 1 current, 1 versions, 1 users")
     assert "no MLflow runs" in err

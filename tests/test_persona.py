@@ -7,11 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-<<<<<<< HEAD
 from persona_dspy.core import PersonaParameter
-=======
 from persona_dspy.core.document import load_persona
->>>>>>> 83be826 (An LM that answers only rubbish is an error; section caps at every door; GEPA's reflection sees fenced text; a service's errors are scrubbed)
 from persona_dspy.core.persona import (
     BULLET_TOKENS,
     NOTHING_ELSE,

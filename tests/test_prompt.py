@@ -16,7 +16,9 @@ from persona_dspy.agent import prompt as system_prompt
 from persona_dspy.agent.context import recording
 from persona_dspy.agent.knowledge import Document
 from persona_dspy.agent.prompt import as_persona, personal_adapter
-from persona_dspy.core.text import data_text
+from persona_dspy.core.text import data_text, fenced
+from persona_dspy.lm import TerseJSON
+from persona_dspy.testing.fake_lm import FakeLM
 
 PERSONA = "You answer for one particular user.\n\n  Odd   spacing, {braces} and ünïcode stay.\n"
 ADAPTERS = [dspy.ChatAdapter, dspy.JSONAdapter, dspy.XMLAdapter]
@@ -281,3 +283,28 @@ def test_dspys_list_of_models_is_searched_once_for_an_lm(monkeypatch):
         with as_persona("p", lm=lm):
             pass
     assert len(asked) == 1
+
+
+class Graded(dspy.Signature):
+    film: str = dspy.InputField()
+    tag: str = dspy.OutputField()
+    grade: int = dspy.OutputField()
+    words: list[str] = dspy.OutputField()
+
+
+@pytest.mark.parametrize("base", [dspy.ChatAdapter, dspy.JSONAdapter, dspy.XMLAdapter, TerseJSON])
+@pytest.mark.parametrize("known", [{}, {"grade": 3, "words": ["a", "b"]}])
+def test_every_turn_is_an_answer_that_the_adapter_accepts(base, known):
+    """One that lacks an output which words cannot stand for is told beside the query, as data."""
+    asked = []
+    lm = FakeLM(lambda p: (asked.append(p), {"tag": "drama", "grade": 1, "words": []})[1])
+    turns = [{"film": "Heat", "tag": "crime", **known}]
+    with dspy.context(lm=lm), as_persona("Likes crime.", turns=turns, adapter=base()):
+        dspy.Predict(Graded)(film="Ronin")
+    (prompt,) = asked
+    assert [base().parse(Graded, answer) for _, answer in prompt.turns] == (
+        [{"tag": "crime", **known}] if known else []
+    )
+    told = fenced("film: Heat\ntag: crime", "an earlier query of this user, and this user's own answer to it")
+    assert prompt.user.startswith(told) != bool(known)
+    assert "Ronin" in prompt.user

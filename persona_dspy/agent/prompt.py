@@ -7,6 +7,7 @@ without each.
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -19,12 +20,12 @@ from typing import Any
 import dspy
 from dspy.adapters.base import Adapter
 from dspy.adapters.types.base_type import CUSTOM_TYPE_END_IDENTIFIER, CUSTOM_TYPE_START_IDENTIFIER
-from dspy.adapters.utils import serialize_for_json
+from dspy.adapters.utils import parse_value, serialize_for_json
 from pydantic import BaseModel
 
 from persona_dspy.agent.context import Turn, answering, current_answer
 from persona_dspy.agent.dspy_private import AdapterHooks, adapter_class
-from persona_dspy.core import data_text, defused, defused_tags
+from persona_dspy.core import data_text, defused, defused_tags, fenced
 from persona_dspy.lm import TerseJSON, able, adapter_call, prompt_ready, reply_ready, reserved
 
 __all__ = ["as_persona", "personal_adapter"]
@@ -45,7 +46,8 @@ class _PersonaMixin(AdapterHooks):
     def format_demos(self, signature: Any, demos: list[Any]) -> list[dict[str, Any]]:
         messages = super().format_demos(signature, demos)  # type: ignore[misc]
         for turn in current_answer().turns:
-            messages.extend(self._turn(signature, turn))
+            if _is_answer(signature, turn):
+                messages.extend(self._turn(signature, turn))
         return messages
 
     def _turn(self, signature: Any, turn: Turn) -> list[dict[str, Any]]:
@@ -72,6 +74,8 @@ class _PersonaMixin(AdapterHooks):
 
     def format(self, signature: Any, demos: list[Any], inputs: dict[str, Any]) -> list[dict[str, Any]]:
         messages = _with_persona(super().format(signature, demos, inputs))  # type: ignore[misc]
+        if told := [turn for turn in current_answer().turns if not _is_answer(signature, turn)]:
+            messages = _with_told(messages, signature, told)
         prompt_ready()
         return [
             {**m, "content": str(m["content"])} if isinstance(m.get("content"), _Formatted) else m for m in messages
@@ -131,6 +135,40 @@ def _with_persona(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     if answer.delivery is not None:
         answer.delivery.requests += 1
     return messages
+
+
+def _is_answer(signature: Any, turn: Turn) -> bool:
+    """Whether a turn can be shown as an answer that the adapter would accept: an output that is missing in it is marked
+    by DSPy's words for that, which stand for text alone."""
+    return _takes_part(signature, frozenset(turn))
+
+
+@lru_cache(maxsize=256)
+def _takes_part(signature: Any, names: frozenset[str]) -> bool:
+    if _only(signature, names) is None:
+        return True  # another predictor's turn: it is not shown at all
+    missing = [field.annotation for name, field in signature.output_fields.items() if name not in names]
+    return all(map(_takes_words, missing))
+
+
+def _takes_words(annotation: Any) -> bool:
+    try:
+        parse_value("Not supplied for this particular example.", annotation)
+    except (ValueError, TypeError, SyntaxError):
+        return False
+    return True
+
+
+def _with_told(messages: list[dict[str, Any]], signature: Any, turns: Sequence[Turn]) -> list[dict[str, Any]]:
+    """Messages with past turns as data in the last one, where they are no whole answers to this signature."""
+    blocks: list[str] = []
+    for turn in turns:
+        shown = [f"{name}: {turn[name]}" for name in signature.fields if name in turn]
+        blocks.append(fenced("\n".join(shown), "an earlier query of this user, and this user's own answer to it"))
+    text, last = "\n\n".join(blocks), messages[-1]
+    content = last["content"]
+    content = [{"type": "text", "text": text}, *content] if isinstance(content, list) else f"{text}\n\n{content}"
+    return [*messages[:-1], {**last, "content": content}]
 
 
 def _text_of(content: Any) -> str:
@@ -279,8 +317,38 @@ def personal_adapter(base: Adapter | None = None, lm: Any = None) -> Adapter:
         else:
             base = dspy.ChatAdapter(use_native_function_calling=able(lm, "function_calling"))
     adapter = object.__new__(_personal_class(type(base)))
-    adapter.__dict__.update(base.__dict__)
+    own = {name: _personal_lm(value) for name, value in vars(base).items() if isinstance(value, dspy.BaseLM)}
+    adapter.__dict__.update(base.__dict__ | own)
     return adapter
+
+
+class _PersonaLM:
+    """An LM that an adapter asks by itself, as ``TwoStepAdapter`` does for its extraction: with the persona too."""
+
+    def __call__(self, *args: Any, messages: Any = None, **options: Any) -> Any:
+        return super().__call__(*args, messages=_in_place(messages), **options)  # type: ignore[misc]
+
+    async def acall(self, *args: Any, messages: Any = None, **options: Any) -> Any:
+        return await super().acall(*args, messages=_in_place(messages), **options)  # type: ignore[misc]
+
+
+def _in_place(messages: Any) -> Any:
+    """An adapter's own list of messages with the persona in it. It stays the same list: by that DSPy knows its own."""
+    if messages:
+        messages[:] = _with_persona(messages)
+    return messages
+
+
+@cache
+def _personal_lm_class(base: type[dspy.BaseLM]) -> type[dspy.BaseLM]:
+    return type(base.__name__, (_PersonaLM, base), {"__qualname__": f"Persona{base.__name__}"})
+
+
+def _personal_lm(lm: dspy.BaseLM) -> dspy.BaseLM:
+    """The LM as one that adds the persona to its messages; ``lm`` itself is not changed."""
+    twin = copy.copy(lm)
+    twin.__class__ = _personal_lm_class(type(lm))
+    return twin
 
 
 @contextmanager

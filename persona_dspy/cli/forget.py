@@ -125,7 +125,7 @@ def _places(store: str | None, out: list[Path] | None, uri: str | None) -> tuple
     """
     from persona_dspy.errors import InputError
     from persona_dspy.lm import home_dir
-    from persona_dspy.tracking import tracker_for
+    from persona_dspy.tracking import is_off, tracker_for
 
     notes: list[str] = []
     has_store = store is not None or (home_dir() / "personas.db").exists()
@@ -136,8 +136,8 @@ def _places(store: str | None, out: list[Path] | None, uri: str | None) -> tuple
         if not _is_output(folder):
             raise InputError(f"--out {str(folder)!r}: no such folder; expected the --out of a compile or an export")
     file = sqlite_file(uri or "sqlite:///mlflow.db")
-    has_runs = uri != "off" and (file is None or file.exists())
-    if uri not in (None, "off") and not has_runs:
+    has_runs = not is_off(uri) and (file is None or file.exists())
+    if uri is not None and not is_off(uri) and not has_runs:
         raise InputError(f"--tracking-uri {uri!r}: no such file; expected the URI that compile was given, or 'off'")
     for there, what in ((has_store, "no store (--store)"), (has_runs, "no MLflow runs (--tracking-uri)")):
         if not there:

@@ -154,12 +154,12 @@ def _show_trace(answer: Any, agent: Any) -> None:
 @contextmanager
 def _sent(uri: str | None) -> Generator[None]:
     """Answers inside become MLflow traces; says where to see them, or why they are missing."""
-    from persona_dspy.tracking import MlflowTracker
+    from persona_dspy.tracking import MlflowTracker, is_off
 
-    if uri in (None, "off"):
+    if uri is None or is_off(uri):
         yield
         return
-    tracker = MlflowTracker(str(uri))
+    tracker = MlflowTracker(uri)
     with tracker.tracing() as sender:
         yield
     echo(f"trace not sent: {sender.trouble}" if sender.lost else f"trace: {tracker.where}", err=True)

@@ -46,7 +46,7 @@ def application() -> Starlette:
     from persona_dspy.cli.programs import forgettable
     from persona_dspy.service import Metrics, Personas, ProxyOptions, ServiceOptions, proxy_app
     from persona_dspy.store import Store
-    from persona_dspy.tracking import tracker_for
+    from persona_dspy.tracking import is_off, tracker_for
 
     settings = ServeSettings(**json.loads(os.environ[SETTINGS]))
     forgettable()
@@ -57,7 +57,7 @@ def application() -> Starlette:
         Store.open(settings.store),
         PersonaAgent("message -> reply"),
         PersonaAlignment(),
-        tracker=tracker_for(settings.tracking_uri) if settings.tracking_uri != "off" else None,
+        tracker=None if is_off(settings.tracking_uri) else tracker_for(settings.tracking_uri),
         every=settings.every if settings.model is not None else _NEVER,
         options=ServiceOptions(queue=settings.queue, on_done=metrics.count_alignment),
     )

@@ -329,10 +329,11 @@ def _registry(uri: str | None) -> MlflowTracker | None:
     Raises:
         InputError: there is no such file.
     """
-    if uri is None or uri == "off":
-        return None
     from persona_dspy.errors import InputError
-    from persona_dspy.tracking import MlflowTracker
+    from persona_dspy.tracking import MlflowTracker, is_off
+
+    if uri is None or is_off(uri):
+        return None
 
     file = sqlite_file(uri)
     if file is not None and not file.exists():

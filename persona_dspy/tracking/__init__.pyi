@@ -10,4 +10,5 @@ from .traces import TraceSender as TraceSender
 from .tracker import MlflowTracker as MlflowTracker
 from .tracker import NullTracker as NullTracker
 from .tracker import Tracker as Tracker
+from .tracker import is_off as is_off
 from .tracker import tracker_for as tracker_for

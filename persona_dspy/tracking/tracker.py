@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from persona_dspy.tracking.forgetting import TrackedErasure
     from persona_dspy.tracking.traces import TraceSender
 
-__all__ = ["MlflowTracker", "NullTracker", "Runs", "Tracker", "prompt_name", "tracker_for"]
+__all__ = ["MlflowTracker", "NullTracker", "Runs", "Tracker", "is_off", "prompt_name", "tracker_for"]
 
 EXPERIMENT = "persona-dspy"
 Runs = Literal["all", "sampled", "none"]
@@ -434,9 +434,19 @@ class MlflowTracker:
         )
 
 
+def is_off(uri: str | None) -> bool:
+    """Whether a ``--tracking-uri`` says that nothing is tracked, in any case: ``off``, ``OFF``.
+
+    Example:
+        >>> is_off("OFF"), is_off("sqlite:///off.db"), is_off(None)
+        (True, False, False)
+    """
+    return uri is not None and uri.strip().casefold() == "off"
+
+
 def tracker_for(uri: str | None, *, runs: Runs = "sampled", register: bool = False) -> Tracker:
     """The tracker of a ``--tracking-uri``: ``off`` = none, None = a SQLite file ``mlflow.db`` in this folder, without
     which work goes on."""
-    if uri is not None and uri.strip().casefold() == "off":
+    if is_off(uri):
         return NullTracker()
     return MlflowTracker(uri or "sqlite:///mlflow.db", runs=runs, register=register, optional=uri is None)
