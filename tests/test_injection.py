@@ -6,11 +6,14 @@ harmless words: the same roles, the same system message up to the persona, the s
 nothing that a chat template or an adapter takes for its own.
 """
 
+import json
 import re
+from dataclasses import dataclass
 from functools import cache
 
 import dspy
 import pytest
+from pydantic import BaseModel, ConfigDict
 from requests_seen import messages, seen_lm
 
 from optimizers import KeywordProposer, PersonaAlignment, simulation
@@ -92,7 +95,7 @@ def lm_for(text):
             return {"next_thought": text, "next_tool_name": "finish" if done else "tool", "next_tool_args": args}
         if "actions" in prompt.outputs:
             return {"actions": [{"action": "tool", "words": text[:60]}, {"action": "recall_profile", "words": ""}]}
-        return dict.fromkeys(prompt.outputs, "drama")
+        return {name: 3 if name == "grade" else "drama" for name in prompt.outputs}
 
     return lm
 
@@ -135,6 +138,10 @@ def made(kind, adapter):
         return PersonaAgent("film -> tag", actions=Act(policy="react", tools=[tool]), **options)
     if kind == "own ReAct":
         return personalize(dspy.ReAct("film -> tag", tools=[tool]), **options)
+    if kind == "own values":
+        return personalize(dspy.Predict("film, passages: list -> tag"), **options)
+    if kind == "told":
+        return personalize(dspy.Predict("film -> tag, grade: int"), **options, fields=("film", "tag"), recall_k=2)
     if kind == "own RAG":
         return personalize(dspy.Predict("film, passages: list[str] -> tag"), **options)
     found = dspy.Tool(documents, name="tool") if kind == "documents" else tool
@@ -173,7 +180,41 @@ def profile(text, adapter):
     return run(made("turns", adapter).for_user("ana", (), persona), text)
 
 
+@dataclass
+class Passage:
+    title: str
+    text: str
+
+
+class Loose(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    text: str
+
+
+def values(text, adapter):
+    """A program's inputs of other types than text: dataclasses, models with more fields than declared, examples."""
+    given = [Passage(title=text, text="x"), Loose(text="y", more=text), {text: [text]}]
+    return run(made("own values", adapter), text, film="a film", passages=given)
+
+
+def checkpoint(text, adapter):
+    """A saved program whose demos somebody wrote."""
+    plain = dspy.Predict("film -> tag")
+    plain.demos = [dspy.Example(film=text, tag=text).with_inputs("film"), {"film": "x", "tag": text}]
+    fresh = dspy.Predict("film -> tag")
+    fresh.load_state(json.loads(json.dumps(plain.dump_state())))
+    return run(personalize(fresh, persona=PERSONA, history=(), adapter=ADAPTERS[adapter]()), text)
+
+
+def told(text, adapter):
+    """Past turns that lack a typed output: told as data beside the query."""
+    return run(made("told", adapter).for_user("ana", history(text, query="@", response="@"), PERSONA), text)
+
+
 CHANNELS = {
+    "values": values,
+    "checkpoint": checkpoint,
+    "turns told as data": told,
     "episode's query": lambda text, adapter: episodes(text, adapter, query="a film: @"),
     "episode's response": lambda text, adapter: episodes(text, adapter, response="@"),
     "episode's title": lambda text, adapter: episodes(text, adapter, title="@"),
@@ -190,7 +231,13 @@ CHANNELS = {
     "profile": profile,
     "query": lambda text, adapter: run(made("turns", adapter), text, film=text),
 }
-AS_IT_IS = {"query", "tool in one's own ReAct", "passages in one's own program"}  # a program's own inputs: defused only
+AS_IT_IS = {
+    "query",
+    "values",
+    "checkpoint",
+    "tool in one's own ReAct",
+    "passages in one's own program",
+}  # a program's own inputs: defused only
 
 MARKERS = re.compile(r"\[\[\s*##\s*(\w+)\s*##\s*\]\]")
 TEMPLATE = re.compile(

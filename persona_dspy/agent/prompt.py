@@ -75,7 +75,7 @@ class _PersonaMixin(AdapterHooks):
     def format(self, signature: Any, demos: list[Any], inputs: dict[str, Any]) -> list[dict[str, Any]]:
         messages = _with_persona(super().format(signature, demos, inputs))  # type: ignore[misc]
         if told := [turn for turn in current_answer().turns if not _is_answer(signature, turn)]:
-            messages = _with_told(messages, signature, told)
+            messages = _with_told(messages, signature, told, self._field_tags(signature))
         prompt_ready()
         return [
             {**m, "content": str(m["content"])} if isinstance(m.get("content"), _Formatted) else m for m in messages
@@ -93,8 +93,12 @@ class _PersonaMixin(AdapterHooks):
         safe = self._guarded(signature, outputs)
         return super().format_assistant_message_content(signature, safe, *args, **options)  # type: ignore[misc]
 
+    def _field_tags(self, signature: Any) -> frozenset[str]:
+        """Names that the adapter writes as tags."""
+        return frozenset(signature.fields) if isinstance(self, dspy.XMLAdapter) else frozenset()
+
     def _guarded(self, signature: Any, values: Mapping[str, Any]) -> dict[str, Any]:
-        tags = frozenset(signature.fields) if isinstance(self, dspy.XMLAdapter) else frozenset[str]()
+        tags = self._field_tags(signature)
         guarded: dict[str, Any] = {}
         for name, value in values.items():
             field = signature.fields.get(name)
@@ -159,12 +163,16 @@ def _takes_words(annotation: Any) -> bool:
     return True
 
 
-def _with_told(messages: list[dict[str, Any]], signature: Any, turns: Sequence[Turn]) -> list[dict[str, Any]]:
+def _with_told(
+    messages: list[dict[str, Any]], signature: Any, turns: Sequence[Turn], tags: frozenset[str]
+) -> list[dict[str, Any]]:
     """Messages with past turns as data in the last one, where they are no whole answers to this signature."""
     blocks: list[str] = []
     for turn in turns:
-        shown = [f"{name}: {turn[name]}" for name in signature.fields if name in turn]
-        blocks.append(fenced("\n".join(shown), "an earlier query of this user, and this user's own answer to it"))
+        shown = "\n".join(f"{name}: {turn[name]}" for name in signature.fields if name in turn)
+        blocks.append(
+            fenced(defused_tags(shown, tags), "an earlier query of this user, and this user's own answer to it")
+        )
     text, last = "\n\n".join(blocks), messages[-1]
     content = last["content"]
     content = [{"type": "text", "text": text}, *content] if isinstance(content, list) else f"{text}\n\n{content}"
