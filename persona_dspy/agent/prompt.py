@@ -168,6 +168,7 @@ def _with_told(
 ) -> list[dict[str, Any]]:
     """Messages with past turns as data in the last one, where they are no whole answers to this signature."""
     blocks: list[str] = []
+    source = "an earlier query of this user, and this user's own answer to it"
     for turn in turns:
         shown = "\n".join(f"{name}: {turn[name]}" for name in signature.fields if name in turn)
         blocks.append(

@@ -1,6 +1,7 @@
 from .forgetting import TrackedErasure as TrackedErasure
 from .mentions import Mentions as Mentions
 from .protocol import Ended as Ended
+from .protocol import is_off as is_off
 from .tables import Pruned as Pruned
 from .tables import look_at as look_at
 from .tables import without_user as without_user
@@ -10,5 +11,4 @@ from .traces import TraceSender as TraceSender
 from .tracker import MlflowTracker as MlflowTracker
 from .tracker import NullTracker as NullTracker
 from .tracker import Tracker as Tracker
-from .tracker import is_off as is_off
 from .tracker import tracker_for as tracker_for

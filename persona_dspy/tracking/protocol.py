@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol
 
 from persona_dspy.core import PersonaDocument, user_key
 
-__all__ = ["Ended", "NullTracker", "Tracker", "prompt_name"]
+__all__ = ["Ended", "NullTracker", "Tracker", "is_off", "prompt_name"]
 
 Ended = Literal["FINISHED", "FAILED", "KILLED"]
 """How a batch ended: all was done that was to be done, an error, an interruption."""
@@ -50,6 +50,16 @@ class NullTracker:
     @property
     def where(self) -> str:
         return ""
+
+
+def is_off(uri: str | None) -> bool:
+    """Whether a ``--tracking-uri`` says that nothing is tracked, in any case: ``off``, ``OFF``.
+
+    Example:
+        >>> is_off("OFF"), is_off("sqlite:///off.db"), is_off(None)
+        (True, False, False)
+    """
+    return uri is not None and uri.strip().casefold() == "off"
 
 
 def prompt_name(user_id: str) -> str:

@@ -31,7 +31,7 @@ from persona_dspy.report import FleetFigures, curve, learning_curve_json
 from persona_dspy.tracking.assessed import write_assessments
 from persona_dspy.tracking.database_file import file_of, make_database, set_aside_broken
 from persona_dspy.tracking.failures import explained, mlflow_failures, reason_of
-from persona_dspy.tracking.protocol import Ended, NullTracker, Tracker, prompt_name
+from persona_dspy.tracking.protocol import Ended, NullTracker, Tracker, is_off, prompt_name
 from persona_dspy.tracking.users_table import UsersTable
 from persona_dspy.tracking.values import Totals, metrics_of, params_of
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from persona_dspy.tracking.forgetting import TrackedErasure
     from persona_dspy.tracking.traces import TraceSender
 
-__all__ = ["MlflowTracker", "NullTracker", "Runs", "Tracker", "is_off", "prompt_name", "tracker_for"]
+__all__ = ["MlflowTracker", "NullTracker", "Runs", "Tracker", "prompt_name", "tracker_for"]
 
 EXPERIMENT = "persona-dspy"
 Runs = Literal["all", "sampled", "none"]
@@ -432,16 +432,6 @@ class MlflowTracker:
             metrics=[Metric(name, float(value), now, step) for name, value, step in metrics or []],
             params=[Param(name, value) for name, value in (params or {}).items()],
         )
-
-
-def is_off(uri: str | None) -> bool:
-    """Whether a ``--tracking-uri`` says that nothing is tracked, in any case: ``off``, ``OFF``.
-
-    Example:
-        >>> is_off("OFF"), is_off("sqlite:///off.db"), is_off(None)
-        (True, False, False)
-    """
-    return uri is not None and uri.strip().casefold() == "off"
 
 
 def tracker_for(uri: str | None, *, runs: Runs = "sampled", register: bool = False) -> Tracker:
