@@ -171,9 +171,7 @@ def _with_told(
     source = "an earlier query of this user, and this user's own answer to it"
     for turn in turns:
         shown = "\n".join(f"{name}: {turn[name]}" for name in signature.fields if name in turn)
-        blocks.append(
-            fenced(defused_tags(shown, tags), "an earlier query of this user, and this user's own answer to it")
-        )
+        blocks.append(fenced(defused_tags(shown, tags), source))
     text, last = "\n\n".join(blocks), messages[-1]
     content = last["content"]
     content = [{"type": "text", "text": text}, *content] if isinstance(content, list) else f"{text}\n\n{content}"
