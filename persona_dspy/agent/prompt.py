@@ -346,7 +346,7 @@ def _in_place(messages: Any) -> Any:
     return messages
 
 
-@cache
+@lru_cache(maxsize=64)
 def _personal_lm_class(base: type[dspy.BaseLM]) -> type[dspy.BaseLM]:
     return type(base.__name__, (_PersonaLM, base), {"__qualname__": f"Persona{base.__name__}"})
 
