@@ -9,6 +9,7 @@ would have sent.
     python -m benchmarks.replies ask --given edits --users 20 --out results/replies
     python -m benchmarks.replies judge --given edits --models gpt-4.1-nano --out results/replies
     python -m benchmarks.replies table --out results/replies
+    python -m benchmarks.replies sample --users 6 --out examples      # the data of `make demo`: comments only
 """
 
 from __future__ import annotations
@@ -235,6 +236,23 @@ def judge(order: argparse.Namespace, out: Path) -> None:
     print(len(pairs), "judged", flush=True)
 
 
+def sample(users: int, file: Path) -> None:
+    """A data file of agents who only comment."""
+    rows: list[str] = []
+    for seed in range(users):
+        user = SupportAgent(seed=seed)
+        for i in user.interactions(HISTORY, "comments"):
+            assert i.signal is not None and i.time is not None
+            said = {"draft": i.signal.draft, "comment": i.signal.comment}
+            rows.append(
+                json.dumps(
+                    {"user_id": user.user_id, "id": i.id, "time": i.time.date().isoformat(), "query": i.query, **said}
+                )
+            )
+    file.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    print(f"{file}: {len(rows)} rows of {users} agents")
+
+
 def table(out: Path) -> None:
     print(
         "| given | aligned preferred | unaligned preferred | the same | share for aligned, ties half | calls, median |"
@@ -262,7 +280,7 @@ def table(out: Path) -> None:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("command", choices=("learn", "ask", "judge", "table"))
+    options.add_argument("command", choices=("learn", "ask", "judge", "table", "sample"))
     options.add_argument("--given", choices=("edits", "comments"), default="edits")
     options.add_argument("--users", type=int, default=20)
     options.add_argument("--auto", default="light")
@@ -272,6 +290,8 @@ def main() -> None:
     order = options.parse_args()
     if order.command == "table":
         return table(Path(order.out))
+    if order.command == "sample":
+        return sample(order.users, Path(order.out) / "support_agents.jsonl")
     out = Path(order.out) / order.given
     out.mkdir(parents=True, exist_ok=True)
     {"learn": learn, "ask": ask, "judge": judge}[order.command](order, out)

@@ -39,6 +39,7 @@ from .prices import Estimate as Estimate
 from .prices import check_price as check_price
 from .prices import known_price as known_price
 from .rehearsal import rehearsal_lm as rehearsal_lm
+from .replayed import replayed_lm as replayed_lm
 from .sizes import Sizes as Sizes
 from .sizes import is_small as is_small
 from .terse import TerseJSON as TerseJSON

@@ -36,8 +36,9 @@ def resolve_lm(spec: object = "local", **overrides: Any) -> dspy.LM:
 
     Args:
         spec: ``"local"`` (the smallest catalogue model, fetched at first use), ``"local:half"`` (another one),
-            ``"local:/path/model.gguf"``, any other name as ``dspy.LM`` takes it (``"openai/gpt-4o-mini"``), or an LM
-            object, returned as it is.
+            ``"local:/path/model.gguf"``, ``"replayed:answers.jsonl"`` (recorded answers; with ``@openai/gpt-4o`` behind
+            it, what is missing is asked there and added), any other name as ``dspy.LM`` takes it
+            (``"openai/gpt-4o-mini"``), or an LM object, returned as it is.
         overrides: arguments of ``dspy.LM`` (temperature, max_tokens, cache, seed, api_base, ...); an LM object is
             copied with them.
 
@@ -65,6 +66,17 @@ def resolve_lm(spec: object = "local", **overrides: Any) -> dspy.LM:
 
         model = name.removeprefix("local").removeprefix(":") if name.startswith("local") else name
         return local_lm(_local_file(model or "smol"), **overrides)
+    if name.startswith("replayed:"):
+        from persona_dspy.lm.replayed import replayed_lm
+
+        path, _, source = name.removeprefix("replayed:").partition("@")
+        overrides.pop("num_retries", None)  # a missing answer does not come by asking again
+        return replayed_lm(path, source=resolve_lm(source, **overrides) if source else None, **overrides)
+    if name.startswith("replayed/"):
+        raise InputError(
+            f"lm {name!r}: expected a model that runs; what was learned from recorded answers names no other. Type "
+            "--lm and one, such as --lm local, or the record: --lm replayed:FILE"
+        )
     remember_secret(overrides.get("api_key"))
     return dspy.LM(name, **overrides)
 
