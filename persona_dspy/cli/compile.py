@@ -273,6 +273,12 @@ def _compile(
     for used in (model, reflector) if reflector is not None else (model,):
         check_price(used, budget.usd)
         check_lm(used)
+    if lm.startswith("replayed:"):
+        echo(
+            f"no model runs: answers of a capable one are replayed from {lm.removeprefix('replayed:')}; "
+            "for a model that runs, name it, such as --lm local or --lm openai/gpt-4o-mini",
+            err=True,
+        )
     total = options["total"]
     ledger = Ledger(budget=budget)
     named = options["program"] or (task_text(source.known) if source.known else source.task)
