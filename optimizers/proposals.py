@@ -19,7 +19,7 @@ from optimizers.evidence import Challenger, Evidence, grounded, support
 from optimizers.mining import fitted
 from optimizers.portrait import Portrait
 from optimizers.reflection import ask, current_sizes
-from persona_dspy.core import Bullet, Edit, Persona, Section, Strength, clip_tokens, fenced, one_line
+from persona_dspy.core import Bullet, Edit, Interaction, Persona, Section, Strength, clip_tokens, fenced, one_line
 from persona_dspy.errors import InputError
 from persona_dspy.lm import role
 
@@ -40,6 +40,7 @@ class FromPast(Protocol):
     def from_past(self, incumbent: Persona, evidence: Evidence) -> list[Challenger]: ...
 
 
+ANEW = 12  # interactions after which a portrait is written anew
 _PORTRAIT = Portrait()
 _ID = re.compile(r"\b[0-9a-f]{8}\b")
 
@@ -109,12 +110,14 @@ class EditProposer:
         return list(challengers.values())
 
     def from_past(self, incumbent: Persona, evidence: Evidence) -> list[Challenger]:
-        """A portrait, for a user of whom nothing is learned yet; none where the past is too short for one."""
-        if self.portrait is None or any(_own(b) for b in incumbent.bullets):
+        """A portrait, for a user of whom nothing is learned yet, or of whom much has come in since; it then stands in
+        the place of all that was learned. None where the past is too short for one."""
+        own = [b for b in incumbent.bullets if _own(b)]
+        if self.portrait is None or (own and not outdated(own, evidence.past)):
             return []
         with role("portrait"):
             lines = self.portrait(evidence.past, evidence.kind, evidence.asked, evidence.judged)
-        edits = [Edit(op="add", bullet=line) for line in lines]
+        edits = [Edit(op="drop", id=b.id) for b in own] + [Edit(op="add", bullet=line) for line in lines]
         challenger = built(incumbent, edits, evidence, len(edits)) if lines else None
         return [replace(challenger, harmless=True)] if challenger else []
 
@@ -145,6 +148,21 @@ class EditProposer:
         own = {b.id for b in incumbent.bullets if _own(b)}
         edits = (_edit(said, ids, own) for said in (answer.edits or [] if answer else []))
         return [edit for edit in edits if edit is not None and not _one_guess(edit, guessed)]
+
+
+def outdated(lines: Sequence[Bullet], past: Sequence[Interaction]) -> bool:
+    """Whether ``ANEW`` interactions or more came in after the latest that any line of a portrait rests on.
+
+    Example:
+        >>> past = [Interaction(user_id="u", query=f"q{n}", response="a", id=str(n)) for n in range(20)]
+        >>> line = Bullet(section="style", text="Short.", evidence=("3",), source="summary")
+        >>> outdated([line], past[:10]), outdated([line], past)
+        (False, True)
+    """
+    places = {i.id: place for place, i in enumerate(past)}
+    portrait = [line for line in lines if line.source == "summary"]
+    latest = max((places.get(one, -1) for line in portrait for one in line.evidence), default=-1)
+    return bool(portrait) and len(past) - 1 - latest >= ANEW
 
 
 def _one_guess(edit: Edit, guessed: set[str]) -> bool:

@@ -6,15 +6,18 @@ from typing import Literal
 import dspy
 import pytest
 
+from optimizers import PersonaAlignment
 from optimizers.evidence import Evidence, Tried
 from optimizers.loss import Simulated
 from optimizers.proposals import EditProposer, FromPast, RewriteProposer, built
+from persona_dspy.agent import PersonaAgent
 from persona_dspy.core.answers import ResponseKind
 from persona_dspy.core.interactions import Feedback, Interaction
 from persona_dspy.core.persona import SECTION_TOKENS, Bullet, Counts, Edit, Persona
 from persona_dspy.core.text import count_tokens
 from persona_dspy.errors import InputError
 from persona_dspy.testing.fake_lm import FakeLM
+from persona_dspy.testing.synthetic import SyntheticUser, rule_following_lm
 
 KIND = ResponseKind.of(Literal["horror", "comedy", "romance"])
 TEXT = ResponseKind.of(str)
@@ -262,3 +265,24 @@ def test_who_has_something_to_say_before_anything_was_simulated():
 def test_impossible_settings_are_refused(name):
     with pytest.raises(InputError, match=f"{name}=0"):
         EditProposer(**{name: 0})
+
+
+def test_a_portrait_is_written_anew_when_much_has_come_in_since():
+    user = SyntheticUser(seed=3, kind="drift", changes_at=24)
+    lm = rule_following_lm(small=False)
+
+    def aligned(n, persona=None):
+        agent = PersonaAgent(user.signature, history=user.interactions(n), persona=persona, recall_k=0)
+        asked = len(lm.engine.calls)
+        with dspy.context(lm=lm):
+            found = PersonaAlignment(progress=False).compile(agent, trainset=agent.examples()).persona.value
+        return found, sum("lines" in call.outputs for call in lm.engine.calls[asked:])
+
+    first, portraits = aligned(24)
+    assert portraits == 1 and any(b.source == "summary" for b in first.bullets)
+    _, portraits = aligned(26, first)
+    assert portraits == 0, "hardly anything is new"
+    late, portraits = aligned(60, first)
+    assert portraits == 1
+    old = {b.id for b in first.bullets if b.source == "summary"}
+    assert not old <= {b.id for b in late.bullets}, "what was written before the change does not stay whole"
