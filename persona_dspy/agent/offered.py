@@ -13,6 +13,8 @@ from persona_dspy.errors import InputError
 
 __all__ = ["OPTIONS", "answered_from", "narrowed_to", "options_of", "shown_options"]
 
+_MOST = 60  # estimated tokens of an option: it stands in the system message, in a schema and in the answer
+
 OPTIONS = "options"
 """The argument of a call that holds them, whether or not it is an input of the signature."""
 
@@ -31,10 +33,15 @@ def options_of(inputs: Mapping[str, Any]) -> tuple[str, ...]:
     if given is None:
         return ()
     listed = isinstance(given, Sequence) and not isinstance(given, str | bytes)
-    texts = [one_line(str(option)) for option in given] if listed else []
+    texts = [_as_label(str(option)) for option in given] if listed else []
     if len(texts) < 2 or not all(texts) or len({text.casefold() for text in texts}) < len(texts):
         raise InputError(f"options {given!r}: expected two different texts or more, such as options=['tea', 'coffee']")
     return tuple(texts)
+
+
+def _as_label(option: str) -> str:
+    """An option as it stands in a system message: one line, short, without tags that an adapter reads as fields."""
+    return one_line(option, _MOST).replace("<", "‹").replace(">", "›")
 
 
 @lru_cache(maxsize=256)
@@ -51,7 +58,7 @@ def answered_from(prediction: dspy.Prediction, field: str, inputs: Mapping[str, 
     if not isinstance(answer := prediction.get(field), str):
         return
     for option in inputs.get(OPTIONS) or ():
-        if isinstance(option, str) and match_label(answer, (one_line(option),)) is not None:
+        if isinstance(option, str) and match_label(answer, (_as_label(option),)) is not None:
             prediction[field] = option
             return
 
