@@ -273,23 +273,17 @@ def _compile(
     for used in (model, reflector) if reflector is not None else (model,):
         check_price(used, budget.usd)
         check_lm(used)
-    if lm.startswith("replayed:"):
-        echo(
-            f"no model runs: answers of a capable one are replayed from {lm.removeprefix('replayed:')}; "
-            "for a model that runs, name it, such as --lm local or --lm openai/gpt-4o-mini",
-            err=True,
-        )
-    total = options["total"]
+    _say_if_replayed(lm)
     ledger = Ledger(budget=budget)
     named = options["program"] or (task_text(source.known) if source.known else source.task)
-    params = {"lm": model.model, "task": named, "users": total, **_params(budget, options)}
+    params = {"lm": model.model, "task": named, "users": options["total"], **_params(budget, options)}
     with ExitStack() as stack:
         folder = stack.enter_context(FleetFolder(out))
         opened = stack.enter_context(Store.open(store)) if store else None
         source.ingest(opened)
         tracker.begin(params)
         folder.begin(params)
-        view = View(total, ledger, options["progress"], as_json=options["json"])
+        view = View(options["total"], ledger, options["progress"], as_json=options["json"])
         optimizer = _optimizer(options, own, view, reflector)
         view.expected = source.calls(optimizer)
         state, ended = "interrupted", "KILLED"
@@ -312,6 +306,15 @@ def _compile(
             tracker.end(_counts(view), ended)
         view.close(out, tracker.where)
     return 1 if view.failed or ledger.exceeded else 0
+
+
+def _say_if_replayed(lm: str) -> None:
+    if lm.startswith("replayed:"):
+        echo(
+            f"no model runs: answers of a capable one are replayed from {lm.removeprefix('replayed:')}; "
+            "for a model that runs, name it, such as --lm local or --lm openai/gpt-4o-mini",
+            err=True,
+        )
 
 
 def _params(budget: Any, options: dict[str, Any]) -> dict[str, Any]:

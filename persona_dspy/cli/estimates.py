@@ -35,7 +35,7 @@ DatasetOption = Annotated[
 ]
 ColumnsOption = Annotated[
     str | None,
-    typer.Option(metavar="FIELD=COLUMN,...", help="Such as user_id=author,query=text,response=tag,time=created."),
+    typer.Option(metavar="FIELD=COLUMN,...", help="Names of columns: user_id=author,query=text,time=created."),
 ]
 CallsPerSecond = Annotated[float, typer.Option(min=0.001, help="For --estimate: LM calls a second, workers together.")]
 
