@@ -126,7 +126,7 @@ def test_no_unsafe_loading_and_no_broad_excepts(path):
 def test_mlflow_is_imported_in_one_place():
     users = [name(p) for p in MODULES if re.search(r"^\s*(import|from) mlflow\b", p.read_text(), re.MULTILINE)]
     assert users == [
-        f"persona_dspy/tracking/{file}.py" for file in ("assessed", "database_file", "failures", "tracker")
+        f"persona_dspy/tracking/{file}.py" for file in ("assessed", "database_file", "failures", "systems", "tracker")
     ]
 
 

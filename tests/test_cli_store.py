@@ -16,6 +16,7 @@ from persona_dspy.core.document import load_document, save_persona
 from persona_dspy.core.persona import Bullet, Edit, Persona
 from persona_dspy.store.store import Store
 from persona_dspy.testing.synthetic import SyntheticUser, rule_following_lm
+from persona_dspy.tracking.prompts import register_prompt
 from persona_dspy.tracking.tracker import MlflowTracker, prompt_name
 
 ODD_IDS = [
@@ -172,7 +173,7 @@ def test_rollback_moves_the_alias_of_a_registered_prompt(home, capsys, empty_mlf
     run(capsys, "import", *two_versions(home / "in"), *two_versions(home / "bo", "bo"), "--store", "s.db")
     tracker = MlflowTracker(uri, runs="none", register=True)
     for file in two_versions(home / "in"):
-        tracker._prompt(load_document(file))
+        register_prompt(tracker._connect(), "", load_document(file))
     options = ("--store", "s.db", "--tracking-uri", uri)
     code, out, err = run(capsys, "rollback", "ana", *options)
     assert (code, out.splitlines()[1]) == (0, f"{uri}: the prompt's alias 'current' is at version 0"), err

@@ -1,6 +1,7 @@
 """``persona-dspy.toml``, ``config``, and the user's own program and metric under ``compile`` and ``ask``."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -120,3 +121,17 @@ def test_nothing_left_says_so_and_the_last_line_says_how_it_went(lm, tmp_path, c
     out = run(capsys, *argv)[1]
     assert "1 users better, 0 same, 0 worse" in out.splitlines()[-1]
     assert "nothing was left to do" in run(capsys, *argv, "--resume")[1]
+
+
+def test_the_judge_runs_the_users_own_program_and_metric(app, data, lm, capsys):  # noqa: F811
+    toml(program="own_app:program", metric="own_app:score", tracking="off")
+    code, out, err = run(capsys, "evaluate", data, "--systems", "persona,direct,rag", "--users", "2", "--epochs", "1")
+    assert code == 0, err
+    assert re.fullmatch(r"persona: \d users better, \d same, \d worse than with \w+", out.splitlines()[-1])
+    assert "| score ↑ [95%] |" in Path("evaluation/table.md").read_text()
+    rows_ = [json.loads(line) for line in Path("evaluation/answers.jsonl").read_text().splitlines()]
+    scored = {r["system"]: r["score"] for r in rows_ if r["kind"] == "answer"}
+    assert set(scored) >= {"persona", "direct", "rag"} and None not in [scored[s] for s in ("persona", "direct", "rag")]
+    protocol = json.loads(Path("evaluation/protocol.json").read_text())
+    assert (protocol["program"], protocol["metric"]) == ("own_app:program", "own_app:score")
+    assert all("plot" in call.fields for call in lm.engine.calls if call.outputs == ("genre",))

@@ -23,6 +23,7 @@ from persona_dspy.core.interactions import Usage
 from persona_dspy.core.persona import Persona
 from persona_dspy.errors import InputError, RunError
 from persona_dspy.tracking import tracker as tracking
+from persona_dspy.tracking.prompts import register_prompt
 from persona_dspy.tracking.tracker import MlflowTracker, NullTracker, prompt_name, tracker_for
 from tests.postgres_server import new_database, running_server
 
@@ -106,6 +107,8 @@ def test_a_parent_with_curves_and_a_table_and_a_run_a_user(tracked):
     assert [row["state"] for row in table] == ["done", "done", "failed", "done"]
     assert table[0]["score_final"] == "0.75"
     assert not {"ann", SECRET} & {cell for row in table for cell in row.values()}
+    curve = [(m.step, m.value) for m in client.get_metric_history(tracker.run_id, "users")]
+    assert sorted(curve) == [(1, 1.0), (2, 2.0), (3, 2.0), (4, 3.0)], "one point a user, running values"
     runs = children(tracker)
     assert set(runs) == {"ann", "bob", "bad-user", "c/../d'e"}
     assert runs["bad-user"].info.status == "FAILED"
@@ -128,13 +131,15 @@ def test_prompts_have_hashed_names_and_an_alias_that_rolls_back(tracked):
     tracker, _ = tracked
     client, name = tracker._connect(), prompt_name("bob")
     assert "bob" not in name
-    tracker._prompt(document("bob", version=1, text="Prefers { braces } and {{ more }}."))
+    register_prompt(client, tracker.run_id, document("bob", version=1, text="Prefers { braces } and {{ more }}."))
     now = client.get_prompt_version_by_alias(name, "current")
-    assert "{{ more }}" in now.template
+    assert "{{ more }}" in now.template and now.tags["run_id"] == tracker.run_id
     tracker.roll_back_prompt("bob", 0)
     assert SECRET in client.get_prompt_version_by_alias(name, "current").template
     with pytest.raises(InputError, match="'0', '1'"):
         tracker.roll_back_prompt("bob", 7)
+    assert [p.name for p in client.search_prompts("tags.user = 'bob'")] == [name], "the registry's page finds a user"
+    assert "bob" not in name
 
 
 def test_forgetting_leaves_nothing_of_the_user(uri, tmp_path):
@@ -378,3 +383,24 @@ def test_a_server_that_is_not_there_is_said_at_once():
         url = f"http://127.0.0.1:{probe.getsockname()[1]}"
     with pytest.raises(RunError, match="--tracking-uri off"):
         MlflowTracker(url).begin({})
+
+
+def test_an_evaluation_is_a_run_of_that_name_with_a_child_a_system_and_its_data(uri):
+    tracker = MlflowTracker(uri)
+    params = {"systems": ["rag", "persona"], "users": 2, "model": "m", "source": "data/users.json", "data": "0a1b"}
+    tracker.begin(params)
+    tracker.systems([{"system": "rag", "accuracy": 0.5, "p": None}, {"system": "persona", "accuracy": 0.75, "p": 0.1}])
+    tracker.end({"rag.accuracy": 0.5})
+    assert not tracker.trouble
+    client = tracker._connect()
+    run = client.get_run(tracker.run_id)
+    assert run.info.run_name.startswith("evaluate ")
+    assert run.data.tags["mlflow.note.content"] == "evaluate: 2 users of data/users.json, m"
+    (data,) = run.inputs.dataset_inputs
+    assert (data.dataset.name, data.dataset.digest) == ("users.json", "0a1b")
+    query = f"tags.`mlflow.parentRunId` = '{tracker.run_id}'"
+    systems = {r.info.run_name: r.data.metrics for r in client.search_runs([tracker._experiment_id], query)}
+    assert systems == {"rag": {"accuracy": 0.5}, "persona": {"accuracy": 0.75, "p": 0.1}}
+    table = json.loads(Path(client.download_artifacts(tracker.run_id, "systems.json")).read_text())
+    assert table["columns"] == ["system", "accuracy", "p"] and len(table["data"]) == 2
+    assert {a.path for a in client.list_artifacts(tracker.run_id)} == {"systems.json"}

@@ -276,7 +276,8 @@ def _compile(
     _say_if_replayed(lm)
     ledger = Ledger(budget=budget)
     named = options["program"] or (task_text(source.known) if source.known else source.task)
-    params = {"lm": model.model, "task": named, "users": options["total"], **_params(budget, options)}
+    params = {"lm": model.model, "task": named, "users": options["total"], **source.described}
+    params |= _params(budget, options)
     with ExitStack() as stack:
         folder = stack.enter_context(FleetFolder(out))
         opened = stack.enter_context(Store.open(store)) if store else None

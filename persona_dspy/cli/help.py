@@ -11,8 +11,9 @@ from typer.core import TyperCommand, TyperGroup
 __all__ = ["GROUPS", "grouped"]
 
 GROUPS: dict[str, str] = {
-    "Users and files": "task dataset columns users queries out store history persona user group skip_bad_rows limit evaluation "
-    "from_mlflow experiment since fields traces title pages queue predict version base_url split every_user seeds "
+    "Users and files": "task users queries out store history persona user group skip_bad_rows limit evaluation "
+    "dataset columns from_mlflow experiment since fields traces title pages "
+    "queue predict version base_url split every_user seeds "
     "only sections of to",
     "Models": "lm reflection_lm model upstream retrieval k turn_tokens seed actions knowledge without_persona",
     "Lines": "add revise drop lock unlock by",

@@ -15,6 +15,7 @@ from persona_dspy.cli.estimates import (
     Retrieval,
 )
 from persona_dspy.cli.output import JsonOption, echo, print_json, terminal
+from persona_dspy.cli.settings import MetricOption, ProgramOption
 
 if TYPE_CHECKING:
     from persona_dspy.data import Task
@@ -85,6 +86,8 @@ def evaluate_command(  # noqa: PLR0913 - a command's options
     users: Users = None,
     queries: Queries = None,
     lm: Lm = "local",
+    program: ProgramOption = None,
+    metric: MetricOption = None,
     out: Out = Path("evaluation"),
     ablations: Ablations = "",
     scale: Scale = None,
@@ -116,27 +119,24 @@ def evaluate_command(  # noqa: PLR0913 - a command's options
 
     Example: persona-dspy evaluate examples/movie_tags.jsonl --systems persona,direct,rag --users 4 --lm local
     """
-    from persona_dspy.cli.estimates import print_estimate
-    from persona_dspy.cli.judging import chosen_users, data_options, judge, told_of_bad_rows
-    from persona_dspy.judge import ABLATIONS, Experiment, estimate_evaluation
+    from persona_dspy.cli.judging import chosen_users, data_options, judge
+    from persona_dspy.cli.programs import OwnMetric, OwnProgram
+    from persona_dspy.judge import Experiment
     from persona_dspy.lm import Budget
 
-    # Without a knowledge tool there is nothing to take away: the row would be the persona's own once more.
-    every = [name for name in ABLATIONS if knowledge or name != "no-knowledge"]
     options: dict[str, Any] = {"k": k, "turn_tokens": turn_tokens, "recent": recent, "epochs": epochs, "gate": gate}
     options |= {"actions": actions, "knowledge": knowledge, "retrieval": retrieval, "seed": seed}
     options |= {"optimizer_calls": optimizer_calls, "references": references, "scale": scale or ()}
-    options |= {"ablations": every if ablations == "all" else _split(ablations)}
-    options |= {"cold": [_whole(n) for n in _split(cold)], "skip_bad_rows": skip_bad_rows, "queries": queries}
+    options |= {"ablations": _ablations(ablations, knowledge), "cold": [_whole(n) for n in _split(cold)]}
+    options |= {"skip_bad_rows": skip_bad_rows, "queries": queries}
     options |= {"task": task, "systems": _split(systems), "lm": lm, "users": chosen_users(users), "out": out}
+    options |= {"program": program and OwnProgram(program), "metric": metric and OwnMetric(metric)}
     options |= data_options(source, dataset, columns)
     experiment = Experiment(unanswered=predict is not None, **options)
     if estimate:
-        told_of_bad_rows(experiment)
-        print_estimate(estimate_evaluation(experiment), calls_per_second, as_json=json_output)
-        return 0
-    same: dict[str, Any] = {"workers": workers, "tracking_uri": tracking_uri, "as_json": json_output}
+        return _estimated(experiment, calls_per_second, json_output)
     budget = Budget(calls=budget_calls, tokens=budget_tokens, usd=budget_usd, seconds=seconds)
+    same: dict[str, Any] = {"workers": workers, "tracking_uri": tracking_uri, "as_json": json_output}
     return judge(experiment, budget=budget, predict=predict, **same)
 
 
@@ -213,6 +213,24 @@ def _split(text: str) -> list[str]:
         else:
             names.append(part)
     return names
+
+
+def _estimated(experiment: Any, calls_per_second: float, as_json: bool) -> int:
+    from persona_dspy.cli.estimates import print_estimate
+    from persona_dspy.cli.judging import told_of_bad_rows
+    from persona_dspy.judge import estimate_evaluation
+
+    told_of_bad_rows(experiment)
+    print_estimate(estimate_evaluation(experiment), calls_per_second, as_json=as_json)
+    return 0
+
+
+def _ablations(text: str, knowledge: str | None) -> list[str]:
+    """Without a knowledge tool there is nothing to take away: the row would be the persona's own once more."""
+    from persona_dspy.judge import ABLATIONS
+
+    every = [name for name in ABLATIONS if knowledge or name != "no-knowledge"]
+    return every if text == "all" else _split(text)
 
 
 def _whole(text: str) -> int:

@@ -11,7 +11,7 @@ from persona_dspy.cli.ending import at_the_latest
 from persona_dspy.cli.output import echo, print_json, terminal
 
 if TYPE_CHECKING:
-    from persona_dspy.judge import Evaluation, Experiment, Judged, Results
+    from persona_dspy.judge import Evaluation, Experiment, Judged, Results, Standing
     from persona_dspy.lm import Budget
 
 __all__ = ["chosen_users", "data_options", "judge", "told_of_bad_rows"]
@@ -129,7 +129,7 @@ class _View:
     def close(self, evaluation: Evaluation, where: str, predicted: Sequence[Path] = ()) -> None:
         from rich.table import Table
 
-        from persona_dspy.judge import cells, columns
+        from persona_dspy.judge import REFERENCES, Variant, cells, columns
 
         found, task, out = evaluation.table, evaluation.task, evaluation.folder
         if self.as_json:
@@ -160,3 +160,15 @@ class _View:
         self.console.print(f"answers and tables are in {out}/", highlight=False, soft_wrap=True)
         if where:
             self.console.print(f"see the runs: {where}", highlight=False, soft_wrap=True)
+        for standing in found:
+            variant = Variant.parse(standing.system)
+            if standing.against is not None and not variant.is_baseline and variant.system not in REFERENCES:
+                self.console.print(_compared(standing), highlight=False, soft_wrap=True)
+
+
+def _compared(standing: Standing) -> str:
+    against = standing.against
+    assert against is not None
+    paired = against.paired
+    counts = f"{paired.won} users better, {paired.tied} same, {paired.lost} worse"
+    return f"{standing.system}: {counts} than with {against.b}"

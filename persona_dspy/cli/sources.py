@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -61,6 +62,11 @@ class Source(Protocol):
 
     @property
     def bad(self) -> int: ...
+
+    @property
+    def described(self) -> dict[str, str]:
+        """``source``, and ``data`` where it is a file: its digest."""
+        ...
 
     def calls(self, optimizer: Any) -> float:
         """About how many LM calls a user will take, known after ``check``."""
@@ -128,6 +134,14 @@ class FileSource:
     def bad(self) -> int:
         return len(self._told)
 
+    @property
+    def described(self) -> dict[str, str]:
+        path = Path(self.path)
+        if not path.is_file():  # a folder of a saved dataset
+            return {"source": str(path)}
+        with path.open("rb") as file:
+            return {"source": str(path), "data": hashlib.file_digest(file, "sha256").hexdigest()[:16]}
+
     def calls(self, optimizer: Any) -> float:
         return _usual_calls(optimizer, self._sizes)
 
@@ -173,6 +187,10 @@ class StoreSource:
 
     def ingest(self, store: Store | None) -> None:
         """They are there."""
+
+    @property
+    def described(self) -> dict[str, str]:
+        return {"source": self.url}
 
     def calls(self, optimizer: Any) -> float:
         return _usual_calls(optimizer, [len(history.interactions) for history in islice(self.read(), _SAMPLE)])

@@ -257,6 +257,8 @@ class Task:
             golds, texts = ([responses.read(text) or text for text in some] for some in (golds, texts))
         values: dict[str, float] = {}
         for name in self.metrics:
+            if name not in metrics.HIGHER_IS_BETTER:  # a user's own, which scored the predictions themselves
+                continue
             function: Callable[..., float] = getattr(metrics, name)
             extra: tuple[Any, ...] = ()
             if name == "macro_f1":

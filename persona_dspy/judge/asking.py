@@ -134,13 +134,17 @@ class _Run:
 
     def _ask(self, program: Prepared, question: Question) -> None:
         ledger, began, answer, parsed = self._account(program), time.monotonic(), "", True
+        score = None if self.setting.metric is None or question.gold is None else 0.0  # of what cannot be read
         ledger.check(0)
         with ledger.recording():
             try:
-                answer = answer_text(program(question.query, question.metadata.get("options", ())))
+                prediction = program(question.query, question.metadata.get("options", ()))
+                answer = answer_text(prediction[program.task.response_field])
+                score = program.score(question, prediction)
             except AdapterParseError:
                 parsed = False
         fields: dict[str, Any] = {"query_id": question.id, "gold": question.gold or "", "answer": answer}
+        fields["score"] = score
         self._row(program, ledger, began, parsed=parsed and bool(answer), **fields)
 
     def _account(self, program: Prepared) -> Ledger:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 import dspy
 
+from persona_dspy.agent import PersonalProgram, personalize
 from persona_dspy.core import lock_file, write_text
 from persona_dspy.data import BadRow, Task
 from persona_dspy.errors import InputError
@@ -17,7 +18,7 @@ from persona_dspy.judge.asking import ask_all
 from persona_dspy.judge.options import EvaluationOptions, checked_setting, with_retrievers
 from persona_dspy.judge.people import Source, named_users, read_people
 from persona_dspy.judge.results import Judged, Results, commit
-from persona_dspy.judge.table import Table, standings
+from persona_dspy.judge.table import Table, columns, standings
 from persona_dspy.judge.variant import REFERENCES, SYSTEMS, variants
 from persona_dspy.lm import Budget, Ledger
 
@@ -130,9 +131,13 @@ class Experiment:
         self.setting = with_retrievers(self.setting, self.chosen)
         self.bad_rows: list[BadRow] = []
         passed_over = self.bad_rows if skip_bad_rows else None
-        self.task, self.people, data = read_people(source, task, users, queries, unanswered, passed_over, columns)
+        text = task or getattr(self.setting.program, "fields", None) or _fields(self.setting.program)
+        self.task, self.people, data = read_people(source, text, users, queries, unanswered, passed_over, columns)
+        if self.setting.metric is not None:
+            self.task = replace(self.task, metrics=(recorded["metric"].rpartition(":")[2], *self.task.metrics))
         self.lm = lm
         self.out, self.users, self.unanswered = Path(out), users, unanswered
+        self.source = str(source) if isinstance(source, str | Path) else "in memory"
         self._fixed = {"data": data, **recorded, "queries": queries}
 
     @property
@@ -225,7 +230,13 @@ class Experiment:
         tracker = tracker or NullTracker()
         run = results.protocol["runs"][-1]
         tracker.begin(
-            {**self.protocol(), "users": len(self.people), "systems": run["systems"], "commit": run["commit"]}
+            {
+                **self.protocol(),
+                "users": len(self.people),
+                "systems": run["systems"],
+                "commit": run["commit"],
+                "source": self.source,
+            }
         )
         ended: Any = "KILLED"
         complete = False
@@ -242,6 +253,7 @@ class Experiment:
             evaluation = self.evaluation(results, complete, ledger.exceeded)
             write_text(self.out / "table.csv", evaluation.table.to_csv())
             write_text(self.out / "table.md", evaluation.table.to_markdown())
+            tracker.systems([columns(standing, self.task) for standing in evaluation.table])
             tracker.end(_metrics(evaluation.table), ended)
         return evaluation
 
@@ -268,6 +280,14 @@ class Experiment:
             complete=complete,
             stopped="" if complete else f"the budget is spent ({stopped})" if stopped else "interrupted",
         )
+
+
+def _fields(program: Any) -> str | None:
+    """A program's own fields as a task; None where it is not one yet."""
+    if not isinstance(program, dspy.Module):
+        return None
+    named = program if isinstance(program, PersonalProgram) else personalize(program)
+    return f"{named.query_field} -> {named.response_field}"
 
 
 def _workers(lm: Any) -> int:

@@ -24,6 +24,9 @@ class EvaluationOptions(TypedDict, total=False):
 
     ``knowledge``: texts to search (a folder, JSONL, ``"wikipedia:you@example.org"`` or a source object). ``retrieval``:
     ``"bm25"``, ``"dense"``, ``"hybrid"``, or a retriever object. ``ablations``, ``scale``, ``cold``: see ``variants``.
+    ``program``: a ``dspy.Module`` of one's own, which ``persona`` personalizes and ``direct`` runs without a persona;
+    the other systems answer its fields. ``metric``: ``metric(example, prediction)`` of one's own, in [0, 1], higher is
+    better; it scores all systems, and alignment.
     """
 
     references: bool
@@ -40,6 +43,8 @@ class EvaluationOptions(TypedDict, total=False):
     knowledge: str | KnowledgeSource | None
     retrieval: str | Retriever
     seed: int
+    program: Any
+    metric: Any
 
 
 def checked_setting(options: EvaluationOptions, lm: Any) -> tuple[Setting, dict[str, Any]]:
@@ -78,9 +83,20 @@ def checked_setting(options: EvaluationOptions, lm: Any) -> tuple[Setting, dict[
     setting = Setting(**numbers, actions=actions, knowledge=found, retrieval=named)  # type: ignore[arg-type]
     if not isinstance(retrieval, str):
         setting = replace(setting, retrievers={**setting.retrievers, named: retrieval})
+    program, metric = options.get("program"), options.get("metric")
+    setting = replace(setting, program=program, metric=metric)
+    own = {"program": _named(program), "metric": _named(metric)}
+    own = {name: value for name, value in own.items() if value is not None}
     known = knowledge if isinstance(knowledge, str | None) else type(knowledge).__name__
     return setting, {**{name: getattr(setting, name) for name in names}, "actions": actions, "knowledge": known,
-                     "retrieval": named}  # fmt: skip
+                     "retrieval": named, **own}  # fmt: skip
+
+
+def _named(value: Any) -> str | None:
+    """What a protocol calls a program or a metric."""
+    if value is None:
+        return None
+    return str(getattr(value, "spec", None) or getattr(value, "__name__", None) or type(value).__name__)
 
 
 def with_retrievers(setting: Setting, chosen: Sequence[Variant]) -> Setting:

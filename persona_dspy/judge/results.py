@@ -46,6 +46,7 @@ class Judged:
     lm_seconds: float = 0.0
     usd: float | None = None
     note: str = ""
+    score: float | None = None  # by a metric of one's own
 
     @classmethod
     def of(cls, usage: Usage, seconds: float, **what: Any) -> Judged:

@@ -13,17 +13,27 @@ from typing import Any, Protocol
 import dspy
 
 from optimizers import HeldOutGate, PersonaAlignment, RewriteProposer
-from persona_dspy.agent import Act, KnowledgeSource, PersonaAgent, PersonalProgram, Policy, Recall, Steering
+from persona_dspy.agent import (
+    Act,
+    KnowledgeSource,
+    PersonaAgent,
+    PersonalProgram,
+    Policy,
+    Recall,
+    Steering,
+    personalize,
+)
 from persona_dspy.core import (
     Alignment,
     Interaction,
     Persona,
     PersonaDocument,
     load_document,
+    metric_score,
     persona_file_name,
     write_text,
 )
-from persona_dspy.data import Task
+from persona_dspy.data import Question, Task
 from persona_dspy.errors import BudgetExceeded
 from persona_dspy.judge import baselines
 from persona_dspy.judge.optimized import GEPA, Portrait
@@ -68,6 +78,7 @@ class Setting:
         retrievers: how episodes are found, by name; ``retrieval`` is the name of the default.
         seed: of GEPA's search.
         align: makes the optimizer of the persona system; by default ``PersonaAlignment`` with the numbers above.
+        program, metric: of one's own, see ``EvaluationOptions``.
     """
 
     k: int = 4
@@ -82,6 +93,8 @@ class Setting:
     retrievers: Mapping[str, Retriever] = field(default_factory=lambda: {"bm25": BM25()})
     seed: int = 0
     align: Maker | None = None
+    program: Any = None
+    metric: Any = None
 
     def optimizer(self, variant: Variant) -> Any:
         """What makes the persona of a variant: an object with ``compile(program, trainset=...)``."""
@@ -94,7 +107,7 @@ class Setting:
         if variant.system == "gepa":
             return GEPA(gate=gate, calls=self.optimizer_calls or 120, seed=self.seed)
         budget = None if self.optimizer_calls is None else Budget(calls=self.optimizer_calls)
-        numbers: dict[str, Any] = {"recent": recent, "epochs": epochs, "budget": budget}
+        numbers: dict[str, Any] = {"recent": recent, "epochs": epochs, "budget": budget, "metric": self.metric}
         if variant.system == "as-in-paper":
             return PersonaAlignment.as_in_paper(**numbers, patience=epochs)
         if variant.system == "textgrad":
@@ -114,7 +127,9 @@ class Prepared:
         self.is_agent = variant.system == "persona" or variant.system in OPTIMIZED
         k = setting.k if variant.k is None else variant.k
         self.program: Any
-        if self.is_agent:
+        if setting.program is not None and (self.is_agent or variant.system == "direct"):
+            self.program = self._own()
+        elif self.is_agent:
             self.program = self._agent(k)
         else:
             self.program = _BASELINES[variant.system](
@@ -125,6 +140,18 @@ class Prepared:
                 turn_tokens=setting.turn_tokens,
                 labels="own" if CONTROL in variant.changes else "declared",
             )
+
+    def _own(self) -> PersonalProgram:
+        """The program of one's own for this user; without any persona where none is asked for."""
+        program = self.setting.program
+        if isinstance(program, PersonalProgram):
+            program = program.for_user(self.user_id, self.memory)
+        elif isinstance(program, dspy.Module):
+            program = personalize(program, history=self.memory, user_id=self.user_id)
+        else:
+            program = program(self.memory, self.user_id)
+        without = self.variant.system == "direct" or "no-persona" in self.variant.changes
+        return program.with_persona(Persona(user_id=self.user_id)) if without else program
 
     def _agent(self, k: int) -> PersonalProgram:
         changes, signature = self.variant.changes, self.task.signature()
@@ -194,5 +221,15 @@ class Prepared:
         return f"{record.accepted} edits accepted; {record.stopped}"
 
     def __call__(self, query: str, options: Sequence[str] = ()) -> Any:
+        """The prediction for a query."""
         offered = {"options": list(options)} if options else {}
-        return self.program(**{self.task.query_field: query}, **offered)[self.task.response_field]
+        return self.program(**{self.task.query_field: query}, **offered)
+
+    def score(self, question: Question, prediction: Any) -> float | None:
+        """By the metric of one's own; None where there is none, or no known answer to score by."""
+        if self.setting.metric is None or question.gold is None:
+            return None
+        fields = {self.task.query_field: question.query, self.task.response_field: question.gold}
+        example = dspy.Example(**fields).with_inputs(self.task.query_field)
+        name = str(getattr(self.setting.metric, "__name__", "metric"))
+        return metric_score(self.setting.metric(example, prediction), name, question.id)[0]

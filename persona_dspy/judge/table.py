@@ -118,12 +118,15 @@ def best_baseline(values: Mapping[str, Sequence[float]], task: Task, *, history:
 
 
 def _higher(task: Task) -> bool:
-    return HIGHER_IS_BETTER[task.metrics[0]]
+    return HIGHER_IS_BETTER.get(task.metrics[0], True)  # a metric of one's own is a score
 
 
 def _values(rows: Sequence[Judged], task: Task) -> dict[tuple[str, str], float]:
     headline = task.metrics[0]
-    return {(r.user_id, r.query_id): task.evaluate([r.gold], [r.answer])[headline] for r in rows}
+    return {
+        (r.user_id, r.query_id): task.evaluate([r.gold], [r.answer])[headline] if r.score is None else r.score
+        for r in rows
+    }
 
 
 def _usd(rows: Sequence[Judged], users: int) -> float | None:
@@ -167,7 +170,7 @@ def cells(standing: Standing, task: Task) -> dict[str, str]:
     texts["queries"] = str(s.queries) if s.queries == s.expected else f"{s.queries} of {s.expected}"
     texts[f"{task.metrics[0]} {arrow} [95%]"] = f"{s.score.value:.3f} [{s.score.low:.3f}, {s.score.high:.3f}]"
     for name, value in s.others.items():
-        texts[f"{name} {'↑' if HIGHER_IS_BETTER[name] else '↓'}"] = f"{value:.3f}"
+        texts[f"{name} {'↑' if HIGHER_IS_BETTER.get(name, True) else '↓'}"] = f"{value:.3f}"
     texts["better than best baseline by"] = (
         f"{against.difference.value:+.3f} [{against.difference.low:+.3f}, {against.difference.high:+.3f}]"
         if against

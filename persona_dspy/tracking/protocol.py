@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from persona_dspy.core import PersonaDocument, user_key
@@ -19,6 +19,10 @@ class Tracker(Protocol):
     def begin(self, params: Mapping[str, Any]) -> None: ...
 
     def user(self, user_id: str, document: PersonaDocument | None, error: str = "") -> None: ...
+
+    def systems(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """The systems of an evaluation, a row each, ``system`` among its keys."""
+        ...
 
     def end(self, metrics: Mapping[str, float], ended: Ended = "FINISHED") -> None: ...
 
@@ -39,6 +43,9 @@ class NullTracker:
         """Nothing."""
 
     def user(self, user_id: str, document: PersonaDocument | None, error: str = "") -> None:
+        """Nothing."""
+
+    def systems(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Nothing."""
 
     def end(self, metrics: Mapping[str, float], ended: Ended = "FINISHED") -> None:

@@ -12,7 +12,7 @@ import shlex
 import threading
 import time
 import warnings
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -31,7 +31,9 @@ from persona_dspy.report import FleetFigures, curve, learning_curve_json
 from persona_dspy.tracking.assessed import write_assessments
 from persona_dspy.tracking.database_file import file_of, make_database, set_aside_broken
 from persona_dspy.tracking.failures import explained, mlflow_failures, reason_of
+from persona_dspy.tracking.prompts import move_prompt, register_prompt
 from persona_dspy.tracking.protocol import Ended, NullTracker, Tracker, is_off, prompt_name
+from persona_dspy.tracking.systems import dataset_input, description, run_kind, write_systems
 from persona_dspy.tracking.users_table import UsersTable
 from persona_dspy.tracking.values import Totals, metrics_of, params_of
 
@@ -46,6 +48,8 @@ EXPERIMENT = "persona-dspy"
 Runs = Literal["all", "sampled", "none"]
 _FIRST, _EACH = 20, 50  # "sampled": the first users, then one in so many
 _QUEUE = 256
+_EACH_USER = 100  # users after each of whom the parent run's curves get a point; then by time
+_BATCH = 900  # MLflow takes 1,000 values at once
 _EVERY = 5.0  # seconds between two points of the parent run's curves
 _PATIENCE = 120.0  # seconds at the end in which at least one user is written
 
@@ -92,6 +96,7 @@ class MlflowTracker:
         self._totals = Totals()
         self._figures = FleetFigures()
         self._table: UsersTable | None = None
+        self._points: list[tuple[str, float, int]] = []
 
     def begin(self, params: Mapping[str, Any]) -> None:
         try:
@@ -102,8 +107,12 @@ class MlflowTracker:
             self.trouble = f"no runs are written: {failure}"
             return
         self._table, self._totals = UsersTable(), Totals()
-        run = client.create_run(self._experiment_id, run_name=f"compile {time.strftime('%Y-%m-%d %H:%M:%S')}")
-        self.run_id = run.info.run_id
+        self._points = []
+        tags = {"mlflow.note.content": scrubbed(description(params))}
+        name = f"{run_kind(params)} {time.strftime('%Y-%m-%d %H:%M:%S')}"
+        self.run_id = client.create_run(self._experiment_id, run_name=name, tags=tags).info.run_id
+        if (data := dataset_input(params)) is not None:
+            client.log_inputs(self.run_id, [data])
         self._log(self.run_id, params={k: scrubbed(str(v))[:500] for k, v in params.items() if v is not None})
         self._thread = threading.Thread(target=self._work, daemon=True, name="mlflow-writer")
         self._thread.start()
@@ -114,6 +123,8 @@ class MlflowTracker:
         with self._lock:
             number = self._totals.seen
             self._totals.add(document)
+            if number < _EACH_USER:
+                self._points += [(name, value, number + 1) for name, value in self._totals.metrics().items()]
             if self._table is not None:
                 self._table.add(user_id, document)
             self._figures.add(document.alignment if document else None)
@@ -124,6 +135,10 @@ class MlflowTracker:
             self._queue.put((user_id, document, error, child), timeout=0.0 if self.lost else 10.0)
         except queue.Full:
             self.lost += 1
+
+    def systems(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        if self._thread is not None:
+            self._safely(write_systems, self._connect(), self._experiment_id, self.run_id, rows)
 
     def end(self, metrics: Mapping[str, float], ended: Ended = "FINISHED") -> None:
         if self._thread is None or self._table is None:
@@ -243,13 +258,8 @@ class MlflowTracker:
             InputError: that version was not registered.
             RunError: the server or file cannot be used.
         """
-        client, name = self._connect(), prompt_name(user_id)
         with explained(self.uri, "did not move an alias"):
-            versions = {p.tags.get("persona_version"): p.version for p in self._prompts(name)}
-            if str(version) in versions:
-                client.set_prompt_alias(name, "current", versions[str(version)])
-                return
-        raise InputError(f"prompt of {user_id!r}: version {version!r}: expected one of {sorted(map(str, versions))}")
+            move_prompt(self._connect(), user_id, version)
 
     def forget(self, user_id: str, texts: Iterable[str] = ()) -> TrackedErasure:
         """Remove a user's runs with artifacts, prompts, traces and rows of tables: from a database for good; a server
@@ -273,14 +283,6 @@ class MlflowTracker:
                 "server or file that nobody holds: forget again"
             ) from failure
 
-    def _prompts(self, name: str) -> list[Any]:
-        client = self._connect()
-        if not client.search_prompts(f"name = '{name}'"):
-            return []
-        last = max((int(v.version) for v in client.search_prompt_versions(name)), default=0)
-        prompts = (client.get_prompt_version(name, number) for number in range(1, last + 1))
-        return [prompt for prompt in prompts if prompt is not None]
-
     def _work(self) -> None:
         curves_at = time.monotonic()
         while True:
@@ -294,7 +296,7 @@ class MlflowTracker:
             user_id, document, error, child = task
             well = self._safely(self._child, user_id, document, error) if child else True
             if self.register and document is not None:
-                well = self._safely(self._prompt, document) and well
+                well = self._safely(register_prompt, self._connect(), self.run_id, document) and well
             self.lost += not well
             self._written += well
             if time.monotonic() - curves_at > _EVERY:
@@ -314,6 +316,8 @@ class MlflowTracker:
         client = self._connect()
         tags = {"mlflow.parentRunId": self.run_id, "persona_dspy.user_id": user_id, "mlflow.runName": user_id[:250]}
         tags["persona_dspy.user"] = user_key(user_id)
+        if document is not None:
+            tags["persona_dspy.persona_version"] = str(document.version)
         if document is None:
             run = client.create_run(self._experiment_id, tags={**tags, "persona_dspy.error": scrubbed(error)[:5000]})
             client.set_terminated(run.info.run_id, "FAILED")
@@ -337,24 +341,26 @@ class MlflowTracker:
 
         get_artifact_repository(run.artifact_uri, tracking_uri=self.uri).log_artifacts(folder)
 
-    def _prompt(self, document: PersonaDocument) -> None:
-        client, name = self._connect(), prompt_name(document.user_id)
-        tags = {"persona_version": str(document.version), "persona_dspy.user": user_key(document.user_id)}
-        prompt = client.register_prompt(name, document.system_prompt or " ", f"version {document.version}", tags)
-        client.set_prompt_alias(name, "current", prompt.version)
-
     def _curves(self) -> None:
         """The totals so far, by how many users they are of."""
         with self._lock:
             totals, step = self._totals.metrics(), self._totals.seen
-        self._log(self.run_id, metrics=[(name, value, step) for name, value in totals.items()])
+            points, self._points = self._points, []
+        if step > _EACH_USER:
+            points += [(name, value, step) for name, value in totals.items()]
+        for start in range(0, len(points), _BATCH):
+            self._log(self.run_id, metrics=points[start : start + _BATCH])
 
     def _finish(self, metrics: Mapping[str, float], table: Path) -> None:
         self._curves()
-        self._log(self.run_id, metrics=[(name, value, 0) for name, value in metrics.items()])
+        seen = self._totals.seen
+        known = self._totals.metrics() if seen else {}
+        self._log(self.run_id, metrics=[(name, value, seen) for name, value in metrics.items() if name not in known])
         client = self._connect()
         if self.trouble:
             client.set_tag(self.run_id, "persona_dspy.trouble", self.trouble[:5000])
+        if not seen:  # an evaluation has systems, not users who were compiled
+            return
         client.log_artifact(self.run_id, str(table))
         try:
             for name, text in self._figures.files().items():
