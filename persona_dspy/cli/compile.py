@@ -276,8 +276,7 @@ def _compile(
     _say_if_replayed(lm)
     ledger = Ledger(budget=budget)
     named = options["program"] or (task_text(source.known) if source.known else source.task)
-    params = {"lm": model.model, "task": named, "users": options["total"], **source.described}
-    params |= _params(budget, options)
+    params = {"lm": model.model, "task": named, **source.described, **_params(budget, options)}
     with ExitStack() as stack:
         folder = stack.enter_context(FleetFolder(out))
         opened = stack.enter_context(Store.open(store)) if store else None
@@ -322,7 +321,7 @@ def _params(budget: Any, options: dict[str, Any]) -> dict[str, Any]:
     """What a run is told apart by."""
     names = ("auto", "recent", "epochs", "reflection_lm", "seed", "as_in_paper", "workers", "engine", "metric")
     spent = {"budget_calls": budget.calls, "budget_tokens": budget.tokens, "budget_usd": budget.usd}
-    return {**{name: options[name] for name in names}, **spent}
+    return {"users": options["total"], **{name: options[name] for name in names}, **spent}
 
 
 def _counts(view: View) -> dict[str, float]:
