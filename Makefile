@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo   learn personas for six users with the embedded model (98 MB), in minutes"
+	@echo "make demo   learn personas: replayed from a capable model in seconds, and by the embedded one (98 MB) in minutes"
 	@echo "make test   install everything and run the unit tests"
 	@echo "make check  lint, types, layers, and every slow test that this machine can run"
 
@@ -29,6 +29,10 @@ help:
 	@touch $@
 
 demo: .venv/ready
+	@echo "1. Six support agents, who only comment on our drafts"
+	@$(BIN)/persona-dspy compile examples/support_agents.jsonl --task "mail -> reply" --lm replayed:examples/support_agents.answers.jsonl --out personas-support/ --fresh
+	@$(BIN)/persona-dspy show "$$(ls personas-support/agent-00-*.json)"
+	@echo "2. Six users, who tag films; a model that runs here"
 	@$(BIN)/persona-dspy models pull smol
 	@$(BIN)/persona-dspy compile examples/movie_tags.jsonl --lm local --out personas/ --resume
 
@@ -54,7 +58,7 @@ lock:  ## after a change of pyproject.toml
 	  --no-annotate --no-header --no-emit-index-url --no-emit-find-links -q -o requirements.lock
 
 clean:
-	@rm -rf .venv personas mlflow.db mlartifacts build dist *.egg-info
+	@rm -rf .venv personas personas-support mlflow.db mlartifacts build dist *.egg-info
 
 schema:  ## after a change of the persona JSON
 	@$(BIN)/python -c "import json; from persona_dspy.core.document import json_schema; print(json.dumps(json_schema(), indent=2))" > persona_dspy/core/schemas/persona-2.schema.json

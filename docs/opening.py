@@ -1,7 +1,7 @@
 """The parts of README that show what came out of commands, between markers: one persona, and the newest results.
 
     python docs/opening.py            # writes them anew from examples/, docs/RESULTS.md
-    python docs/opening.py --answers  # asks the local model anew too: the answers without and with the persona
+    python docs/opening.py --answers  # the answers without and with the persona, too
 
 The persona is one that ``make demo`` learned; a test compares README with what this writes.
 """
@@ -10,13 +10,18 @@ import json
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-HISTORY = ROOT / "examples" / "movie_tags.jsonl"
-PERSONA = ROOT / "examples" / "gul.json"
-QUERY = "A robot waits tables in a haunted hotel."
+HISTORY = ROOT / "examples" / "support_agents.jsonl"
+ANSWERS = ROOT / "examples" / "support_agents.answers.jsonl"
+PERSONA = ROOT / "examples" / "agent-03.json"
+QUERY = (
+    "From: Dana Weiss\nThe tent from order 5121 arrived broken.\n\n"
+    "To be said: we replace the tent at no cost; by: Friday"
+)
 SYSTEMS = ("persona", "persona@no-alignment", "rag", "icl", "direct", "nearest")
 WHAT = {
     "persona": "PersonaAgent, aligned",
@@ -29,28 +34,31 @@ WHAT = {
 
 
 def history():
-    """Ten lines of the user's history."""
+    """A draft that the user was given, and ten of the user's comments on such drafts."""
     user = json.loads(PERSONA.read_text(encoding="utf-8"))["user_id"]
-    rows = map(json.loads, HISTORY.read_text(encoding="utf-8").splitlines())
-    mine = [row for row in rows if row["user_id"] == user][10:20]
-    width = max(len(row["response"]) for row in mine)
-    lines = [f"{row['time']}  {row['response']:{width}}  {row['query']}" for row in mine]
-    return "```text\n" + "\n".join(line if len(line) <= 110 else line[:107] + "..." for line in lines) + "\n```"
+    mine = [row for row in map(json.loads, HISTORY.read_text(encoding="utf-8").splitlines()) if row["user_id"] == user]
+    draft = textwrap.fill(" ".join(mine[0]["draft"].split()), 118, initial_indent="> ", subsequent_indent="> ")
+    lines = [f"{row['time']}  {' '.join(row['comment'].split())}" for row in mine[:10]]
+    return f"{draft}\n\n```text\n" + "\n".join(lines) + "\n```"
 
 
 def persona():
     """The system prompt that came out."""
-    return "```text\n" + json.loads(PERSONA.read_text(encoding="utf-8"))["system_prompt"] + "\n```"
+    text = json.loads(PERSONA.read_text(encoding="utf-8"))["system_prompt"]
+    lines = [textwrap.fill(line, 118, subsequent_indent="  ") if line else "" for line in text.splitlines()]
+    return "```text\n" + "\n".join(lines) + "\n```"
 
 
 def answers():
-    """One answer without the persona and with it, by the command line."""
-    command = ["persona-dspy", "ask", "--persona", str(PERSONA), "--history", str(HISTORY), QUERY]
-    given = [
-        subprocess.run([*command, *more], check=True, capture_output=True, text=True).stdout.strip()
-        for more in (["--without-persona"], [])
-    ]
-    return f'> "{QUERY}" without the persona: **{given[0]}**; with it: **{given[1]}**'
+    """One answer without the persona and with it, by the command line; the capable model's answers are replayed."""
+    command = ["persona-dspy", "ask", "--persona", str(PERSONA), "--history", str(HISTORY)]
+    command += ["--lm", f"replayed:{ANSWERS}", QUERY]
+    lines = []
+    for title, more in (("without", ["--without-persona"]), ("with", [])):
+        given = subprocess.run([*command, *more], check=True, capture_output=True, text=True).stdout.strip()
+        whole = textwrap.wrap(" ".join(given.split()), 108) if len(given) > 300 else given.splitlines()
+        lines += [f"{title if not n else '':9}{line}".rstrip() for n, line in enumerate(whole)]
+    return "```text\n" + "\n".join(lines) + "\n```"
 
 
 def results():

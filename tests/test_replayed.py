@@ -2,7 +2,11 @@
 
 import dspy
 import pytest
+from tree import ROOT
 
+from optimizers import PersonaAlignment
+from persona_dspy.agent import PersonaAgent
+from persona_dspy.data import read_users, task_from_text
 from persona_dspy.errors import InputError, ModelError
 from persona_dspy.lm import is_small, replayed_lm, resolve_lm
 from persona_dspy.testing import FakeLM
@@ -33,3 +37,18 @@ def test_a_record_that_is_none(tmp_path):
 def test_a_persona_learned_from_a_record_is_asked_with_a_model_that_runs():
     with pytest.raises(InputError, match="expected a model that runs"):
         resolve_lm("replayed/answers")
+
+
+def test_the_record_of_the_demo_fits_the_prompts():
+    """Where it does not: ``persona-dspy compile examples/support_agents.jsonl --task "mail -> reply" --lm
+    replayed:examples/support_agents.answers.jsonl@openai/gpt-4o --out /tmp/personas`` asks what is missing."""
+    record = ROOT / "examples" / "support_agents.answers.jsonl"
+    task = task_from_text("mail -> reply")
+    users = list(read_users(ROOT / "examples" / "support_agents.jsonl"))
+    with dspy.context(lm=resolve_lm(f"replayed:{record}")):
+        for user in users:
+            agent = PersonaAgent(task.signature(), history=user.interactions, user_id=user.user_id)
+            found = PersonaAlignment(progress=False).compile(agent, trainset=agent.examples())
+            assert found.alignment.scores.final > found.alignment.scores.initial
+            assert len(found.persona.value.bullets) >= 5
+    assert len(users) == 6
