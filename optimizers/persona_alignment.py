@@ -60,9 +60,9 @@ class PersonaAlignment(Teleprompter):
         gate: who decides; by default ``HeldOutGate()``.
         proposer: how challengers are made; by default ``EditProposer()``, and ``KeywordProposer()`` for a small local
             LM.
-        loss: how feedback is written: ``"each"`` = a call for each mistake, as in the paper; ``"batch"`` = one call a
-            step, right answers beside wrong ones; or a ``TextualLoss``. By default ``"batch"``, and ``"each"`` for a
-            small local LM.
+        loss: how feedback is written: ``"batch"`` = one call a step, right answers beside wrong ones; ``"each"`` = a
+            call for each mistake; ``"every"`` = a call for each interaction, right or wrong, as in the paper; or a
+            ``TextualLoss``. By default ``"batch"``, and ``"each"`` for a small local LM.
         summary: an LM summary of the past as a first challenger; None = none.
         cohort: what similar users have in common, as a first challenger; None = no other user matters.
         reflection_lm: a stronger LM for portrait, loss, update and judging; by default the program's own.
@@ -88,7 +88,7 @@ class PersonaAlignment(Teleprompter):
         patience: int | None = None,
         gate: Gate | None = None,
         proposer: Proposer | None = None,
-        loss: TextualLoss | Literal["each", "batch"] | None = None,
+        loss: TextualLoss | Literal["each", "batch", "every"] | None = None,
         summary: SemanticMemory | None = None,
         cohort: Cohort | None = None,
         reflection_lm: Any = None,
@@ -118,10 +118,19 @@ class PersonaAlignment(Teleprompter):
 
     @classmethod
     def as_in_paper(cls, metric: Metric | None = None, *, hold_out: int = 0, **options: Any) -> Self:
-        """The paper's settings: no gate, the whole persona rewritten, n = 3, 3 iterations, summary in the initial
-        persona. ``hold_out`` interactions are kept out and scored for the record; they decide nothing."""
+        """The paper's Algorithm 1: an LM's summary in the initial persona; n = 3, 3 iterations; a textual gradient for
+        each of the n latest interactions, right or wrong, about the persona, its search words and its tools; the whole
+        persona rewritten from all of them; no gate. For the paper's agent: ``PersonaAgent.as_in_paper``.
+
+        One thing is not as there: an interaction is simulated with memory as it stood before it, and the summary is
+        made of what came before the first of them.
+
+        Args:
+            hold_out: so many interactions are kept out and scored for the record; they decide nothing.
+            **options: as of ``PersonaAlignment``.
+        """
         options = {
-            "recent": 3, "epochs": 3, "patience": 3, "summary": SemanticMemory(), "loss": "each",
+            "recent": 3, "epochs": 3, "patience": 3, "summary": SemanticMemory(), "loss": "every",
             "proposer": RewriteProposer(), **options,
         }  # fmt: skip
         return cls(metric, gate=AlwaysAccept(hold_out), **options)

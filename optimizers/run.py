@@ -288,7 +288,7 @@ class Run:
         self.tell("simulated", epoch=epoch, scores=[s.score for s in simulated])
         feedback: list[Feedback] = []
         trials: tuple[Trial, ...] = ()
-        if any(not s.right or s.said for s in simulated):
+        if self.loss.mode == "every" or any(not s.right or s.said for s in simulated):
             feedback = self._feedback(simulated)
             self.momentum.add([f for f, s in zip(feedback, simulated, strict=True) if not s.right])
             with self.reflecting():

@@ -175,3 +175,16 @@ def test_metrics_of_every_form(metric, expected):
 def test_scores_out_of_range_are_refused(score):
     with pytest.raises(InputError, match=r"\[0, 1\]"):
         score_of(lambda gold, pred, trace=None: score, LABEL, GOLD, PRED, "tag")
+
+
+def test_as_in_the_paper_every_interaction_is_asked_about_with_the_notes_and_what_was_looked_up():
+    lm = FakeLM(lambda prompt: {"feedback": f"Look {prompt.fields['attempt'].count('the same as')}."})
+    right = Simulated(interaction_id="r", query="q", answer="a", gold="a", score=1.0, actions=("recall_history(kiss)",))
+    wrong = Simulated(interaction_id="w", query="q", answer="b", gold="a", score=0.0)
+    told = Simulated(interaction_id="t", query="q", answer="b", gold="a", score=0.0, said="too long")
+    with dspy.context(lm=lm):
+        found = TextualLoss("every")(simulated=[right, wrong, told], task="tag", notes="Likes tea.").feedback
+    assert [f.text for f in found] == ["Look 1.", "Look 0.", "too long"]
+    first, second = (call.user for call in lm.engine.calls)
+    assert "looked up: recall_history(kiss)" in first and "looked up: nothing by tools" in second
+    assert all("Likes tea." in call.user and "search words" in call.system for call in lm.engine.calls)

@@ -104,6 +104,19 @@ def test_a_rewrite_replaces_everything_but_locked_bullets():
     assert [b.text for b in made.persona.bullets] == ["Keep me.", "Writes shortly."]
 
 
+def test_a_rewrite_neither_writes_nor_loses_what_is_counted():
+    counted = Bullet(section="who", text='Answers so far (4): "comedy" 4.', source="fact")
+    said = 'Who:\n- Answers so far (4): "comedy" 4.\nWhat to look up for this user:\n- Call recall_history first.'
+    lm = FakeLM(lambda prompt: {"new_notes": said} if "new_notes" in prompt.outputs else None)
+    with dspy.context(lm=lm):
+        (made,) = RewriteProposer()(Persona(user_id="u", bullets=(counted,)), evidence(**mistake()))
+    lines = [(b.section, b.source, b.text) for b in made.persona.bullets]
+    assert lines == [("who", "fact", counted.text), ("look-ups", "learned", "Call recall_history first.")]
+    assert (
+        counted.text in lm.engine.calls[0].fields["counted"] and counted.text not in lm.engine.calls[0].fields["notes"]
+    )
+
+
 @pytest.mark.parametrize("text", ["", "  \n "])
 def test_an_empty_rewrite_is_refused(text):
     lm = FakeLM(lambda prompt: {"new_notes": text} if "new_notes" in prompt.outputs else None)

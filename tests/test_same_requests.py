@@ -223,7 +223,7 @@ def demo(tape):
             for i in past
         ]
         mine = write(tape.folder / "mine.jsonl", rows)
-        more = [] if flag == "default" else [flag]
+        more = [] if flag == "default" else [flag, "--retrieval", "bm25"]
         tape.command("compile", mine, "--out", f"mine{flag}", *off, *more, side_by_side=True)
     user = ("--users", "label bias,", "--store", "s.db", *off)
     tape.command("compile", mine, "--out", "kept", *user, side_by_side=True)

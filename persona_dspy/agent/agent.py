@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import dspy
 from dspy.adapters.base import Adapter
@@ -12,6 +12,7 @@ from persona_dspy.agent.actions import Act, Policy, past_block
 from persona_dspy.agent.context import current_answer
 from persona_dspy.agent.history import memory_of
 from persona_dspy.agent.instructions import with_task_told
+from persona_dspy.agent.knowledge import KnowledgeSource
 from persona_dspy.agent.offered import OPTIONS, answered_from, narrowed_to, options_of
 from persona_dspy.agent.personalized import Personalized, personalize
 from persona_dspy.agent.prediction import PersonaPrediction
@@ -20,10 +21,11 @@ from persona_dspy.agent.prompt import as_persona
 from persona_dspy.agent.recall import Recall
 from persona_dspy.agent.steering import Steering, narrowed
 from persona_dspy.agent.steps import Ask, Steps, adrive, drive, within_context
+from persona_dspy.agent.tool_rules import tool_rules
 from persona_dspy.core import Episode, Interaction, Persona, ResponseKind, answer_text
 from persona_dspy.errors import InputError
 from persona_dspy.lm import Sizes
-from persona_dspy.memory import EpisodicMemory
+from persona_dspy.memory import EpisodicMemory, Retriever, named_retriever
 
 __all__ = ["PersonaAgent", "PersonaPrediction", "PersonalProgram", "Personalized", "personalize"]
 
@@ -96,6 +98,58 @@ class PersonaAgent(PersonalProgram):
         self.steering, self.sizes, self._declared = steering, sizes, declared
         self.adapter = adapter
         self._settle_persona()
+
+    @classmethod
+    def as_in_paper(
+        cls,
+        signature: str | type[dspy.Signature],
+        *,
+        history: Iterable[Interaction | Mapping[str, Any]] | EpisodicMemory = (),
+        knowledge: KnowledgeSource | None = None,
+        retrieval: str | Retriever = "dense",
+        actions: Act | None = None,
+        recall_k: int | None = None,
+        outcomes: bool = False,
+        **options: Any,
+    ) -> Self:
+        """The paper's agent: episodes found by sentence vectors, a choice of tools at each step, and an initial persona
+        that asks for at least two tools before an answer and holds no counted facts. Its LM summary of the past is
+        written by ``PersonaAlignment.as_in_paper()``, before the first step.
+
+        The tools look into the user's memory (``recall_history``, ``recall_profile``) and, where there is a source,
+        into ``knowledge`` (``search_knowledge``). Nothing of the persona acts beside its text.
+
+        Args:
+            knowledge: ``Wikipedia(contact)`` as in the paper, or a ``LocalCorpus``; None = no such tool.
+            retrieval: ``"dense"``, ``"bm25"``, ``"hybrid"`` or a retriever object; of a history that is a memory, the
+                memory's own.
+            actions: an ``Act`` in place of the steps described, such as one with tools of your own.
+            recall_k: as of ``PersonaAgent``.
+            outcomes: what was looked up and answered goes into memory beside the user's own answer, once that is
+                observed (``observe``), and is shown with it later on.
+            **options: as of ``PersonaAgent``.
+
+        Raises:
+            ModelError: the sentence encoder is not on this machine; the message says what to type.
+
+        Example:
+            >>> past = [Interaction(user_id="u1", query="Alien", response="horror")]
+            >>> agent = PersonaAgent.as_in_paper("film -> tag", history=past, retrieval="bm25")
+            >>> agent.persona.value.bullets[0].text
+            'Before you answer, call at least two of these tools: recall_history, recall_profile.'
+        """
+        if not isinstance(history, EpisodicMemory):
+            retriever = named_retriever(retrieval) if isinstance(retrieval, str) else retrieval
+            history = EpisodicMemory(memory_of(history, options.get("user_id")).interactions, retriever=retriever)
+        act = actions or Act(policy="react", recall=Recall(k=recall_k), knowledge=knowledge)
+        persona, user_id = options.pop("persona", None), options.pop("user_id", None)
+        if persona is None:
+            tools = act.tools if act.policy in ("plan", "react") else ()
+            persona = Persona(user_id=user_id or history.user_id or "user", bullets=tool_rules(tools))
+        options = {"steering": Steering.off(), **options}
+        agent = cls(signature, history=history, persona=persona, user_id=user_id, actions=act, **options)
+        agent.outcomes = outcomes
+        return agent
 
     def forward(self, *args: Any, **inputs: Any) -> PersonaPrediction:
         return drive(self._flow(self._named(args, inputs)))

@@ -11,11 +11,13 @@ from typing import Any
 from persona_dspy.agent.offered import OPTIONS
 from persona_dspy.agent.prediction import trace_of
 from persona_dspy.agent.trace import Trace
-from persona_dspy.core import Interaction, Signal
+from persona_dspy.core import Interaction, Signal, one_line
 
-__all__ = ["RecentDrafts", "as_given", "draft_of", "trace_id_of"]
+__all__ = ["OUTCOME", "RecentDrafts", "as_given", "draft_of", "looked_up", "trace_id_of"]
 
 _KEPT = 100
+OUTCOME = "outcome"
+"""Key of an interaction's metadata under which stands what was looked up and answered before the user answered."""
 _SAYS_SOMETHING = ("comment", "thumbs", "thumb", "rating", "stars", "feedback")  # names under which people put signals
 
 
@@ -37,6 +39,12 @@ def draft_of(trace: Trace) -> Interaction:
         metadata={name: value for name, value in trace.inputs.items() if name != OPTIONS},
         signal=Signal(draft=trace.response, version=trace.persona_version, trace=trace.id, options=offered),
     )
+
+
+def looked_up(trace: Trace) -> str:
+    """The tools that were called and their words, as a line; of recall by the query itself nothing."""
+    steps = [s for s in trace.steps if not s.failed and s.query != one_line(trace.query)]
+    return one_line("; ".join(f"{s.action}({s.query})" for s in steps), 80)
 
 
 def as_given(known: Interaction) -> Interaction:
@@ -67,12 +75,22 @@ class RecentDrafts:
 
     def __init__(self) -> None:
         self._drafts: deque[Interaction] = deque(maxlen=_KEPT)
+        self._looked_up: deque[tuple[str, str]] = deque(maxlen=_KEPT)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RecentDrafts:
         return self  # copies of a program answer the same user
 
-    def add(self, draft: Interaction) -> None:
+    def add(self, draft: Interaction, looked_up: str = "") -> None:
         self._drafts.append(draft)
+        self._looked_up.append((draft.id, looked_up))
+
+    def outcome(self, query: str) -> str:
+        """What was looked up and answered when ``query`` was last asked; empty where it was not."""
+        given = next((d for d in reversed(list(self._drafts)) if d.query == query and d.signal), None)
+        if given is None or given.signal is None:
+            return ""
+        words = dict(list(self._looked_up)).get(given.id) or "nothing"
+        return f"looked up {words}; answered {one_line(given.signal.draft, 60)}"
 
     def find(self, trace_id: str) -> Interaction | None:
         return next((draft for draft in list(self._drafts) if draft.id == trace_id), None)

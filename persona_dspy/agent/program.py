@@ -15,7 +15,7 @@ import dspy
 
 from persona_dspy.agent.autologged import tag_trace
 from persona_dspy.agent.context import Answering, Delivery, Turn, answering, current_answer, recording
-from persona_dspy.agent.drafts import RecentDrafts, draft_of
+from persona_dspy.agent.drafts import OUTCOME, RecentDrafts, draft_of, looked_up
 from persona_dspy.agent.feedback import TakesFeedback
 from persona_dspy.agent.history import memory_of
 from persona_dspy.agent.inputs import json_safe, other_inputs, shown_input, typed_input
@@ -59,6 +59,7 @@ class PersonalProgram(TakesFeedback, dspy.Module):
     steering: Steering | None = None  # None = what suits the LM that answers
     sizes: Sizes | None = None
     takes_options: bool = False  # whether a call may say what can be answered, without an input for it
+    outcomes: bool = False  # what was looked up and answered is kept beside an answer that is observed
     turn_tokens: int | None = None  # of a past query shown as a turn, where it is not to be ``sizes.turn``
 
     def __init__(self, *, memory: EpisodicMemory, persona: Persona | None, user_id: str | None, recall: Recall) -> None:
@@ -245,6 +246,9 @@ class PersonalProgram(TakesFeedback, dspy.Module):
             InputError: blank, none of the program's declared answers, or its id is taken.
         """
         answer = "" if signal and response in ("", None) else self.kind.response(response)
+        outcome = self._drafts.outcome(query) if self.outcomes else ""
+        if outcome:
+            metadata = {**(metadata or {}), OUTCOME: outcome}
         judged = None if signal else self._drafts.judged_in(query, answer, metadata or {})
         said = Interaction(
             user_id=self._user_id,
@@ -388,7 +392,7 @@ class PersonalProgram(TakesFeedback, dspy.Module):
         )
         if answer.cut is None and not delivery.simulated and trace.response.strip():
             if self.online is None:
-                self._drafts.add(draft_of(trace))
+                self._drafts.add(draft_of(trace), looked_up(trace))
             else:
                 self.online.drafted(draft_of(trace), dspy.settings.get("persona_since"))
         send = dspy.settings.get("persona_traces")

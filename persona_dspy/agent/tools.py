@@ -15,6 +15,7 @@ from typing import Any
 import dspy
 
 from persona_dspy.agent.context import current_answer
+from persona_dspy.agent.drafts import OUTCOME
 from persona_dspy.agent.knowledge import KnowledgeSource
 from persona_dspy.agent.recall import Recall
 from persona_dspy.core import Episode, ResponseKind, clip_tokens, fenced, one_line
@@ -110,9 +111,13 @@ def personal_tools(
 
 def past_lines(episodes: Sequence[Episode], *, tokens: int | None = None) -> str:
     """Episodes as a list, nearest last, each a line of query and response."""
-    pairs = [(e.interaction.query, e.interaction.response) for e in reversed(episodes)]
     tokens = tokens or current_answer().sizes.query
-    return "\n".join(f"- {one_line(q, tokens)} -> {one_line(r, tokens)}" for q, r in pairs)
+    lines: list[str] = []
+    for past in (e.interaction for e in reversed(episodes)):
+        outcome = str(past.metadata.get(OUTCOME) or "")
+        then = f" (before that: {one_line(outcome, tokens)})" if outcome else ""
+        lines.append(f"- {one_line(past.query, tokens)} -> {one_line(past.response, tokens)}{then}")
+    return "\n".join(lines)
 
 
 def run_tool(tool: dspy.Tool, arguments: dict[str, Any], *, tokens: int) -> Observation:

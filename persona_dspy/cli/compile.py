@@ -13,6 +13,7 @@ from persona_dspy.cli.estimates import (
     ColumnsOption,
     DatasetOption,
     EstimateOption,
+    Knowledge,
     Retrieval,
     one_input,
 )
@@ -85,10 +86,11 @@ def compile_command(  # noqa: PLR0913 - a command's options
     progress: Annotated[Literal["bar", "lines", "quiet"], typer.Option(help="lines = JSON lines for logs.")] = "bar",
     skip_bad_rows: Annotated[bool, typer.Option(help="Skip rows that cannot be used, and count them.")] = False,
     group: Annotated[bool, typer.Option("--group", help="Join the rows of a user that a file holds apart.")] = False,
-    in_paper: Annotated[bool, typer.Option("--as-in-paper", help="No gate, whole rewrites: for reproduction.")] = False,
+    in_paper: Annotated[bool, typer.Option("--as-in-paper", help="The paper's agent and alignment.")] = False,
     estimate: EstimateOption = False,
     calls_per_second: CallsPerSecond = 1.0,
-    retrieval: Retrieval = "bm25",
+    retrieval: Retrieval = None,
+    knowledge: Knowledge = None,
     fresh: Annotated[bool, typer.Option(help="Compile all users anew into a folder that is finished.")] = False,
     json_output: JsonOption = False,
 ) -> int:
@@ -101,12 +103,20 @@ def compile_command(  # noqa: PLR0913 - a command's options
 
     Example: persona-dspy compile --store personas.db --out stored/ --resume
     """
+    from persona_dspy.errors import InputError
     from persona_dspy.lm import Budget
     from persona_dspy.tracking import tracker_for
 
     source_ = _source(one_input(source, dataset), store, task, users, (skip_bad_rows, group, columns))
     total = source_.check()
-    program_ = _OwnProgram(program, retrieval) if program else _Program(source_, retrieval)
+    if knowledge and (program or not in_paper):
+        raise InputError(f"--knowledge {knowledge!r}: expected beside --as-in-paper, whose agent has a tool for it")
+    paper = "dense" if in_paper and not program else "bm25"
+    program_ = (
+        _OwnProgram(program, retrieval or paper)
+        if program
+        else _Program(source_, retrieval or paper, in_paper=in_paper, knowledge=knowledge)
+    )
     budget = Budget(calls=budget_calls, tokens=budget_tokens, usd=budget_usd)
     own = Budget(calls=user_budget_calls, tokens=user_budget_tokens)
     options: dict[str, Any] = {"auto": auto, "recent": recent, "epochs": epochs, "reflection_lm": reflection_lm}
@@ -141,8 +151,12 @@ def _source(path: Path | None, store: str | None, task: str | None, users: str |
 class _Program:
     """Makes each user's program from the user's history; crosses processes."""
 
-    def __init__(self, source: Source, retrieval: str) -> None:
+    def __init__(self, source: Source, retrieval: str, *, in_paper: bool = False, knowledge: str | None = None) -> None:
+        from persona_dspy.cli.programs import knowledge_source
+
         self.known, self.text, self.answers, self.retrieval = source.known, source.task, source.answers, retrieval
+        self.in_paper, self.knowledge = in_paper, knowledge
+        knowledge_source(knowledge)
         self.retriever()  # what is missing on this machine shows before any work
 
     def retriever(self) -> Any:
@@ -151,12 +165,15 @@ class _Program:
         return named_retriever(self.retrieval)
 
     def __call__(self, history: Any) -> Any:
-        from persona_dspy.cli.programs import agent_for
+        from persona_dspy.cli.programs import agent_for, knowledge_source, paper_agent_for
         from persona_dspy.memory import EpisodicMemory
 
         persona = getattr(history, "persona", None)  # of a user in the store: the next version starts from it
         memory = EpisodicMemory(history.interactions, user_id=history.user_id, retriever=self.retriever())
-        return agent_for(self._task(history), history=memory, user_id=history.user_id, persona=persona)
+        same = {"history": memory, "user_id": history.user_id, "persona": persona}
+        if self.in_paper:
+            return paper_agent_for(self._task(history), knowledge=knowledge_source(self.knowledge), **same)
+        return agent_for(self._task(history), **same)
 
     def task(self, history: Any) -> str:
         from persona_dspy.data import task_text

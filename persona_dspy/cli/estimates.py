@@ -18,6 +18,7 @@ __all__ = [
     "ColumnsOption",
     "DatasetOption",
     "EstimateOption",
+    "Knowledge",
     "Retrieval",
     "estimate_compile",
     "one_input",
@@ -26,8 +27,15 @@ __all__ = [
 
 EstimateOption = Annotated[bool, typer.Option("--estimate", help="Say calls, tokens and money; spend nothing.")]
 Retrieval = Annotated[
-    Literal["bm25", "dense", "hybrid"],
-    typer.Option(help="How episodes are found: by words, by sentence vectors (models pull minilm), or both."),
+    Literal["bm25", "dense", "hybrid"] | None,
+    typer.Option(
+        help="How episodes are found: by words (the default), by sentence vectors (models pull minilm; the default of "
+        "the paper's agent), or both."
+    ),
+]
+Knowledge = Annotated[
+    str | None,
+    typer.Option(help="Texts to search: a folder, JSONL with 'text', or wikipedia:you@example.org."),
 ]
 DatasetOption = Annotated[
     str | None,

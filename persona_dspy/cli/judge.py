@@ -12,6 +12,7 @@ from persona_dspy.cli.estimates import (
     ColumnsOption,
     DatasetOption,
     EstimateOption,
+    Knowledge,
     Retrieval,
 )
 from persona_dspy.cli.output import JsonOption, echo, print_json, terminal
@@ -58,10 +59,6 @@ Scale = Annotated[list[str] | None, typer.Option(help="A curve of the persona sy
 Cold = Annotated[str, typer.Option(help="Cut every history to these lengths too, such as 0,1,3,10.")]
 References = Annotated[bool, typer.Option(help="Rows without an LM: majority and nearest-neighbour vote.")]
 Actions = Annotated[str, typer.Option(help="How the persona system looks things up: fixed, plan or react.")]
-Knowledge = Annotated[
-    str | None,
-    typer.Option(help="For its knowledge tool: wikipedia, or a folder or JSONL of texts; needs plan or react."),
-]
 Shown = Annotated[int | None, typer.Option(min=0, help="Episodes shown. Default: 4 for local models, 12 for others.")]
 TurnTokens = Annotated[int | None, typer.Option(min=8, help="Estimated tokens of an episode's query, at most.")]
 Recent = Annotated[int, typer.Option(min=1, help="Interactions simulated in a step of alignment.")]
@@ -101,7 +98,7 @@ def evaluate_command(  # noqa: PLR0913 - a command's options
     epochs: Epochs = 3,
     gate: GateSize = None,
     optimizer_calls: OptimizerCalls = None,
-    retrieval: Retrieval = "bm25",
+    retrieval: Retrieval = None,
     workers: Workers = None,
     seconds: Seconds = None,
     budget_calls: BudgetCalls = None,

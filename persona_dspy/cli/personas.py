@@ -39,6 +39,7 @@ WithoutPersona = Annotated[
 Actions = Annotated[
     str, typer.Option(help="fixed: recall by the query; plan or react: the LM chooses tools; none: no memory.")
 ]
+InPaper = Annotated[bool, typer.Option("--as-in-paper", help="The paper's agent: tools, sentence vectors.")]
 TraceUri = Annotated[
     str | None, typer.Option(help="Send the trace to MLflow, such as sqlite:///mlflow.db. Default: it is not sent.")
 ]
@@ -62,7 +63,8 @@ def ask(  # noqa: PLR0913 - a command's options
     without_persona: WithoutPersona = False,
     actions: Actions = "fixed",
     knowledge: Knowledge = None,
-    retrieval: Retrieval = "bm25",
+    retrieval: Retrieval = None,
+    in_paper: InPaper = False,
     trace: Annotated[bool, typer.Option("--trace", help="Show how the answer came about, step by step.")] = False,
     trace_json: Annotated[Path | None, typer.Option(help="Write the trace to this file.")] = None,
     json_output: JsonOption = False,
@@ -79,11 +81,11 @@ def ask(  # noqa: PLR0913 - a command's options
     from persona_dspy.errors import InputError
     from persona_dspy.lm import lm_errors, steady_lm
 
-    if knowledge and actions not in ("plan", "react"):
+    if knowledge and actions not in ("plan", "react") and not in_paper:
         raise InputError(f"--knowledge with --actions {actions}: expected --actions plan or react, which use tools")
     document, past = _asked(persona, user, store, history, task)
     model_name = _model(lm, document)
-    agent, named = _agent(document, past, task, program, (actions, knowledge, retrieval))
+    agent, named = _agent(document, past, task, program, (actions, knowledge, retrieval, in_paper))
     agent = agent.with_persona(Persona(user_id=document.user_id)) if without_persona else agent
     query = _query(query)
     forgettable()
@@ -124,23 +126,31 @@ def _model(typed: str | None, document: PersonaDocument) -> str:
 
 
 def _agent(
-    document: PersonaDocument, past: Any, task: str | None, program: str | None, how: tuple[str, str | None, Any]
+    document: PersonaDocument,
+    past: Any,
+    task: str | None,
+    program: str | None,
+    how: tuple[str, str | None, str | None, bool],
 ) -> tuple[Any, str]:
     """The user's program, and what it is in words."""
     from persona_dspy.agent import Act
-    from persona_dspy.cli.programs import OwnProgram, agent_for
+    from persona_dspy.cli.programs import OwnProgram, agent_for, knowledge_source, paper_agent_for
     from persona_dspy.data import task_from_text
     from persona_dspy.memory import EpisodicMemory, named_retriever
 
-    actions, knowledge, retrieval = how
-    memory = EpisodicMemory(past, user_id=document.user_id, retriever=named_retriever(retrieval))
+    actions, knowledge, retrieval, in_paper = how
+    retriever = named_retriever(retrieval or ("dense" if in_paper else "bm25"))
+    memory = EpisodicMemory(past, user_id=document.user_id, retriever=retriever)
     if program is not None and task is None:
         own = OwnProgram(program)
         return own(memory, document.user_id, document.persona()), f"program {program}"
     text = task or document.task or "query -> response"
     chosen = task_from_text(text, past, grows=task is None)
-    act = Act(policy=actions, knowledge=_knowledge(knowledge))  # type: ignore[arg-type]  # checked there
-    agent = agent_for(chosen, history=memory, persona=document.persona(), user_id=document.user_id, actions=act)
+    source, same = knowledge_source(knowledge), {"history": memory, "user_id": document.user_id}
+    if in_paper:
+        return paper_agent_for(chosen, persona=document.persona(), knowledge=source, **same), f"task {text}"
+    act = Act(policy=actions, knowledge=source)  # type: ignore[arg-type]  # checked there
+    agent = agent_for(chosen, persona=document.persona(), actions=act, **same)
     return agent, f"task {text}"
 
 
@@ -163,15 +173,6 @@ def _sent(uri: str | None) -> Generator[None]:
     with tracker.tracing() as sender:
         yield
     echo(f"trace not sent: {sender.trouble}" if sender.lost else f"trace: {tracker.where}", err=True)
-
-
-def _knowledge(spec: str | None) -> Any:
-    """The source that ``--knowledge`` names; None for none."""
-    from persona_dspy.agent import LocalCorpus, Wikipedia
-
-    if not spec:
-        return None
-    return Wikipedia(spec.removeprefix("wikipedia:")) if spec.startswith("wikipedia:") else LocalCorpus.from_path(spec)
 
 
 def _asked(

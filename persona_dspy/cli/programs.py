@@ -6,6 +6,7 @@ import csv
 import hashlib
 import importlib
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ __all__ = [
     "OwnProgram",
     "agent_for",
     "forgettable",
+    "knowledge_source",
     "named_users",
+    "paper_agent_for",
     "which_users",
 ]
 
@@ -27,6 +30,27 @@ def agent_for(task: Task, **options: Any) -> Any:
     from persona_dspy.agent import PersonaAgent
 
     return PersonaAgent(task.signature(), **options)
+
+
+def paper_agent_for(task: Task, **options: Any) -> Any:
+    """The paper's agent on the task's signature."""
+    from persona_dspy.agent import PersonaAgent
+
+    return PersonaAgent.as_in_paper(task.signature(), **options)
+
+
+@cache
+def knowledge_source(spec: str | None) -> Any:
+    """The source that ``--knowledge`` names, read once a process; None for none.
+
+    Raises:
+        DataError: no such path, or nothing in it.
+    """
+    from persona_dspy.agent import LocalCorpus, Wikipedia
+
+    if not spec:
+        return None
+    return Wikipedia(spec.removeprefix("wikipedia:")) if spec.startswith("wikipedia:") else LocalCorpus.from_path(spec)
 
 
 def forgettable() -> None:

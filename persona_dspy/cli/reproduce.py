@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from persona_dspy.cli.estimates import CallsPerSecond, EstimateOption, Retrieval
+from persona_dspy.cli.estimates import CallsPerSecond, EstimateOption, Knowledge, Retrieval
 from persona_dspy.cli.output import JsonOption, print_json, terminal
 
 if TYPE_CHECKING:
@@ -48,7 +48,8 @@ def reproduce_command(  # noqa: PLR0913 - a command's options
     queries: Queries = None,
     seeds: Seeds = "0",
     out: Out = Path("reproduction"),
-    retrieval: Retrieval = "bm25",
+    retrieval: Retrieval = None,
+    knowledge: Knowledge = None,
     k: Annotated[int, typer.Option(min=0, help="Episodes shown.")] = 4,
     turn_tokens: Annotated[int, typer.Option(min=8, help="Estimated tokens of an episode's query, at most.")] = 96,
     workers: Workers = None,
@@ -75,6 +76,7 @@ def reproduce_command(  # noqa: PLR0913 - a command's options
 
     check_printing()
     options: dict[str, Any] = {"k": k, "turn_tokens": turn_tokens, "retrieval": retrieval, "queries": queries}
+    options |= {"knowledge": knowledge}
     options |= {"seeds": _numbers(seeds), "sections": _names(sections), "of": _names(of), "out": out}
     reproduction = Reproduction(
         find_sources(data, _names(task)), lms=lm or ["local"], users=chosen_users(users), **options

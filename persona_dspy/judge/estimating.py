@@ -34,7 +34,7 @@ def estimate_evaluation(experiment: Experiment, *, users: int = 3) -> Estimate:
     """
     people = [replace(p, queries=p.queries[:_QUERIES]) for p in sampled(experiment.people, users)]
     setting = experiment.setting
-    names = {*setting.retrievers, *(v.retrieval for v in experiment.chosen if v.retrieval)}
+    names = {*setting.retrievers, setting.paper_retrieval}
     free = dict.fromkeys(names, BM25())
     setting = replace(setting, knowledge=_Silent() if setting.knowledge else None, retrievers=free)
     with tempfile.TemporaryDirectory() as folder, dspy.context(lm=rehearsal_lm(), adapter=TerseJSON()):

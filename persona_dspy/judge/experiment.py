@@ -118,7 +118,6 @@ class Experiment:
         columns: Mapping[str, str] | None = None,
         **options: Unpack[EvaluationOptions],
     ) -> None:
-        self.setting, recorded = checked_setting(options, lm or dspy.settings.get("lm"))
         chosen = variants(
             systems,
             references=options.get("references", True),
@@ -126,6 +125,7 @@ class Experiment:
             scale=options.get("scale", ()),
             cold=options.get("cold", ()),
         )
+        self.setting, recorded = checked_setting(options, lm or dspy.settings.get("lm"), chosen)
         self.protocol_options: Mapping[str, Any] = recorded
         self.chosen = list(dict.fromkeys(v.without(recorded) for v in chosen))
         self.setting = with_retrievers(self.setting, self.chosen)

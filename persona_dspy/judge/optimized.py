@@ -95,7 +95,14 @@ class _Quiet:
 
 
 class Portrait:
-    """The persona is an LM's summary of the history and the counted facts; nothing is simulated, nothing judged."""
+    """The persona is an LM's summary of the history and the counted facts; nothing is simulated, nothing judged.
+
+    Args:
+        counts: whether facts counted by code are part of it.
+    """
+
+    def __init__(self, *, counts: bool = True) -> None:
+        self.counts = counts
 
     def compile(self, student: PersonalProgram, *, trainset: list[dspy.Example]) -> PersonalProgram:
         """A copy of ``student`` under that persona; the initial one stays where the LM's summary cannot be read."""
@@ -105,8 +112,8 @@ class Portrait:
         with as_persona("", adapter=adapter):  # asks the budget before each call
             bullets = SemanticMemory()(interactions=past).bullets
         if bullets:
-            locked = [b for b in program.persona.value.bullets if b.locked]
-            persona = Persona(user_id=program.user_id, bullets=(*locked, *bullets), version=1, parent=0)
-            program = program.with_persona(persona.with_facts(facts(past, program.kind)))
+            given = [b for b in program.persona.value.bullets if b.source != "fact" or b.locked]
+            persona = Persona(user_id=program.user_id, bullets=(*given, *bullets), version=1, parent=0)
+            program = program.with_persona(persona.with_facts(facts(past, program.kind)) if self.counts else persona)
         program.alignment = Alignment(user_id=program.user_id, stopped=f"a portrait of {len(bullets)} lines")
         return program

@@ -23,7 +23,8 @@ class EvaluationOptions(TypedDict, total=False):
     ``turn_tokens`` what the LM's context has room for (``lm.Sizes``), the same for every system.
 
     ``knowledge``: texts to search (a folder, JSONL, ``"wikipedia:you@example.org"`` or a source object). ``retrieval``:
-    ``"bm25"``, ``"dense"``, ``"hybrid"``, or a retriever object. ``ablations``, ``scale``, ``cold``: see ``variants``.
+    ``"bm25"``, ``"dense"``, ``"hybrid"``, or a retriever object, for all systems; by default ``"bm25"``, and
+    ``"dense"`` for ``as-in-paper``. ``ablations``, ``scale``, ``cold``: see ``variants``.
     ``program``: a ``dspy.Module`` of one's own, which ``persona`` personalizes and ``direct`` runs without a persona;
     the other systems answer its fields. ``metric``: ``metric(example, prediction)`` of one's own, in [0, 1], higher is
     better; it scores all systems, and alignment.
@@ -41,14 +42,19 @@ class EvaluationOptions(TypedDict, total=False):
     optimizer_calls: int | None
     actions: str
     knowledge: str | KnowledgeSource | None
-    retrieval: str | Retriever
+    retrieval: str | Retriever | None
     seed: int
     program: Any
     metric: Any
 
 
-def checked_setting(options: EvaluationOptions, lm: Any) -> tuple[Setting, dict[str, Any]]:
+def checked_setting(
+    options: EvaluationOptions, lm: Any, chosen: Sequence[Variant] = ()
+) -> tuple[Setting, dict[str, Any]]:
     """The setting for an LM (or its name), and what a protocol says of it.
+
+    Args:
+        chosen: the systems: that of the paper can use knowledge whatever our agent's policy is.
 
     Raises:
         InputError: an option that is not known or out of range.
@@ -72,15 +78,20 @@ def checked_setting(options: EvaluationOptions, lm: Any) -> tuple[Setting, dict[
     actions, knowledge = options.get("actions", "fixed"), options.get("knowledge")
     if actions not in ("fixed", "plan", "react"):
         raise InputError(f"actions {actions!r}: expected fixed, plan or react")
-    if knowledge is not None and actions == "fixed":
-        raise InputError(f"knowledge {knowledge!r}: expected actions plan or react, which can call the tool")
+    if knowledge is not None and actions == "fixed" and all(v.system != "as-in-paper" for v in chosen):
+        raise InputError(
+            f"knowledge {knowledge!r}: expected actions plan or react, which can call the tool,"
+            " or the system as-in-paper"
+        )
     found: Any = knowledge
     if isinstance(knowledge, str):
         kind, _, contact = knowledge.partition(":")
         found = Wikipedia(contact) if kind == "wikipedia" else LocalCorpus.from_path(knowledge)
-    retrieval = options.get("retrieval", "bm25")
+    given_retrieval = options.get("retrieval")
+    retrieval = "bm25" if given_retrieval is None else given_retrieval
     named = retrieval if isinstance(retrieval, str) else str(getattr(retrieval, "name", type(retrieval).__name__))
     setting = Setting(**numbers, actions=actions, knowledge=found, retrieval=named)  # type: ignore[arg-type]
+    setting = replace(setting, paper_retrieval="dense" if given_retrieval is None else named)
     if not isinstance(retrieval, str):
         setting = replace(setting, retrievers={**setting.retrievers, named: retrieval})
     program, metric = options.get("program"), options.get("metric")
@@ -89,7 +100,7 @@ def checked_setting(options: EvaluationOptions, lm: Any) -> tuple[Setting, dict[
     own = {name: value for name, value in own.items() if value is not None}
     known = knowledge if isinstance(knowledge, str | None) else type(knowledge).__name__
     return setting, {**{name: getattr(setting, name) for name in names}, "actions": actions, "knowledge": known,
-                     "retrieval": named, **own}  # fmt: skip
+                     "retrieval": named, "paper_retrieval": setting.paper_retrieval, **own}  # fmt: skip
 
 
 def _named(value: Any) -> str | None:
@@ -104,5 +115,7 @@ def with_retrievers(setting: Setting, chosen: Sequence[Variant]) -> Setting:
     from persona_dspy.memory import named_retriever
 
     names = dict.fromkeys([setting.retrieval, *(v.retrieval for v in chosen if v.retrieval)])
+    if any(v.system == "as-in-paper" and not v.retrieval for v in chosen):
+        names |= {setting.paper_retrieval: None}
     made = {name: setting.retrievers.get(name) or named_retriever(name) for name in names}
     return replace(setting, retrievers=made)

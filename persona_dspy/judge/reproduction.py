@@ -29,7 +29,6 @@ __all__ = [
     "Cells",
     "Reproduction",
     "find_sources",
-    "row_name",
     "rows_of",
 ]
 
@@ -42,22 +41,8 @@ PLAIN = "plain"
 SECTIONS = ("table", "ablations", "curves", "cold")
 
 
-def row_name(name: str) -> str:
-    """The variant that computes a row: two rows that are one program are one cell.
-
-    The paper's agent without alignment has the LM's summary as its persona, which is ``portrait``; without a persona it
-    is our agent without one.
-
-    Example:
-        >>> row_name("as-in-paper@no-alignment"), row_name("as-in-paper@no-persona"), row_name("rag")
-        ('portrait', 'persona@no-persona', 'rag')
-    """
-    same = {"as-in-paper@no-alignment": "portrait", "as-in-paper@no-persona": "persona@no-persona"}
-    return same.get(name, name)
-
-
 def rows_of(section: str, of: Sequence[str]) -> list[str]:
-    """The rows of a section by name, before cells that are one are joined."""
+    """The rows of a section by name."""
     if section == "table":
         return [*BASELINES, *of, "majority", "nearest"]
     if section == "ablations":
@@ -112,7 +97,7 @@ class Cells:
 
     def row(self, name: str) -> Standing | None:
         """The standing that a row shows; None where nothing of it is answered yet."""
-        return self.standings.get(row_name(name))
+        return self.standings.get(name)
 
 
 class Reproduction:
@@ -146,7 +131,7 @@ class Reproduction:
         if not lms or not seeds or not of:
             raise InputError("reproduce: expected at least one LM, one seed and one system")
         self.out, self.sections, self.of = Path(out), tuple(sections), tuple(of)
-        names = dict.fromkeys(row_name(row) for section in sections for row in rows_of(section, of))
+        names = dict.fromkeys(row for section in sections for row in rows_of(section, of))
         self.rows = [name for name in names if name not in ("majority", "nearest")]
         references = "majority" in names
         self.experiments: dict[tuple[str, str, int], Experiment] = {}
@@ -218,8 +203,8 @@ class Reproduction:
         asked = {row for section in self.sections for row in rows_of(section, self.of)}
         shown: dict[str, Standing] = {}
         for row in asked:
-            name = Variant.parse(row_name(row)).without(first.protocol_options).name
+            name = Variant.parse(row).without(first.protocol_options).name
             if name in by_name:
-                shown[row_name(row)] = by_name[name]
+                shown[row] = by_name[name]
         folders = tuple(e.folder for _, e in runs)
         return Cells(task=task, model=model, metrics=first.task.metrics, standings=shown, folders=folders)

@@ -75,7 +75,8 @@ class Setting:
             gate (None = a quarter, 2 to 8).
         optimizer_calls: LM calls that any optimizer may spend on a user; None = as many as it takes (GEPA: 120).
         actions, knowledge: our agent's policy, and where its knowledge tool looks (None = no such tool).
-        retrievers: how episodes are found, by name; ``retrieval`` is the name of the default.
+        retrievers: how episodes are found, by name; ``retrieval`` is the name of the default, ``paper_retrieval`` that
+            of the paper's agent.
         seed: of GEPA's search.
         align: makes the optimizer of the persona system; by default ``PersonaAlignment`` with the numbers above.
         program, metric: of one's own, see ``EvaluationOptions``.
@@ -90,6 +91,7 @@ class Setting:
     actions: Policy = "fixed"
     knowledge: KnowledgeSource | None = None
     retrieval: str = "bm25"
+    paper_retrieval: str = "dense"
     retrievers: Mapping[str, Retriever] = field(default_factory=lambda: {"bm25": BM25()})
     seed: int = 0
     align: Maker | None = None
@@ -102,13 +104,15 @@ class Setting:
         if variant.system == "persona" and self.align is not None:
             return self.align(recent=recent, epochs=epochs)
         if variant.system == "portrait" or "no-alignment" in variant.changes:  # the paper's: a summary, not aligned
-            return Portrait()
+            return Portrait(counts=variant.system != "as-in-paper")
         gate = HeldOutGate(self.gate)
         if variant.system == "gepa":
             return GEPA(gate=gate, calls=self.optimizer_calls or 120, seed=self.seed)
         budget = None if self.optimizer_calls is None else Budget(calls=self.optimizer_calls)
         numbers: dict[str, Any] = {"recent": recent, "epochs": epochs, "budget": budget, "metric": self.metric}
         if variant.system == "as-in-paper":
+            if "no-memory" in variant.changes:
+                numbers["summary"] = None  # the summary is semantic memory
             return PersonaAlignment.as_in_paper(**numbers, patience=epochs)
         if variant.system == "textgrad":
             return PersonaAlignment(proposer=RewriteProposer(), loss="each", gate=gate, **numbers)
@@ -122,13 +126,16 @@ class Prepared:
         self, variant: Variant, setting: Setting, task: Task, history: Sequence[Interaction], user_id: str
     ) -> None:
         self.variant, self.setting, self.task, self.user_id = variant, setting, task, user_id
-        retriever = setting.retrievers[variant.retrieval or setting.retrieval]
+        default = setting.paper_retrieval if variant.system == "as-in-paper" else setting.retrieval
+        retriever = setting.retrievers[variant.retrieval or default]
         self.memory = EpisodicMemory(history, user_id=user_id, retriever=retriever)
         self.is_agent = variant.system == "persona" or variant.system in OPTIMIZED
         k = setting.k if variant.k is None else variant.k
         self.program: Any
         if setting.program is not None and (self.is_agent or variant.system == "direct"):
             self.program = self._own()
+        elif variant.system == "as-in-paper":
+            self.program = self._paper_agent(k)
         elif self.is_agent:
             self.program = self._agent(k)
         else:
@@ -171,14 +178,36 @@ class Prepared:
         program.turn_tokens = self.setting.turn_tokens
         return program
 
+    def _paper_agent(self, k: int) -> PersonalProgram:
+        """The paper's agent, or it without one of its parts; what is left of the initial persona names what is left."""
+        changes = self.variant.changes
+        without_memory, knowledge = "no-memory" in changes, self._knowledge
+        policy: Policy = "plain" if "no-steering" in changes else "react"
+        if "no-action" in changes or (without_memory and knowledge is None):
+            policy = "none"  # nothing to look up
+        recall = Recall(k=0 if without_memory or "no-action" in changes else k)
+        program: PersonalProgram = PersonaAgent.as_in_paper(
+            self.task.signature(),
+            history=self.memory,
+            user_id=self.user_id,
+            persona=Persona(user_id=self.user_id) if "no-persona" in changes else None,
+            actions=Act(policy=policy, recall=recall, knowledge=knowledge, personal=not without_memory),
+            episodes_as="block" if "block" in changes else "turns",
+        )
+        program.turn_tokens = self.setting.turn_tokens
+        return program
+
+    @property
+    def _knowledge(self) -> KnowledgeSource | None:
+        return None if "no-knowledge" in self.variant.changes else self.setting.knowledge
+
     def _act(self, k: int) -> Act:
         changes, policy = self.variant.changes, self.setting.actions
         if "no-steering" in changes:
             policy = "plain"
         if "no-action" in changes or ("no-memory" in changes and self.setting.knowledge is None):
             policy = "none"  # nothing to look up
-        knowledge = None if "no-knowledge" in changes else self.setting.knowledge
-        return Act(policy=policy, recall=Recall(k=k), knowledge=knowledge, personal="no-memory" not in changes)
+        return Act(policy=policy, recall=Recall(k=k), knowledge=self._knowledge, personal="no-memory" not in changes)
 
     @property
     def needs_preparation(self) -> bool:
@@ -186,7 +215,7 @@ class Prepared:
         if "no-persona" in self.variant.changes:
             return False
         if "no-alignment" in self.variant.changes:
-            return self.variant.system == "as-in-paper"  # ours begins with counted facts
+            return self.variant.system == "as-in-paper" and "no-memory" not in self.variant.changes
         return self.is_agent or self.variant.system in ("pag", "membank")
 
     def prepare(self, folder: Path) -> str:

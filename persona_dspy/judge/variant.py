@@ -12,7 +12,7 @@ __all__ = ["ABLATIONS", "CONTROL", "OPTIMIZED", "REFERENCES", "RETRIEVALS", "SYS
 
 SYSTEMS = ("persona", "direct", "icl", "rag", "pag", "react", "membank")
 OPTIMIZED = {
-    "as-in-paper": "the paper's alignment on our agent: no gate, the whole persona rewritten, an LM's summary first",
+    "as-in-paper": "the paper's agent and alignment: sentence vectors, tools at each step, an LM's summary, no gate",
     "textgrad": "whole rewrites from a textual gradient for each mistake, kept where held-out answers get better",
     "gepa": "GEPA's search over the persona's text, with our judge",
     "portrait": "an LM's summary of the history as the persona, no alignment",
@@ -22,7 +22,7 @@ REFERENCES = ("majority", "nearest")
 """Rows without an LM: always worth having beside the others, never "the best baseline"."""
 
 ABLATIONS = {
-    "no-alignment": "the initial persona: counted facts, for as-in-paper an LM's summary",
+    "no-alignment": "the initial persona: counted facts; for as-in-paper an LM's summary and rules for tools",
     "no-persona": "memory and actions, no persona and no alignment",
     "no-memory": "no recalled episodes and no facts; the persona is what alignment writes",
     "no-action": "as in the paper: no tool and no recall; the persona alone answers",
@@ -40,8 +40,10 @@ _ALIGNED = ("persona", "as-in-paper", "textgrad")
 
 
 def _flags(system: str) -> tuple[str, ...]:
-    if system in ("persona", "as-in-paper"):
+    if system == "persona":
         return tuple(ABLATIONS)
+    if system == "as-in-paper":  # whose answers are any label anyway
+        return tuple(name for name in ABLATIONS if name != "any-label")
     return (CONTROL,) if system in SYSTEMS else ()
 
 
@@ -112,6 +114,8 @@ class Variant:
             'persona@k=8'
         """
         mine: dict[str, Any] = {key: getattr(self, key) for key in ("k", "recent", "epochs", "retrieval")}
+        if self.system == "as-in-paper":
+            defaults = {**defaults, "retrieval": defaults.get("paper_retrieval")}
         same = [key for key, value in mine.items() if value is not None and value == defaults.get(key)]
         return replace(self, **dict.fromkeys(same))  # type: ignore[arg-type]
 

@@ -200,6 +200,11 @@ class RuleFollower:
         asked = set(prompt.outputs)
         if answer := _reflection(prompt):
             return answer
+        if "next_tool_name" in asked:  # looks into the past once, by the query
+            query = next(iter(prompt.fields.values()), "")
+            again = "thought_0" in prompt.user
+            name, arguments = ("finish", {}) if again else ("recall_history", {"query": query})
+            return {"next_thought": "the past", "next_tool_name": name, "next_tool_args": arguments}
         if "lines" in asked:
             return {"lines": _portrait(prompt.fields["past"]) if "past" in prompt.fields else []}
         if not asked and "I provided an assistant" in prompt.user:
@@ -244,6 +249,8 @@ def _reflection(prompt: Prompt) -> dict[str, Any] | None:
     fields = prompt.fields
     for asked in prompt.outputs:
         if asked == "about_the_user":
+            return {asked: _critique(_contrasts(fields["attempt"]))}
+        if asked == "feedback" and "attempt" in fields:
             return {asked: _critique(_contrasts(fields["attempt"]))}
         if asked == "lessons":
             return {asked: _lessons(fields["attempts"])}
