@@ -103,20 +103,12 @@ def compile_command(  # noqa: PLR0913 - a command's options
 
     Example: persona-dspy compile --store personas.db --out stored/ --resume
     """
-    from persona_dspy.errors import InputError
     from persona_dspy.lm import Budget
     from persona_dspy.tracking import tracker_for
 
     source_ = _source(one_input(source, dataset), store, task, users, (skip_bad_rows, group, columns))
     total = source_.check()
-    if knowledge and (program or not in_paper):
-        raise InputError(f"--knowledge {knowledge!r}: expected beside --as-in-paper, whose agent has a tool for it")
-    paper = "dense" if in_paper and not program else "bm25"
-    program_ = (
-        _OwnProgram(program, retrieval or paper)
-        if program
-        else _Program(source_, retrieval or paper, in_paper=in_paper, knowledge=knowledge)
-    )
+    program_ = _program(source_, program, retrieval, knowledge, in_paper=in_paper)
     budget = Budget(calls=budget_calls, tokens=budget_tokens, usd=budget_usd)
     own = Budget(calls=user_budget_calls, tokens=user_budget_tokens)
     options: dict[str, Any] = {"auto": auto, "recent": recent, "epochs": epochs, "reflection_lm": reflection_lm}
@@ -146,6 +138,23 @@ def _source(path: Path | None, store: str | None, task: str | None, users: str |
     if store is None:
         raise InputError("compile: expected a file of interactions, or --store URL to compile the users who are there")
     return StoreSource(store, task, users)
+
+
+def _program(
+    source: Source, program: str | None, retrieval: str | None, knowledge: str | None, *, in_paper: bool
+) -> _Program | _OwnProgram:
+    """What makes each user's program.
+
+    Raises:
+        InputError: knowledge for an agent that has no tool for it.
+    """
+    from persona_dspy.errors import InputError
+
+    if knowledge and (program or not in_paper):
+        raise InputError(f"--knowledge {knowledge!r}: expected beside --as-in-paper, whose agent has a tool for it")
+    if program:
+        return _OwnProgram(program, retrieval or "bm25")
+    return _Program(source, retrieval or ("dense" if in_paper else "bm25"), in_paper=in_paper, knowledge=knowledge)
 
 
 class _Program:

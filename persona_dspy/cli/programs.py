@@ -6,7 +6,7 @@ import csv
 import hashlib
 import importlib
 import sys
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ def paper_agent_for(task: Task, **options: Any) -> Any:
     return PersonaAgent.as_in_paper(task.signature(), **options)
 
 
-@cache
+@lru_cache(maxsize=4)
 def knowledge_source(spec: str | None) -> Any:
     """The source that ``--knowledge`` names, read once a process; None for none.
 
