@@ -19,7 +19,18 @@ from optimizers.evidence import RUN, Challenger, Evidence, grounded, support
 from optimizers.mining import fitted
 from optimizers.portrait import Portrait
 from optimizers.reflection import ask, current_sizes
-from persona_dspy.core import Bullet, Edit, Interaction, Persona, Section, Strength, clip_tokens, echoes, fenced, one_line
+from persona_dspy.core import (
+    Bullet,
+    Edit,
+    Interaction,
+    Persona,
+    Section,
+    Strength,
+    clip_tokens,
+    echoes,
+    fenced,
+    one_line,
+)
 from persona_dspy.errors import InputError
 from persona_dspy.lm import role
 

@@ -40,7 +40,7 @@ def fake_lm():
 def run(folder, chosen, lm=None, people=PEOPLE, **options):
     results = Results(folder, {"test": 1}, {})
     with dspy.context(lm=lm or fake_lm(), adapter=dspy.JSONAdapter()):
-        done = ask_all(people, chosen, Setting(align=make), results, **options)
+        done = ask_all(people, chosen, Setting(align=make, paper_retrieval="bm25"), results, **options)
     return done, results
 
 
