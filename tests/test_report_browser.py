@@ -89,6 +89,8 @@ def test_it_opens_with_every_figure_drawn(page):
     assert drawn == [["before", True], ["fleet", True], ["each", True], ["map", True], ["similarity", True]]
     assert page.title() == "Film tags"
     assert page.locator("#rows tr.user").count() == 12
+    assert page.locator("#cards article").count() == 3 and page.locator("#cards li").count() > 2
+    assert "-0" not in page.locator(".plot text").all_text_contents()
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing runs out of the page"
 
 
@@ -180,7 +182,7 @@ def test_similar_users_and_addresses_lead_to_a_user(page, chromium, file):
 
 def test_a_dot_of_the_map_opens_its_user(page):
     page.wait_for_selector('[data-figure="map"] .point')
-    page.locator('[data-figure="map"] .scatterlayer .trace').first.locator(".point").first.click(force=True)
+    page.locator('[data-figure="map"] .point').first.dispatch_event("click")
     page.wait_for_selector("tr.open")
     assert re.search(r"#user=user-0", page.url)
 
@@ -194,7 +196,8 @@ def test_text_can_be_read_in_light_and_dark(chromium, file, scheme):
         assert page.evaluate("document.documentElement.dataset.theme") == {"light": "dark", "dark": "light"}[scheme]
         assert _contrast(page) >= 4.5
         ink = page.evaluate("getComputedStyle(document.body).color")
-        assert page.evaluate("document.querySelector('[data-figure=map]').layout.font.color") != ""
+        fill = "getComputedStyle(document.querySelector('[data-figure=before] text')).fill"
+        assert page.evaluate(fill) == page.evaluate("getComputedStyle(document.querySelector('.soft')).color")
         page.emulate_media(media="print", color_scheme=scheme)
         assert page.evaluate("getComputedStyle(document.body).color") == "rgb(27, 35, 48)", (
             f"print is dark on white, was {ink}"
@@ -231,3 +234,29 @@ def test_two_thousand_users_open_at_once(chromium, tmp_path):
         page.locator("#sheet-1999 .plot .main-svg").first.wait_for()
         busy = "performance.getEntriesByType('navigation')[0].domComplete"
         assert page.evaluate(busy) < 15_000
+
+
+@pytest.mark.parametrize("width", [400, 1280, 1920])
+def test_it_is_whole_at_every_width_and_personas_are_on_the_first_screen(chromium, file, width):
+    page = chromium.new_page(viewport={"width": width, "height": 900})
+    page.goto(file.as_uri())
+    page.wait_for_selector('[data-figure="similarity"] svg')
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    hidden = "all => all.filter(n => n.scrollWidth > n.clientWidth + 1).map(n => n.className)"
+    assert page.eval_on_selector_all(".plot, .scroll, .card, table", hidden) == []
+    assert page.locator("#cards article").first.bounding_box()["y"] < 500
+    over = "all => all.filter(t => { const a = t.getBoundingClientRect(), b = t.closest('svg').getBoundingClientRect();"
+    over += " return a.right > b.right + 2 || a.left < b.left - 2; }).map(t => t.textContent)"
+    assert page.eval_on_selector_all(".plot text", over) == []
+    page.close()
+
+
+def test_a_page_of_fifty_users_is_under_a_megabyte_and_a_mark_opens_its_user(chromium, tmp_path):
+    path = tmp_path / "report.html"
+    path.write_text(report_page(fleet(50), title="Fifty"), encoding="utf-8")
+    assert path.stat().st_size < 1_000_000
+    page = chromium.new_page(viewport={"width": 1280, "height": 900})
+    page.goto(path.as_uri())
+    page.locator('[data-figure="map"] .pick').first.dispatch_event("click")
+    page.locator("tr.open").first.wait_for()
+    page.close()

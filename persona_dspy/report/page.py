@@ -1,7 +1,7 @@
 """The report page: subjects to one HTML text that needs no network.
 
 Users' text enters the page as JSON in inert script elements, with every ``<`` escaped, and the page's own script puts
-it in place as text, never as markup. The policy in the page allows its own two scripts by hash and no request at all.
+it in place as text, never as markup. The policy in the page allows its own script by hash and no request at all.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ __all__ = ["report_page"]
 
 MOST_IN_MATRIX = 60  # personas; more are sampled, each group by its share
 MOST_ON_MAP = 2000
+CARDS, CARD_LINES = 3, 5
 _SCRIPTS = ("core.js", "charts.js", "user.js", "main.js")
 
 
@@ -75,9 +76,10 @@ def report_page(
     index = {
         "users": [_row(subject, landscape, n) for n, subject in enumerate(subjects)],
         "groups": landscape["names"],
+        "cards": _cards(subjects),
         "figures": {name: json.loads(figure.to_json()) for name, figure in figures.items() if figure is not None},
     }
-    scripts = [_plotly(), "\n".join(_part(name) for name in _SCRIPTS)]
+    scripts = ["\n".join(_part(name) for name in _SCRIPTS)]
     page = _environment().get_template("page.html").render(
         title=title,
         overview=summary,
@@ -94,6 +96,19 @@ def report_page(
         policy=_policy(scripts),
     )  # fmt: skip
     return page.encode("utf-8", "replace").decode()
+
+
+def _cards(subjects: Sequence[Subject]) -> list[dict[str, Any]]:
+    """The personas of the first screen: those of users who gained most, then those that say most; their first lines."""
+    gains = pairs(subjects)
+
+    def told(n: int) -> tuple[float, int]:
+        before, after = gains.get(subjects[n].user_id, (0.0, 0.0))
+        return before - after, -len(subjects[n].document.persona().bullets)
+
+    chosen = sorted((n for n in range(len(subjects)) if subjects[n].document.sections), key=told)[:CARDS]
+    lines = {n: [b.sentence for b in subjects[n].document.persona().bullets] for n in chosen}
+    return [{"user": n, "lines": lines[n][:CARD_LINES], "more": max(0, len(lines[n]) - CARD_LINES)} for n in chosen]
 
 
 def _row(subject: Subject, landscape: Mapping[str, Any], n: int) -> dict[str, Any]:
@@ -195,14 +210,6 @@ def _policy(scripts: Sequence[str]) -> str:
 
 def _part(name: str) -> str:
     return files("persona_dspy.report").joinpath("templates", name).read_text(encoding="utf-8")
-
-
-def _plotly() -> str:
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError as missing:
-        raise _not_installed(missing) from None
-    return get_plotlyjs()
 
 
 def _environment() -> Any:

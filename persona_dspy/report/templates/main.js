@@ -122,10 +122,22 @@ function fromAddress() {
 function theme(name) {
   document.documentElement.dataset.theme = name;
   byId("theme").textContent = name === "dark" ? "Light" : "Dark";
-  recolour();
+}
+
+// What the page is about, on its first screen: a few personas whole, those that changed most first.
+function cards() {
+  byId("cards").replaceChildren(...index.cards.map(({ user: n, lines, more }) => {
+    const user = index.users[n];
+    const scores = user.before === null || user.after === null ? "" : `${score(user.before)} → ${score(user.after)}`;
+    return el("article", { class: "card persona" },
+      el("h3", {}, said(user.id), el("span", { class: "soft" }, ` version ${user.version}`), el("b", { class: "after" }, scores)),
+      el("ul", {}, lines.map((line) => el("li", {}, said(line)))),
+      el("button", { type: "button", class: "quiet", onclick: () => open(n, true) }, more ? `${plural(more, "more line")}, evidence and history` : "evidence and history"));
+  }));
 }
 
 function start() {
+  cards();
   byId("headings").replaceChildren(...COLUMNS.map((column, n) =>
     el("th", { scope: "col", class: [column.number && "n", column.optional && "optional"].filter(Boolean).join(" ") || null },
       el("button", { type: "button", onclick: () => {
@@ -142,15 +154,13 @@ function start() {
   byId("theme").hidden = false;
   byId("theme").textContent = current() === "dark" ? "Light" : "Dark";
   byId("theme").addEventListener("click", () => theme(current() === "dark" ? "light" : "dark"));
-  dark.addEventListener("change", () => recolour());
-  addEventListener("beforeprint", () => recolour(true));
-  addEventListener("afterprint", () => recolour());
+  addEventListener("beforeprint", () => { for (const [node, { figure }] of drawn) draw(node, figure); });
   addEventListener("hashchange", fromAddress);
   render();
   for (const node of document.querySelectorAll("[data-figure]")) if (node.dataset.figure !== "each") draw(node, index.figures[node.dataset.figure]);
   fill(document.querySelector('[data-figure="each"]'));
   const map = document.querySelector('[data-figure="map"]');
-  if (map) map.on("plotly_click", (event) => open(event.points[0].customdata, true));
+  if (map) map.addEventListener("pick", (event) => open(event.detail, true));
   fromAddress();
 }
 

@@ -41,7 +41,7 @@ function persona(user) {
 function about(user, bullet) {
   const SOURCES = { fact: "counted", summary: "summarised", learned: "learned", given: "given by a person" };
   const line = el("div", { class: "about" }, el("span", {}, SOURCES[bullet.source]),
-    bullet.hits ? el("span", {}, plural(bullet.hits, "interaction"), " bear it out") : null,
+    bullet.hits ? el("span", {}, plural(bullet.hits, "interaction"), bullet.hits === 1 ? " bears it out" : " bear it out") : null,
     bullet.locked ? el("span", {}, "locked by the user") : null);
   if (!bullet.evidence.length) return line;
   const list = el("ul", { class: "episodes", hidden: true }, bullet.evidence.map((id) => episode(user, id)));
