@@ -229,6 +229,17 @@ def test_importing_the_packages_is_cheap():
     assert done.stdout.strip() == ""
 
 
+def test_serving_a_persona_json_imports_neither_dspy_nor_mlflow():
+    """docs/guides/cost.md says so."""
+    heavy = "('dspy', 'mlflow', 'datasets', 'numpy', 'sklearn', 'litellm', 'sqlalchemy')"
+    code = "import sys; from persona_dspy import load_persona; load_persona('examples/agent-03.json').render(); "
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}print(*[m for m in {heavy} if m in sys.modules])"],
+        check=True, capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert done.stdout.split() == []
+
+
 def test_nothing_of_one_machine_is_committed():
     files = subprocess.run(["git", "ls-files"], check=False, capture_output=True, text=True, cwd=ROOT).stdout.split()
     hosts = "|".join(("py" + "pi" + r"\.org", "files" + r"\.python" + "hosted"))
