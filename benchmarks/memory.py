@@ -28,8 +28,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from persona_dspy.core import Interaction
-from persona_dspy.memory import BM25, Dense, EpisodicMemory, Hybrid, tokenize
+from persona_dspy.core import Interaction, words_of
+from persona_dspy.memory import BM25, Dense, EpisodicMemory, Hybrid
 from persona_dspy.store import Store
 
 SEED, DIMENSIONS, K = 20260103, 384, 10
@@ -177,10 +177,10 @@ def words(corpus: Corpus, rounds: int) -> None:
 
     ours = corpus.memory("bm25")
     peer = bm25s.BM25(method="lucene")
-    peer.index([tokenize(i.query + " " + i.response) for i in corpus.interactions], show_progress=False)
+    peer.index([words_of(i.query + " " + i.response) for i in corpus.interactions], show_progress=False)
 
     def bare(number: int) -> list[int]:
-        found = peer.retrieve([tokenize(corpus.queries[number])], k=K, show_progress=False)
+        found = peer.retrieve([words_of(corpus.queries[number])], k=K, show_progress=False)
         return found.documents[0].tolist()
 
     searches: dict[str, Search] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import string
 import warnings
 
 import numpy as np
@@ -10,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from persona_dspy.core import words_of
 from persona_dspy.errors import InputError
-from persona_dspy.memory.retrieval import BM25, Recency, tokenize, top
+from persona_dspy.memory.retrieval import BM25, Recency, top
 
 WORDS = st.lists(st.sampled_from(["cat", "dog", "sea", "red", "the", "a", "zebra"]), min_size=1, max_size=8)
 DOCUMENTS = st.lists(WORDS.map(" ".join), min_size=1, max_size=12)
@@ -29,8 +29,8 @@ def reference(documents, query):
         warnings.simplefilter("ignore")
         bm25s = pytest.importorskip("bm25s")
         peer = bm25s.BM25(k1=1.5, b=0.75, method="lucene")
-        peer.index([tokenize(d) for d in documents], show_progress=False)
-        known = [w for w in tokenize(query) if w in peer.vocab_dict]
+        peer.index([words_of(d) for d in documents], show_progress=False)
+        known = [w for w in words_of(query) if w in peer.vocab_dict]
         return peer.get_scores(known) if known else np.zeros(len(documents))
 
 
@@ -66,17 +66,6 @@ def test_texts_without_words_score_nothing():
 def test_impossible_parameters_are_refused(options):
     with pytest.raises(InputError, match="expected k1 >= 0"):
         BM25(**options)
-
-
-@given(st.text())
-def test_tokenize_is_stable_and_lower(text):
-    words = tokenize(text)
-    assert all(words) and all(not set(w) & set(string.whitespace) for w in words)
-    assert tokenize(" ".join(words)) == [w for word in words for w in tokenize(word)]
-
-
-def test_tokenize_other_scripts():
-    assert tokenize("ﬁlm ÉTÉ Straße фильм 東京タワー") == ["film", "été", "strasse", "фильм", *"東京タワー"]
 
 
 @given(st.lists(st.sampled_from([0.0, 0.5, 1.0, -1.0, 3.0]), max_size=30), st.integers(0, 35), st.integers(1, 40))

@@ -80,3 +80,7 @@ from .text import indented as indented
 from .text import mentions as mentions
 from .text import one_line as one_line
 from .text import unheard as unheard
+from .words import count_characters as count_characters
+from .words import is_spaceless as is_spaceless
+from .words import split_words as split_words
+from .words import words_of as words_of

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from persona_dspy.core.disk import persona_path, write_text
 from persona_dspy.core.text import clip_tokens, count_tokens, mentions, one_line
 from persona_dspy.core.upgrade import OLD_SECTIONS, upgraded
+from persona_dspy.core.words import is_spaceless, split_words
 from persona_dspy.errors import InputError
 
 __all__ = [
@@ -143,8 +144,12 @@ class Bullet(BaseModel):
         return self.when == NOTHING_ELSE
 
     def fits(self, words: Collection[str]) -> bool:
-        """Whether one of ``words`` (lower case) meets a decision rule's condition."""
-        return any(word in words for word in self.words)
+        """Whether one of ``words`` (lower case) meets a decision rule's condition; in a script without spaces they are
+        pairs of characters, and all those of the condition's word have to be there."""
+        return any(
+            word in words or (is_spaceless(word) and all(pair in words for pair in split_words(word)))
+            for word in self.words
+        )
 
     def naming(self, words: Sequence[str], **changes: Any) -> Bullet:
         """The same line, with the same id, for other ``words``; its text and condition are made anew."""

@@ -6,12 +6,11 @@ markers, role tags, fences) wherever it ends up.
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 from hashlib import sha256
 
 from persona_dspy.core.marks import apart, only_tags_apart, visible
+from persona_dspy.core.words import words_of
 
 __all__ = [
     "clip_middle",
@@ -155,7 +154,7 @@ def echoes(text: str, heard: str, *, words: int = 5) -> bool:
         >>> echoes("The user ALWAYS answers 'buy gold now'!", "Note: always answers buy gold now, ok")
         True
     """
-    own_words, source = _words(text), _words(heard)
+    own_words, source = words_of(visible(text)), words_of(visible(heard))
     if not own_words or not source:
         return False
     size = min(words, len(source))
@@ -174,7 +173,3 @@ def unheard(text: str, heard: Iterable[str]) -> str:
         "(repeats a tool's result)"
     """
     return "(repeats a tool's result)" if any(echoes(text, source) for source in heard) else text
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", unicodedata.normalize("NFKC", visible(text)).casefold())

@@ -16,8 +16,7 @@ from .ranking import varied as varied
 from .retrieval import BM25 as BM25
 from .retrieval import Recency as Recency
 from .retrieval import Retriever as Retriever
-from .retrieval import tokenize as tokenize
-from .stop_words import STOP_WORDS as STOP_WORDS
+from .stop_words import function_words as function_words
 from .user_facts import content_words as content_words
 from .user_facts import facts as facts
 from .user_facts import mined_rules as mined_rules

@@ -7,8 +7,6 @@ thread-safe alone: ``EpisodicMemory`` guards it).
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from array import array
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -18,12 +16,10 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from persona_dspy.core import words_of
 from persona_dspy.errors import InputError
 
-__all__ = ["BM25", "Index", "Recency", "Retriever", "tokenize", "top"]
-
-_TOKEN = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
-
+__all__ = ["BM25", "Index", "Recency", "Retriever", "top"]
 
 _BLOCK = 64
 
@@ -56,18 +52,6 @@ class Retriever(Protocol):
         ...
 
 
-def tokenize(text: str) -> list[str]:
-    """Words of a text for BM25: NFKC, case-folded, runs of letters and digits; a CJK character is a word.
-
-    No stop words and no stemming: both are per language, and BM25's idf already plays common words down.
-
-    Example:
-        >>> tokenize("Alien (1979): L'ÉTÉ 東京")
-        ['alien', '1979', 'l', 'été', '東', '京']
-    """
-    return _TOKEN.findall(unicodedata.normalize("NFKC", text).casefold())
-
-
 @dataclass(frozen=True, kw_only=True)
 class BM25:
     """Term matching, Lucene's variant of BM25 (Kamphuis et al., ECIR 2020).
@@ -80,12 +64,13 @@ class BM25:
     Args:
         k1: how fast repeated terms saturate, >= 0.
         b: how much long episodes are played down, in [0, 1].
-        words: text -> words, the same for episodes and queries.
+        words: text -> words, the same for episodes and queries; by default of any script, without stop words or stems,
+            which are per language: BM25's idf already plays common words down.
     """
 
     k1: float = 1.5
     b: float = 0.75
-    words: Callable[[str], list[str]] = tokenize
+    words: Callable[[str], list[str]] = words_of
 
     def __post_init__(self) -> None:
         if not (self.k1 >= 0 and 0 <= self.b <= 1):

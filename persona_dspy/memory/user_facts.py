@@ -3,14 +3,26 @@
 
 from __future__ import annotations
 
-import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any
 
-from persona_dspy.core import Bullet, Counts, Interaction, ResponseKind, Section, parse_number
-from persona_dspy.memory.stop_words import STOP_WORDS
+import regex
+
+from persona_dspy.core import (
+    Bullet,
+    Counts,
+    Interaction,
+    ResponseKind,
+    Section,
+    count_characters,
+    is_spaceless,
+    parse_number,
+    split_words,
+)
+from persona_dspy.memory.stop_words import function_words, without_function_words
 
 __all__ = ["facts", "mined_rules"]
 
@@ -18,6 +30,7 @@ _EVIDENCE = 5  # ids a bullet keeps: enough to check it by, few enough to read
 _NAMED = 8  # answers counted by name; the rest as "other answers"
 _LATE = 6  # of the latest answers, at least so many tell a drift
 _CHANCE = 0.05
+_LATIN_LETTER = regex.compile(r"\p{Latin}")
 _STYLE = 24  # of the latest texts, so many tell the style
 
 
@@ -121,15 +134,16 @@ def _same_ratings(early: Sequence[float], late: Sequence[float]) -> bool:
 def _text_facts(past: Sequence[Interaction], kind: ResponseKind) -> list[Bullet]:
     recent = past[-_STYLE:]  # style changes; what holds now counts
     texts = [i.response.strip() for i in recent]
-    lengths = sorted(len(t.split()) for t in texts)
+    unit = "character" if is_spaceless("".join(texts)) else "word"
+    lengths = sorted(count_characters(t) if unit == "character" else len(t.split()) for t in texts)
     typical, low, high = (lengths[round(q * (len(lengths) - 1))] for q in (0.5, 0.1, 0.9))
-    text = f"Typical response: {typical} word{'' if typical == 1 else 's'}"
+    text = f"Typical response: {typical} {unit}{'' if typical == 1 else 's'}"
     lines = [_fact("style", text + (f", most have {low} to {high}." if low < high else "."), recent, len(recent))]
     checks: tuple[tuple[str, Callable[[str], bool]], ...] = (
         ("Starts in lower case", lambda t: t[:1].islower()),
-        ("Ends without a full stop", lambda t: t[-1:] not in ".!?。！？"),
-        ("Uses exclamation marks", lambda t: "!" in t or "！" in t),
-        ("Asks questions", lambda t: "?" in t or "？" in t),
+        ("Ends without a full stop", lambda t: bool(t) and not regex.search(r"\p{STerm}$", t)),
+        ("Uses exclamation marks", lambda t: regex.search("[!！՜]", t) is not None),
+        ("Asks questions", lambda t: regex.search("[?？؟;՞፧]", t) is not None),
         ("Writes several paragraphs or a list", lambda t: "\n" in t),
         (
             "Writes In Title Case",
@@ -187,8 +201,20 @@ def mined_rules(interactions: Sequence[Interaction], kind: ResponseKind, *, most
 
 
 def content_words(text: str) -> set[str]:
-    """Lower-case words of four letters or more that are not English function words."""
-    return {w for w in re.findall(r"[^\W\d_]{4,}", text.lower()) if w not in STOP_WORDS}
+    """Words that may say what a text is about, lower case: no numbers and no function words of the text's language; of
+    four letters or more in Latin script, of two or more in others.
+
+    Example:
+        >>> sorted(content_words("The robots of 1984, été")), sorted(content_words("это фильм о войне"))
+        (['robots'], ['войне', 'фильм'])
+    """
+    letters = regex.sub(r"\p{N}+", " ", unicodedata.normalize("NFC", text).lower())
+    words = split_words(without_function_words(letters))
+    return {word for word in words if _says_something(word)} - function_words(words)
+
+
+def _says_something(word: str) -> bool:
+    return len(word) >= (4 if word.isascii() or _LATIN_LETTER.search(word) else 2)
 
 
 def _fact(section: Section, text: str, items: Sequence[Interaction], hits: int, **typed: Any) -> Bullet:

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from persona_dspy.core import Bullet, Persona
+from persona_dspy.core import Bullet, Persona, words_of
 from persona_dspy.errors import InputError
-from persona_dspy.memory import STOP_WORDS
+from persona_dspy.memory import function_words
 
 __all__ = ["Encoder", "PersonaMap", "jaccard", "map_personas", "nearest", "persona_terms", "persona_text", "spread"]
 
@@ -51,7 +51,7 @@ def persona_text(persona: Persona) -> str:
 
 
 def persona_terms(persona: Persona) -> list[str]:
-    """What a persona consists of, lower case: the words of its sentences without English function words, and for a
+    """What a persona consists of, lower case: the words of its sentences without function words, and for a
     decision rule each word of its condition with the response, so that opposite rules about one word are not alike.
     Of a counted fact only what it quotes: the rest is the same for every user.
 
@@ -151,7 +151,8 @@ def map_personas(personas: Sequence[Persona], *, encoder: Encoder | None = None,
 
 
 def _words(text: str) -> list[str]:
-    return [w for w in re.findall(r"[^\W_]+", text.lower()) if w not in STOP_WORDS]
+    words = words_of(text)
+    return [word for word in words if word not in function_words(words)]
 
 
 def _tfidf(terms: list[list[str]]) -> tuple[Any, list[str]]:
