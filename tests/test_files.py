@@ -310,6 +310,7 @@ def test_histories_are_values(tmp_path):
         user.questions[0].metadata["input"] = "other"
 
 
+@pytest.mark.filterwarnings("ignore:.* is taken as ")
 @settings(deadline=None)
 @given(st.data())
 def test_any_json_is_histories_or_one_of_our_errors(tmp_path_factory, data):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter
 from collections.abc import Collection
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import regex
@@ -81,7 +81,7 @@ def _without_accents(word: str) -> str:
     return regex.sub(r"\p{M}", "", unicodedata.normalize("NFD", word))
 
 
-@cache
+@lru_cache(maxsize=1)
 def _other_lists() -> tuple[dict[str, frozenset[str]], frozenset[str]]:
     """Words in Latin letters -> the languages whose function words they are; and those in other scripts."""
     latin: dict[str, set[str]] = {}
@@ -92,7 +92,7 @@ def _other_lists() -> tuple[dict[str, frozenset[str]], frozenset[str]]:
     return {word: frozenset(languages) for word, languages in latin.items()}, frozenset(other)
 
 
-@cache
+@lru_cache(maxsize=1)
 def _spaceless_function_words() -> Any:
     listed = (word for language in _SPACELESS.split() for word in _listed(language))
     several = {word for word in listed if regex.fullmatch(r"[\p{L}\p{M}]{2,}", word)}
