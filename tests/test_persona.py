@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from persona_dspy.core import PersonaParameter
+from persona_dspy.core import Alignment, AlignmentStep, PersonaDocument, PersonaParameter, Trial
 from persona_dspy.core.document import load_persona
 from persona_dspy.core.persona import (
     BULLET_TOKENS,
@@ -307,3 +307,17 @@ def test_a_locked_count_outlives_the_counts_that_follow():
     fact = Bullet(section="who", text="Answers so far (3): 'a' 3.", source="fact")
     persona = Persona(user_id="u").with_facts([fact]).lock(fact.id)
     assert persona.with_facts([]).bullets == persona.bullets
+
+
+def test_a_notebook_shows_personas_differences_and_alignments_escaped():
+    bad = "<img src=x onerror=alert(1)>"
+    old = Persona.from_text(f"Likes {bad}.", user_id=bad)
+    new = old.add(f"Hates {bad}.").revise("Likes", f"Loves {bad}.")
+    trial = Trial(edits=(bad,), incumbent_score=0.5, challenger_score=None, accepted=False, reason=bad)
+    record = Alignment(user_id=bad, steps=(AlignmentStep(epoch=1, trials=(trial,)),), stopped=bad)
+    document = PersonaDocument.of(new, alignment=record)
+    for value in (new, old.diff(new), record, document, PersonaParameter(new), old.diff(old)):
+        shown = value._repr_html_()
+        assert "<img" not in shown
+    assert new._repr_html_().count("&#128274;") == 2
+    assert [sign in old.diff(new)._repr_html_() for sign in ("<code>+", "<code>~", "<code>-")] == [True, True, False]

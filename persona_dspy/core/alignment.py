@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from persona_dspy.core.html import alignment_html
 from persona_dspy.core.interactions import Usage
 
 __all__ = ["Alignment", "AlignmentStep", "Scores", "Trial"]
@@ -99,6 +100,9 @@ class Alignment(BaseModel):
     notes: tuple[str, ...] = ()
     usage: dict[str, Usage] = Field(default_factory=dict, description="by role, and 'total'")
     options: dict[str, Any] = Field(default_factory=dict)
+
+    def _repr_html_(self) -> str:
+        return alignment_html(self)
 
     @property
     def total(self) -> Usage:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from persona_dspy.core.alignment import Alignment
 from persona_dspy.core.disk import persona_path, write_text
+from persona_dspy.core.html import alignment_html, persona_html
 from persona_dspy.core.persona import SCHEMA, SECTIONS, Bullet, Persona, Section
 from persona_dspy.core.upgrade import OLD_SCHEMA, upgraded_document
 from persona_dspy.errors import InputError, PersonaFormatError
@@ -86,6 +87,10 @@ class PersonaDocument(BaseModel):
                 "expected the file as it was exported; edit a persona with Persona.apply or from_text instead"
             )
         return persona
+
+    def _repr_html_(self) -> str:
+        shown = persona_html(self.of_sections())
+        return f"{shown}<hr>{alignment_html(self.alignment)}" if self.alignment else shown
 
     def of_sections(self) -> Persona:
         """The persona that the sections hold, whatever ``system_prompt`` says."""

@@ -7,6 +7,7 @@ from typing import Any
 from dspy.predict.parameter import Parameter
 from pydantic import ValidationError
 
+from persona_dspy.core.html import persona_html
 from persona_dspy.core.persona import Persona
 from persona_dspy.errors import InputError
 
@@ -55,6 +56,9 @@ class PersonaParameter(Parameter):
             if persona.user_id != self._value.user_id:
                 raise InputError(_other_user(persona, self._value.user_id))
         self._value, self.initial = value, initial
+
+    def _repr_html_(self) -> str:
+        return persona_html(self.value)
 
     def __repr__(self) -> str:
         return f"PersonaParameter(user_id={self.value.user_id!r}, version={self.value.version})"

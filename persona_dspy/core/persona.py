@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from persona_dspy.core.disk import persona_path, write_text
+from persona_dspy.core.html import diff_html, persona_html
 from persona_dspy.core.text import clip_tokens, count_tokens, mentions, one_line
 from persona_dspy.core.upgrade import OLD_SECTIONS, upgraded
 from persona_dspy.core.words import is_spaceless, split_words
@@ -194,6 +195,9 @@ class PersonaDiff(BaseModel):
     def __bool__(self) -> bool:
         return bool(self.added or self.dropped or self.revised)
 
+    def _repr_html_(self) -> str:
+        return diff_html(self)
+
     def __str__(self) -> str:
         lines = [f"- [{b.section}] {b.sentence}" for b in self.dropped]
         lines += [f"~ [{new.section}] {old.sentence} -> {new.sentence}" for old, new in self.revised]
@@ -264,6 +268,9 @@ class Persona(BaseModel):
                 raise InputError(
                     f"section {name!r} would hold {used} tokens: expected at most {SECTION_TOKENS}; keep what matters"
                 )
+
+    def _repr_html_(self) -> str:
+        return persona_html(self)
 
     def section(self, name: Section) -> tuple[Bullet, ...]:
         """The bullets of one section, in order."""
@@ -392,20 +399,12 @@ class Persona(BaseModel):
         return self._next(new if b.id == old.id else b for b in self.bullets)
 
     def drop(self, line: str) -> Persona:
-        """The next version, without a line (its id, or words of it); for people: a locked line goes too.
-
-        Raises:
-            InputError: no such line.
-        """
+        """The next version, without a line (its id, or words of it); for people: a locked line goes too."""
         gone = self.line(line).id
         return self._next(b for b in self.bullets if b.id != gone)
 
     def lock(self, line: str, *, locked: bool = True) -> Persona:
-        """The next version, with a line (its id, or words of it) that no optimizer may touch.
-
-        Raises:
-            InputError: no such line.
-        """
+        """The next version, with a line (its id, or words of it) that no optimizer may touch."""
         which = self.line(line).id
         return self._next(b.model_copy(update={"locked": locked}) if b.id == which else b for b in self.bullets)
 
