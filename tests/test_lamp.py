@@ -38,6 +38,16 @@ OFFICIAL = {
         "Paraphrase the following tweet without any explanation before or after it: I am: bored.",
         "I am: bored.",
     ),
+    "longlamp-1": ("Complete the following email as its author would: Hi: all.", "Hi: all."),
+    "longlamp-2": (
+        'Generate an abstract for the title "Cats" using the following items: 1. They purr.',
+        '"Cats" using the following items: 1. They purr.',
+    ),
+    "longlamp-3": (
+        'Generate the review text written by a reviewer who has given a rating of "5.0".',
+        'written by a reviewer who has given a rating of "5.0".',
+    ),
+    "longlamp-4": ("Generate the content for a reddit post My cat purrs.", "My cat purrs."),
 }
 ITEMS = {
     "lamp-1": {"id": "1", "title": "Parsing Beetles", "abstract": "We parse."},
@@ -48,6 +58,10 @@ ITEMS = {
     "lamp-5": {"id": "1", "abstract": "We parse.", "title": "Parsing"},
     "lamp-6": {"id": "1", "text": "Hi.", "title": "Hello"},
     "lamp-7": {"id": "1", "text": "SOOOO bored :( #monday http://x.y/z"},
+    "longlamp-1": {"id": "1", "subject": "Hello", "text": "Hi all."},
+    "longlamp-2": {"id": "1", "title": "Parsing", "abstract": "We parse."},
+    "longlamp-3": {"id": "1", "description": "A pan.", "overall": 4.0, "summary": "Fine", "reviewText": "A good one."},
+    "longlamp-4": {"id": "1", "summary": "My dog barks.", "content": "So today my dog barked."},
 }
 
 

@@ -13,7 +13,7 @@ __all__ = ["GROUPS", "grouped"]
 GROUPS: dict[str, str] = {
     "Users and files": "task users queries out store history persona user group skip_bad_rows limit evaluation "
     "dataset columns from_mlflow experiment since fields traces title pages "
-    "queue predict version base_url split every_user seeds "
+    "queue predict official version base_url split every_user seeds "
     "only sections of to",
     "Models": "lm reflection_lm model upstream retrieval k turn_tokens seed actions knowledge without_persona",
     "Lines": "add revise drop lock unlock by",

@@ -74,6 +74,9 @@ TrackingUri = Annotated[str | None, typer.Option(help="MLflow URI, or 'off'. Def
 SkipBadRows = Annotated[bool, typer.Option(help="Skip rows that cannot be used, and count them.")]
 
 
+Official = Annotated[bool, typer.Option("--official", help="Show the benchmark's own script's figures too.")]
+
+
 def evaluate_command(  # noqa: PLR0913 - a command's options
     source: Source = None,
     dataset: DatasetOption = None,
@@ -106,6 +109,7 @@ def evaluate_command(  # noqa: PLR0913 - a command's options
     budget_usd: BudgetUsd = None,
     seed: Seed = 0,
     predict: Predict = None,
+    official: Official = False,
     estimate: EstimateOption = False,
     calls_per_second: CallsPerSecond = 1.0,
     tracking_uri: TrackingUri = None,
@@ -134,7 +138,7 @@ def evaluate_command(  # noqa: PLR0913 - a command's options
         return _estimated(experiment, calls_per_second, json_output)
     budget = Budget(calls=budget_calls, tokens=budget_tokens, usd=budget_usd, seconds=seconds)
     same: dict[str, Any] = {"workers": workers, "tracking_uri": tracking_uri, "as_json": json_output}
-    return judge(experiment, budget=budget, predict=predict, **same)
+    return judge(experiment, budget=budget, predict=predict, official=official, **same)
 
 
 def pull_command(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +24,12 @@ def judge(
     budget: Budget,
     tracking_uri: str | None,
     predict: Path | None = None,
+    official: bool = False,
     as_json: bool = False,
 ) -> int:
     """Run, or go on with, an evaluation and show its table; 0 when all is answered, else 1.
 
+    ``official``: show the figures of the benchmark's own script too.
     ``predict``: the file for the answers of the first system in LaMP's form, beside it those of the others.
     """
     from persona_dspy.tracking import tracker_for
@@ -39,7 +41,7 @@ def judge(
             workers=workers, budget=budget, tracker=tracker, on_start=view.start, on_row=view.row
         )
     written = _predicted(experiment, evaluation, predict) if predict is not None else []
-    view.close(evaluation, tracker.where, written)
+    view.close(evaluation, tracker.where, written, evaluation.official() if official else {})
     return 0 if evaluation.complete else 1
 
 
@@ -126,7 +128,13 @@ class _View:
                 self.bar, advance=row.kind == "answer", description=f"{row.system}, {row.user_id[:20]}"
             )
 
-    def close(self, evaluation: Evaluation, where: str, predicted: Sequence[Path] = ()) -> None:
+    def close(
+        self,
+        evaluation: Evaluation,
+        where: str,
+        predicted: Sequence[Path] = (),
+        official: Mapping[str, Mapping[str, float]] | None = None,
+    ) -> None:
         from rich.table import Table
 
         from persona_dspy.judge import REFERENCES, Variant, cells, columns
@@ -135,7 +143,8 @@ class _View:
         if self.as_json:
             systems = [columns(s, task) for s in found]
             ended = {"complete": evaluation.complete, "stopped": evaluation.stopped}
-            files = {"predictions": [str(file) for file in predicted]} if predicted else {}
+            files: dict[str, Any] = {"predictions": [str(file) for file in predicted]} if predicted else {}
+            files |= {"official": official} if official else {}
             print_json({"task": task.name, **ended, "out": str(out), "runs": where, "systems": systems, **files})
             return
         rows = [cells(s, task) for s in found]
@@ -149,6 +158,9 @@ class _View:
             for row in rows:
                 table.add_row(*(row.get(title, "-") for title in shown))
             self.console.print(table)
+        for system, figures in (official or {}).items():
+            told = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
+            self.console.print(f"{system}, by the benchmark's own script: {told}", highlight=False)
         for note in found.notes:
             self.console.print(note, highlight=False)
         if not evaluation.complete:

@@ -40,6 +40,7 @@ from .marks import printable as printable
 from .metrics import HIGHER_IS_BETTER as HIGHER_IS_BETTER
 from .metrics import metric_score as metric_score
 from .metrics import parse_number as parse_number
+from .official import official_figures as official_figures
 from .parameter import PersonaParameter as PersonaParameter
 from .persona import BULLET_TOKENS as BULLET_TOKENS
 from .persona import NOTHING_ELSE as NOTHING_ELSE

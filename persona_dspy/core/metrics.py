@@ -1,9 +1,7 @@
-"""Accuracy, macro-F1, MAE, RMSE, ROUGE: pure functions over answers.
+"""Accuracy, macro-F1, MAE, RMSE, ROUGE, METEOR: pure functions over answers.
 
 Corpus metrics take ``golds`` and ``answers`` of one length, both as text, and follow LaMP's official evaluation
-(arXiv 2304.11406, ``eval/evaluation.py`` of LaMP-Benchmark/LaMP). METEOR, which LaMP's training script prints but its
-official evaluation does not report, is left out: every kept implementation needs the WordNet corpus, a download of
-its own that would make a score depend on the network.
+(arXiv 2304.11406, ``eval/evaluation.py`` of LaMP-Benchmark/LaMP); where they differ, ``official`` has its figures.
 """
 
 from __future__ import annotations
@@ -26,16 +24,20 @@ __all__ = [
     "exact_match",
     "macro_f1",
     "mae",
+    "meteor",
     "metric_score",
     "parse_number",
     "parse_rating",
     "rmse",
     "rouge1",
     "rougeL",
+    "rouge_scores",
     "text_overlap",
 ]
 
-HIGHER_IS_BETTER = {"accuracy": True, "macro_f1": True, "mae": False, "rmse": False, "rouge1": True, "rougeL": True}
+HIGHER_IS_BETTER = {
+    "accuracy": True, "macro_f1": True, "mae": False, "rmse": False, "rouge1": True, "rougeL": True, "meteor": True,
+}  # fmt: skip
 """Direction of every corpus metric, by the name ``Task.evaluate`` reports it under."""
 
 
@@ -242,6 +244,39 @@ def rougeL(golds: Sequence[str], answers: Sequence[str]) -> float:
     """
     pairs = _paired(golds, answers)
     return sum(_rouge("rougeL", g, a) for g, a in pairs) / len(pairs)
+
+
+def rouge_scores(kind: str, golds: Sequence[str], answers: Sequence[str]) -> list[float]:
+    """ROUGE F1 of each answer by the official tokenizer, which knows a-z and 0-9 only; ``kind``: ``"rouge1"``,
+    ``"rougeL"``."""
+    return [float(_scorer(kind, False).score(g, a)[kind].fmeasure) for g, a in _paired(golds, answers)]
+
+
+def meteor(golds: Sequence[str], answers: Sequence[str], *, wordnet: Any = None) -> float:
+    """Mean METEOR (Banerjee and Lavie, 2005), in [0, 1]; higher is better (LongLaMP). Equal words and stems match.
+
+    Args:
+        wordnet: ``nltk.corpus.wordnet``: synonyms match too, as in LongLaMP's script; None = they do not, and the score
+            needs no corpus on this machine.
+
+    Example:
+        >>> round(meteor(["a quiet film about cats"], ["quiet film of cat"]), 3)
+        0.522
+    """
+    from nltk.tokenize import NLTKWordTokenizer
+    from nltk.translate.meteor_score import single_meteor_score
+
+    tokenizer, source = NLTKWordTokenizer(), _NoSynonyms() if wordnet is None else wordnet
+    scores = [
+        float(single_meteor_score(tokenizer.tokenize(g), tokenizer.tokenize(a), wordnet=source))
+        for g, a in _paired(golds, answers)
+    ]
+    return sum(scores) / len(scores)
+
+
+class _NoSynonyms:
+    def synsets(self, word: str) -> list[Any]:
+        return []
 
 
 def _gold_rating(gold: str, low: float, high: float) -> float:

@@ -8,7 +8,8 @@ is known for certain is what the author wrote, and that authors cite themselves.
     [2]: "a title of another field"
 
 whose answer is the author's own earlier title; sides are drawn by a hash. The first paper has no earlier one and asks
-for itself, with no paper line. It is a proxy: self-citation stands for citation.
+for itself, with no paper line. It is a proxy: self-citation stands for citation. Where an item says what
+the paper cites (``citation``, as OPPU's files do), that title stands in place of the author's own.
 
 The other title must come from somewhere, and never from another user. It is composed here from plain words of many
 fields, by a hash of the user and the paper, among those that share no word with any title of the author's so far;
@@ -127,7 +128,7 @@ def pair(texts: Mapping[str, str], earlier: Sequence[Interaction], user_id: str)
     """(query, response) of one paper of an author.
 
     Args:
-        texts: the paper; its ``title``.
+        texts: the paper; its ``title`` and, where known, a title it cites as ``citation``.
         earlier: this author's earlier papers as interactions, oldest first, with ``metadata["title"]``.
         user_id: the author.
     """
@@ -136,10 +137,11 @@ def pair(texts: Mapping[str, str], earlier: Sequence[Interaction], user_id: str)
     before = [t for t in before if t != title]
     title_words = words(title)
     # max keeps the first of equals: the latest paper wins a draw
-    own = max(reversed(before), key=lambda t: len(words(t) & title_words), default=title)
+    cited = texts.get("citation", "")
+    own = cited or max(reversed(before), key=lambda t: len(words(t) & title_words), default=title)
     seed = f"{user_id}\0{title}"
-    other = distractor([*before, title], seed)
-    paper = title if before else ""
+    other = distractor([*before, title, own], seed)
+    paper = title if before or cited else ""
     if _draw(seed, "side") % 2:
         return query(paper, other, own), "[2]"
     return query(paper, own, other), "[1]"

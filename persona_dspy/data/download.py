@@ -48,6 +48,11 @@ def urls(task: str, *, split: str = "dev", by: str = "time", base_url: str = BAS
         'time/LaMP_2/new/dev/dev_questions.json'
     """
     name = get_task(task).name
+    if name.startswith("longlamp"):
+        raise InputError(
+            f"task {name!r}: expected one of LaMP's; LongLaMP is on the Hugging Face hub: in Python, type "
+            "json.dump(list(load_dataset('LongLaMP/LongLaMP', 'abstract_generation_user', split='val')), file), say"
+        )
     if name == "lamp-6":
         raise InputError("task 'lamp-6': expected a public one; its mails are the licensed Avocado corpus (LDC2015T03)")
     if split not in ("train", "dev"):

@@ -176,7 +176,7 @@ def array_user(
     """
     if not isinstance(row, dict):
         raise at.error(None, row, _ROW)
-    user_id = text_id(row, "user_id" if "user_id" in row else "id", at)
+    user_id = text_id(row, _user_key(row), at)
     if wanted is not None and user_id not in wanted:
         return None
     at = replace(at, row_id=user_id)
@@ -192,6 +192,11 @@ def array_user(
     else:
         raise at.error("input", None, _ROW)
     return UserHistory(user_id=user_id, interactions=_profile(profile, user_id, task, at, rules), questions=questions)
+
+
+def _user_key(row: Mapping[str, Any]) -> str:
+    """The key of a row's user; LongLaMP's rows have no id, and name the user by what the user is."""
+    return next((key for key in ("user_id", "id", "name", "reviewerId", "author") if key in row), "id")
 
 
 def _questions(asked: Any, task: Task, at: Place, rules: Rules) -> tuple[Question, ...]:
@@ -215,7 +220,7 @@ def _question(row: Any, task: Task, golds: Mapping[str, Any] | None, at: Place) 
     """``golds``: by question id, every one known; None where the row itself holds its gold, or none."""
     if not isinstance(row, dict):
         raise at.error(None, row, 'an object such as {"id": "10", "input": "...", "gold": "..."}')
-    question_id = text_id(row, "id", at)
+    question_id = text_id(row, "id" if "id" in row or "profile" not in row else _user_key(row), at)
     query = task.parse_input(row.get("input"), at)
     if golds is not None and question_id not in golds:
         raise at.error("id", question_id, "an id that outputs.json has a gold for")

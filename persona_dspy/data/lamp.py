@@ -1,7 +1,8 @@
-"""LaMP's tasks as one table - labels, field names, metrics, pattern of the official input, which keys of a profile item
-are the query and the response - and the task of a plain history.
+"""LaMP's and LongLaMP's tasks as one table - labels, field names, metrics, pattern of the official input, which keys of
+a profile item are the query and the response - and the task of a plain history.
 
 LaMP: arXiv 2304.11406. Its "LaMP_2" is two tasks under one name: movie tags (2M, the newer) and news (2N, the older).
+LongLaMP: arXiv 2407.11016.
 """
 
 from __future__ import annotations
@@ -27,6 +28,16 @@ def _flattened_tweet(texts: Mapping[str, str], earlier: Sequence[Interaction], u
     return " ".join(plain.split()), texts["text"]
 
 
+def _review(texts: Mapping[str, str], earlier: Sequence[Interaction], user_id: str) -> tuple[str, str]:
+    # As the official input has it: rating, description and summary are given, the text of the review is asked for.
+    told = f'with the rating "{texts["overall"]}" for a product with the description "{texts["description"]}"'
+    return f'{told}; the summary of the review is "{texts["summary"]}"', texts["reviewText"]
+
+
+_AVOCADO = (
+    "The public files of this task hold ids in place of the mails, which are the licensed Avocado corpus (LDC2015T03): "
+    "fill them in with the benchmark's own script first"
+)
 _TAGS = (
     "sci-fi, based on a book, comedy, action, twist ending, dystopia, dark comedy, classic, psychology, fantasy, "
     "romance, thought-provoking, social commentary, violence, true story"
@@ -57,6 +68,7 @@ _TASKS = (
         item_query=("title",),
         item_response="",
         item_extras=("title", "abstract", "venue"),
+        item_reads=("citation",),
         make_pair=citation.pair,
         make_query=citation.query,
     ),
@@ -148,10 +160,7 @@ _TASKS = (
         input_pattern=r"(?is)\bemail:(.*)$",
         item_query=("text",),
         item_response="title",
-        licence=(
-            "LaMP's public files of this task hold ids in place of the mails, which are the licensed Avocado corpus "
-            "(LDC2015T03): fill them in with LaMP's own script first"
-        ),
+        licence=_AVOCADO,
     ),
     Task(
         name="lamp-7",
@@ -166,6 +175,64 @@ _TASKS = (
         item_query=("text",),
         item_response="",
         make_pair=_flattened_tweet,
+    ),
+)
+_LONG = ("rouge1", "rougeL", "meteor")
+_TASKS += (
+    Task(
+        name="longlamp-1",
+        title="email completion",
+        query_field="start",
+        response_field="email",
+        instructions="Complete the email as this user would write it.",
+        query_means="how the email begins",
+        response_means="the rest of the email in this user's manner",
+        metrics=_LONG,
+        input_pattern=r"(?is)\bcomplete the following email\b[^:]{0,99}:(.*)$",
+        item_query=("subject", "title"),
+        item_response="text",
+        licence=_AVOCADO,
+    ),
+    Task(
+        name="longlamp-2",
+        title="abstract generation",
+        query_field="paper",
+        response_field="abstract",
+        instructions="Write the abstract that this user, a researcher, gives the paper named.",
+        query_means="title of the paper and, where known, points it makes",
+        response_means="the abstract in this user's manner",
+        metrics=_LONG,
+        input_pattern=r"(?is)\bgenerate an abstract for the title\b(.*)$",
+        item_query=("title",),
+        item_response="abstract",
+    ),
+    Task(
+        name="longlamp-3",
+        title="product review",
+        query_field="product",
+        response_field="review",
+        instructions="Write the review that this user gives the product described, with the rating and summary named.",
+        query_means="the product's description, this user's rating from 1 to 5, and the review's summary",
+        response_means="the text of the review in this user's manner",
+        metrics=_LONG,
+        input_pattern=r"(?is)\bgenerate the review text\b(.*)$",
+        item_query=("description",),
+        item_response="",
+        item_reads=("overall", "summary", "reviewText"),
+        make_pair=_review,
+    ),
+    Task(
+        name="longlamp-4",
+        title="topic writing",
+        query_field="summary",
+        response_field="post",
+        instructions="Write the post that this user writes, of which the summary is given.",
+        query_means="summary of the post",
+        response_means="the post in this user's manner",
+        metrics=_LONG,
+        input_pattern=r"(?is)\bgenerate the content for a reddit post\b(.*)$",
+        item_query=("summary",),
+        item_response="content",
     ),
 )
 _BY_NAME = {task.name: task for task in _TASKS}

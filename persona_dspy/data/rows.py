@@ -6,6 +6,7 @@ Nothing here holds more of a file than one row (JSON array: ijson; JSON lines: o
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -61,6 +62,8 @@ def file_form(path: Path) -> Literal["array", "lines", "csv", "parquet", "arrow"
     if first == b"[":
         return "array"
     if first == b"{":
+        if _nested(path):
+            return "array"
         if head.lstrip()[1:].lstrip()[:7] in (b'"task":', b'"golds"') or b'"golds"' in head[:200]:
             raise at.error(None, "a LaMP outputs.json", "the questions.json beside it")
         return "lines"
@@ -70,6 +73,13 @@ def file_form(path: Path) -> Literal["array", "lines", "csv", "parquet", "arrow"
         start,
         f"UTF-8 text that starts with '[' (a LaMP file) or '{{' ({_JSONL}), or a .csv, .tsv, .parquet or .arrow file",
     )
+
+
+def _nested(path: Path) -> bool:
+    """Whether it is ``{"task": "LaMP_6", "golds": [questions]}``, as LaMP's script for mails writes its test split."""
+    with open_data(path) as file:
+        head = b"".join(file.read(1000).split())
+    return head[:1] == b"{" and re.match(rb'\{"task":"[^"]*","golds":\[\{"id":[^,]*,"input":', head) is not None
 
 
 def array_rows(path: Path) -> Iterator[tuple[int, Any]]:
@@ -83,7 +93,8 @@ def array_rows(path: Path) -> Iterator[tuple[int, Any]]:
     position = 0
     with open_data(path) as file:
         try:
-            for position, row in enumerate(ijson.items(file, "item", use_float=True), 1):
+            inside = "golds.item" if _nested(path) else "item"
+            for position, row in enumerate(ijson.items(file, inside, use_float=True), 1):
                 yield position, row
         except (ijson.JSONError, UnicodeDecodeError) as error:
             reason = str(error).strip().splitlines()[0]

@@ -9,7 +9,16 @@ from functools import lru_cache
 from math import isfinite
 from typing import Annotated, Any, Literal
 
-from persona_dspy.core import FREE_TEXT, Interaction, ResponseKind, Scale, metrics, parse_time, written
+from persona_dspy.core import (
+    FREE_TEXT,
+    Interaction,
+    ResponseKind,
+    Scale,
+    metrics,
+    official_figures,
+    parse_time,
+    written,
+)
 from persona_dspy.errors import DataError, InputError
 
 __all__ = ["Place", "Task", "answered", "checked_text", "read_time"]
@@ -59,6 +68,7 @@ class Task:
         input_pattern: regular expression over LaMP's official input; its last group is the item itself.
         item_query, item_response: keys of a profile item; of several query keys the first that is not blank.
         item_extras: keys of a profile item kept as metadata. None that tells the response.
+        item_reads: keys of a profile item that ``make_pair`` is given beside those, and that are not kept.
         make_pair: builds (query, response) where a profile item holds no such pair.
         make_query: builds the query from the groups of ``input_pattern`` where it is more than the last one.
         licence: what to do about texts that the public files do not hold.
@@ -80,6 +90,7 @@ class Task:
     item_query: tuple[str, ...] = ("query",)
     item_response: str = "response"
     item_extras: tuple[str, ...] = ()
+    item_reads: tuple[str, ...] = ()
     make_pair: Callable[[Mapping[str, str], Sequence[Interaction], str], tuple[str, str]] | None = None
     make_query: Callable[..., str] | None = None
     licence: str = ""
@@ -163,13 +174,16 @@ class Task:
             raise at.error(
                 "profile", item, "an object such as {" + ", ".join(f'"{k}": ...' for k in self._keys()) + "}"
             )
-        texts = {k: self._text(item, k, at) for k in self.item_query + self.item_extras}
+        texts = {k: self._text(item, k, at) for k in self.item_query + self.item_extras + self.item_reads}
         if self.make_pair:
             if not texts[self.item_query[0]]:
                 raise at.error(self.item_query[0], item.get(self.item_query[0]), "text that is not empty")
             query, response = self.make_pair(texts, earlier, user_id)
             if not query.strip():
                 raise at.error(self.item_query[0], item.get(self.item_query[0]), "text with at least one word")
+            if not response:
+                key = self.item_reads[-1]
+                raise at.error(key, item.get(key), "text that is not empty")
         else:
             query = next((texts[k] for k in self.item_query if texts[k]), "")
             if not query:
@@ -182,7 +196,7 @@ class Task:
             user_id=user_id,
             query=query,
             response=response,
-            time=read_time(item.get("date", item.get("time")), at, "date"),
+            time=read_time(item.get("date", item.get("time", item.get("year"))), at, "date"),
             id=str(item_id),
             metadata={k: texts[k] for k in self.item_extras if texts[k]},
         )
@@ -195,9 +209,9 @@ class Task:
         value = item.get(key)
         if value is None:
             return ""
-        if not isinstance(value, str):
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise at.error(key, value, "a text")
-        return checked_text(value, at, key) if value.strip() else ""
+        return checked_text(value, at, key) if str(value).strip() else ""
 
     def signature(self, instructions: str | None = None) -> Any:
         """The typed ``dspy.Signature`` class: one input (``query_field``), one output (``response_field``), whose type
@@ -267,6 +281,21 @@ class Task:
                 extra = self.rating or ()
             values[name] = function(list(golds), texts, *extra)
         return values
+
+    def official(self, golds: Sequence[str], answers: Sequence[object], *, seed: int = 0) -> dict[str, float]:
+        """The metrics as the benchmark's own script has them (``core.official_figures`` says where they differ).
+
+        Raises:
+            InputError: as ``official_figures``.
+
+        Example:
+            >>> from persona_dspy.data import get_task
+            >>> get_task("lamp-3").official(["1"], ["9"])["mae"], get_task("lamp-3").evaluate(["1"], ["9"])["mae"]
+            (8.0, 4.0)
+        """
+        low, high = self.rating or (1, 5)
+        texts = ["" if a is None else str(a) for a in answers]
+        return official_figures(self.metrics, list(golds), texts, labels=self.choices, low=low, high=high, seed=seed)
 
 
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")

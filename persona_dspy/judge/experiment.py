@@ -82,8 +82,22 @@ class Evaluation:
         if len(set(ids)) < len(ids):
             repeated = next(i for i in ids if ids.count(i) > 1)
             raise InputError(f"query {repeated!r}: asked of two users; expected ids that are unique within the file")
-        name = self.task.name.replace("lamp-", "LaMP_").removesuffix("m").removesuffix("n")  # both halves of LaMP_2
+        name = self.task.name.replace("longlamp-", "LongLaMP_").replace("lamp-", "LaMP_")
+        name = name.removesuffix("m").removesuffix("n")  # both halves of LaMP_2
         return {"task": name, "golds": [{"id": r.query_id, "output": r.answer} for r in rows]}
+
+    def official(self) -> dict[str, dict[str, float]]:
+        """System -> the metrics as the benchmark's own script has them (``Task.official``), over the scored answers.
+
+        Raises:
+            InputError: a metric of one's own, or a figure that cannot be had here.
+        """
+        rows = [r for r in self.answers if r.kind == "answer" and r.gold]
+        names = dict.fromkeys(r.system for r in rows)
+        return {
+            name: self.task.official(*zip(*((r.gold, r.answer) for r in rows if r.system == name), strict=True))
+            for name in names
+        }
 
     def __str__(self) -> str:
         return self.table.to_markdown()
