@@ -266,7 +266,8 @@ def meteor(golds: Sequence[str], answers: Sequence[str], *, wordnet: Any = None)
     from nltk.tokenize import NLTKWordTokenizer
     from nltk.translate.meteor_score import single_meteor_score
 
-    tokenizer, source = NLTKWordTokenizer(), _NoSynonyms() if wordnet is None else wordnet
+    tokenizer = NLTKWordTokenizer()
+    source: Any = _NoSynonyms() if wordnet is None else wordnet
     scores = [
         float(single_meteor_score(tokenizer.tokenize(g), tokenizer.tokenize(a), wordnet=source))
         for g, a in _paired(golds, answers)

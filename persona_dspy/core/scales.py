@@ -51,7 +51,7 @@ def number_of(text: str) -> float | None:
         >>> number_of(" 4.50 "), number_of("4,5"), number_of("007"), number_of("four")
         (4.5, 4.5, None, None)
     """
-    return float(text.replace(",", ".")) if _PLAIN.fullmatch(text.strip()) else None
+    return float(text.strip().replace(",", ".")) if _PLAIN.fullmatch(text.strip()) else None
 
 
 def declared_scale(values: Sequence[str]) -> Scale | None:

@@ -47,7 +47,7 @@ _CATEGORIES = (
     "business, crime, education, healthy living, parents, food & drink"
 )
 
-_TASKS = (
+_SHORT_TASKS = (
     Task(
         name="lamp-1",
         title="citation identification",
@@ -178,7 +178,7 @@ _TASKS = (
     ),
 )
 _LONG = ("rouge1", "rougeL", "meteor")
-_TASKS += (
+_LONG_TASKS = (
     Task(
         name="longlamp-1",
         title="email completion",
@@ -189,7 +189,7 @@ _TASKS += (
         response_means="the rest of the email in this user's manner",
         metrics=_LONG,
         input_pattern=r"(?is)\bcomplete the following email\b[^:]{0,99}:(.*)$",
-        item_query=("subject", "title"),
+        item_query=("subject",),
         item_response="text",
         licence=_AVOCADO,
     ),
@@ -235,6 +235,7 @@ _TASKS += (
         item_response="content",
     ),
 )
+_TASKS = (*_SHORT_TASKS, *_LONG_TASKS)
 _BY_NAME = {task.name: task for task in _TASKS}
 
 
