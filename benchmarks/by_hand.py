@@ -175,9 +175,8 @@ def table(task: Task, order: argparse.Namespace) -> None:
         for (user, _), value in of_query.items():
             by_user[user].append(value)
         mean, gap = mean_interval(by_user), paired_difference(of_query, scores["unaligned"])
-        print(
-            f"| {arm} | {_written(mean)} ({len(by_user)} users) | {_written(gap.difference)}, {gap.won}:{gap.lost}:{gap.tied} | {tokens[arm]:.0f} |"
-        )
+        told = f"{_written(gap.difference)}, {gap.won}:{gap.lost}:{gap.tied}" if gap else "-"
+        print(f"| {arm} | {_written(mean)} ({len(by_user)} users) | {told} | {tokens[arm]:.0f} |")
 
 
 def main() -> None:
