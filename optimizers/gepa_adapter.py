@@ -15,7 +15,7 @@ from gepa import EvaluationBatch
 from optimizers.loss import Metric, Simulated
 from optimizers.simulation import Simulator
 from persona_dspy.agent import PersonalProgram
-from persona_dspy.core import Persona, fenced
+from persona_dspy.core import Persona, fenced, one_line
 from persona_dspy.errors import InputError
 from persona_dspy.memory import facts
 
@@ -73,16 +73,33 @@ class PersonaGEPAAdapter:
     def evaluate(
         self, batch: list[dspy.Example], candidate: dict[str, str], capture_traces: bool = False
     ) -> EvaluationBatch[Simulated, str]:
-        """Scores in [0, 1], one for each example; a candidate without text, or over the cap, scores 0 everywhere."""
+        """Scores in [0, 1], one for each example; a candidate without text, or over the cap, scores 0 everywhere.
+
+        ``objective_scores``: for each example its ``score``, and ``exact``, whether it is the user's own response. An
+        example that raises scores 0, with the error as feedback, and ends nothing; where all do, the first is raised.
+
+        Raises:
+            BudgetExceeded: the budget is spent. Whatever the LM raises, where it answers no example of the batch.
+        """
         try:
-            simulated = self.simulator.run(self.persona(candidate), batch)
+            persona = self.persona(candidate)
         except InputError as refusal:
-            nothing = Simulated(interaction_id="", query="", answer="", gold="", score=0.0, said=f"Not used: {refusal}")
-            simulated = [nothing] * len(batch)
+            simulated = [_nothing(f"Not used: {refusal}")] * len(batch)
+        else:
+            failures: list[Exception] = []
+
+            def failed(failure: Exception) -> Simulated:
+                failures.append(failure)
+                return _nothing(f"No answer, {type(failure).__name__}: {one_line(str(failure))[:200]}")
+
+            simulated = self.simulator.run(persona, batch, failed=failed)
+            if failures and len(failures) == len(batch):
+                raise failures[0]
         return EvaluationBatch(
             outputs=[s.answer for s in simulated],
             scores=[s.score for s in simulated],
             trajectories=simulated if capture_traces else None,
+            objective_scores=[{"score": s.score, "exact": float(s.right)} for s in simulated],
         )
 
     def make_reflective_dataset(
@@ -98,6 +115,10 @@ class PersonaGEPAAdapter:
             for s in eval_batch.trajectories or []
         ]
         return dict.fromkeys(components_to_update, records)
+
+
+def _nothing(said: str) -> Simulated:
+    return Simulated(interaction_id="", query="", answer="", gold="", score=0.0, said=said)
 
 
 def _feedback(simulated: Simulated) -> str:

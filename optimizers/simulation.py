@@ -15,7 +15,7 @@ from optimizers.drafts import attempt_of, score_by_signal
 from optimizers.loss import Metric, Simulated, score_of
 from persona_dspy.agent import PersonalProgram, Step, trace_of
 from persona_dspy.core import Persona, answer_text, one_line, unheard
-from persona_dspy.errors import ModelError
+from persona_dspy.errors import BudgetExceeded, ModelError
 
 __all__ = ["RUBBISH", "Simulator"]
 
@@ -40,14 +40,34 @@ class Simulator:
         self.program, self.metric, self.held, self.concurrency = program, metric, held, concurrency
         self._asked, self._read, self._why = 0, False, "it is blank"
 
-    def run(self, persona: Persona, examples: Sequence[dspy.Example]) -> list[Simulated]:
+    def run(
+        self,
+        persona: Persona,
+        examples: Sequence[dspy.Example],
+        *,
+        failed: Callable[[Exception], Simulated] | None = None,
+    ) -> list[Simulated]:
         """One ``Simulated`` for each example, in order. An answer that cannot be parsed scores 0; LM failures raise.
+
+        Args:
+            failed: makes what stands for an example that raises; a spent budget raises all the same.
 
         Raises:
             ModelError: of the answers asked for so far, ``RUBBISH`` or more, none can be read.
         """
         program = self.program.with_persona(persona)
-        simulated = self._map(lambda example: self._one(program, example), examples)
+
+        def one(example: dspy.Example) -> Simulated:
+            try:
+                return self._one(program, example)
+            except BudgetExceeded:
+                raise
+            except Exception as failure:
+                if failed is None:
+                    raise
+                return failed(failure)
+
+        simulated = self._map(one, examples)
         self._asked += len(simulated)
         if not self._read and self._asked >= RUBBISH:
             raise ModelError(

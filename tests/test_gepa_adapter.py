@@ -2,11 +2,14 @@
 
 import dspy
 import gepa
+import pytest
 
 from optimizers.gepa_adapter import PersonaGEPAAdapter
 from persona_dspy.agent.agent import PersonaAgent
 from persona_dspy.core import fenced
 from persona_dspy.core.persona import Bullet, Persona
+from persona_dspy.errors import BudgetExceeded
+from persona_dspy.lm import Budget, Ledger
 from persona_dspy.testing.fake_lm import Prompt
 from persona_dspy.testing.synthetic import SyntheticUser, rule_following_lm
 
@@ -73,3 +76,38 @@ def test_a_candidate_over_the_cap_scores_nothing_and_says_why():
     batch = adapter.evaluate(agent.examples()[:2], long, capture_traces=True)
     assert batch.scores == [0.0, 0.0]
     assert "expected at most 800" in adapter.make_reflective_dataset(long, batch, ["persona"])["persona"][0]["Feedback"]
+
+
+def test_an_example_that_raises_scores_nothing_and_ends_nothing():
+    user = SyntheticUser(seed=2)
+    agent = agent_of(user)
+    batch = agent.examples()[-3:]
+
+    def metric(example, prediction, trace=None):
+        if example.interaction_id == batch[1].interaction_id:
+            raise ValueError("no such key")
+        return 0.5
+
+    adapter = PersonaGEPAAdapter(agent, metric)
+    with dspy.context(lm=rule_following_lm()):
+        found = adapter.evaluate(batch, adapter.seed, capture_traces=True)
+    assert found.scores == [0.5, 0.0, 0.5] and len(found.outputs) == len(found.trajectories) == 3
+    assert found.objective_scores == [{"score": s, "exact": 0.0} for s in found.scores]
+    feedback = adapter.make_reflective_dataset(adapter.seed, found, ["persona"])["persona"][1]["Feedback"]
+    assert "ValueError: no such key" in feedback
+
+
+def test_what_fails_on_all_examples_and_a_spent_budget_are_raised():
+    agent = agent_of(SyntheticUser(seed=2))
+    batch = agent.examples()[-2:]
+
+    def broken(example, prediction, trace=None):
+        raise ValueError("no such key")
+
+    adapter = PersonaGEPAAdapter(agent, broken)
+    with dspy.context(lm=rule_following_lm()), pytest.raises(ValueError, match="no such key"):
+        adapter.evaluate(batch, adapter.seed)
+    ledger = Ledger(budget=Budget(calls=1))
+    adapter = PersonaGEPAAdapter(agent)
+    with dspy.context(lm=rule_following_lm()), ledger.recording(), pytest.raises(BudgetExceeded):
+        adapter.evaluate(batch, adapter.seed)
