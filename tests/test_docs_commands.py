@@ -1,5 +1,6 @@
 """Every command in a shell block of README, CONTRIBUTING and docs: its words are right, and ours run."""
 
+import csv
 import itertools
 import json
 import re
@@ -11,6 +12,7 @@ import warnings
 from collections import defaultdict
 from pathlib import Path
 
+import datasets
 import dspy
 import pytest
 import typer
@@ -126,6 +128,8 @@ def prepared(folder):
     (folder / "interactions.jsonl").write_text(mine, encoding="utf-8")
     half = "".join(row for user in ("ana", "bram") for row in by_user[user][: len(by_user[user]) // 2])
     (folder / "half.jsonl").write_text(half, encoding="utf-8")
+    tickets = list(csv.DictReader((folder / "examples" / "tickets.csv").read_text(encoding="utf-8").splitlines()))
+    datasets.DatasetDict(train=datasets.Dataset.from_list(tickets)).save_to_disk(str(folder / "tickets"))
 
 
 # The real ones are tested elsewhere.

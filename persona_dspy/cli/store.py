@@ -258,7 +258,14 @@ def export(
 
 
 def import_command(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Persona JSONs, or folders of them.")],
+    files: Annotated[
+        list[Path] | None, typer.Argument(metavar="[FILE...]", help="Persona JSONs, or folders of them.")
+    ] = None,
+    memories: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="What mem0, LangMem or ChatGPT remember of --user; or a line of text each."),
+    ] = None,
+    user: Annotated[str | None, typer.Option(metavar="ID", help="Whose memories they are.")] = None,
     verify: Annotated[
         Path | None,
         typer.Option(
@@ -269,16 +276,25 @@ def import_command(
     store: StoreOption = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Put persona JSONs into the store and make each its user's current version. All are read before any is put.
+    """Put persona JSONs into the store and make each its user's current version. All are read before any is put. With
+    --memories: add what another product remembers of a user to the user's persona, as given lines.
 
     Example: persona-dspy import personas/ --store personas.db
     """
     from persona_dspy.core import load_document, public_key, verified_document
-    from persona_dspy.errors import PersonaFormatError
+    from persona_dspy.errors import InputError, PersonaFormatError
 
-    listed = list(_json_files(files))
+    if memories is not None or user is not None:
+        if memories is None or user is None or files or verify is not None:
+            raise InputError(
+                f"import --memories {str(memories) if memories else None!r} --user {user!r}: expected both, and no "
+                "FILE or --verify beside them, as in: persona-dspy import --memories mem0.json --user ana"
+            )
+        _import_memories(memories, user, store, json_output)
+        return
+    listed = list(_json_files(files or ()))
     if not listed:
-        raise PersonaFormatError(f"{[str(f) for f in files]!r}: expected at least one persona JSON")
+        raise PersonaFormatError(f"{[str(f) for f in files or ()]!r}: expected at least one persona JSON")
     key = public_key(verify) if verify is not None else None
     read = load_document if key is None else partial(verified_document, key=key)
     for file in listed:
@@ -297,6 +313,57 @@ def import_command(
         return
     for one in put:
         echo(f"{one['user_id']!r}: version {one['version']} is current")
+
+
+def _import_memories(source: Path, user: str, url: str | None, json_output: bool) -> None:
+    """Adds each memory to the user's current persona as a line of source ``given``, which alignment may revise.
+
+    Raises:
+        DataError: see ``read_memories``.
+        InputError: the persona has no room for all of them.
+    """
+    from persona_dspy.core import BULLET_TOKENS, Alignment, Bullet, Edit, Persona, PersonaDocument, count_tokens
+    from persona_dspy.data import read_memories
+    from persona_dspy.errors import InputError, UnknownUser
+
+    read = read_memories(source, user)
+    with open_store(url, new=True) as opened:
+        since = opened.state(user)
+        try:
+            current = opened.current(user)
+        except UnknownUser:
+            current = None
+        old = parsed(current) if current is not None else None
+        before = old.persona() if old else Persona(user_id=user)
+        given = {b.id: b for b in (Bullet(section="preferences", text=line) for line in read.lines)}
+        new = [bullet for bullet in given.values() if bullet.id not in {b.id for b in before.bullets}]
+        try:
+            after = before.apply([Edit(op="add", bullet=bullet) for bullet in new])
+        except InputError as error:
+            raise InputError(f"{str(source)!r} holds {len(read.lines)} memories: {error}") from None
+        record = Alignment(user_id=user, stopped="memories imported", notes=tuple(f"+ {b.sentence}" for b in new))
+
+        def document(version: int, parent: int | None) -> str:
+            persona = after.model_copy(update={"version": version, "parent": parent})
+            task, model = (old.task, old.model) if old else (None, None)
+            return PersonaDocument.of(persona, alignment=record, task=task, model=model).to_json()
+
+        if new:
+            opened.append_persona(since, document)
+        version = document_of(opened, user).version
+    cut = sum(count_tokens(line) > BULLET_TOKENS for line in read.lines)
+    for count, why in (
+        (read.others, "passed over, of other users"),
+        (read.disabled, "passed over, switched off by the user"),
+        (len(read.lines) - len(new), "in the persona already"),
+        (cut, f"cut to {BULLET_TOKENS} tokens"),
+    ):
+        if count:
+            echo(f"memories {why}: {count:,}", err=True)
+    if json_output:
+        print_json({"user_id": user, "version": version, "added": len(new)})
+        return
+    echo(f"{user!r}: {len(new):,} lines added, version {version} is current")
 
 
 def _refuse_replays(store: Store, documents: Iterable[PersonaDocument]) -> None:

@@ -12,6 +12,8 @@ from .joining import join_users as join_users
 from .lamp import get_task as get_task
 from .lamp import infer_task as infer_task
 from .lamp import task_names as task_names
+from .memories import Memories as Memories
+from .memories import read_memories as read_memories
 from .rows import file_form as file_form
 from .rows import json_line as json_line
 from .rows import numbered_lines as numbered_lines
