@@ -27,3 +27,21 @@ def test_names_are_printed_as_they_are(name, capsys):
     assert json.loads(line)["user"] == name
     if name.isascii() and name.isprintable():
         assert out.count(name.replace("\\", "\\")) >= 3
+
+
+def test_the_bar_of_a_fleet_is_whole_in_80_columns(monkeypatch):
+    import io
+
+    from rich.console import Console
+
+    from persona_dspy.cli.progress import View
+    from persona_dspy.lm import Ledger
+
+    monkeypatch.setenv("COLUMNS", "80")
+    view = View(6, Ledger())
+    monkeypatch.setattr(view, "numbers", lambda: {"calls_per_second": 0.36, "usd": 1.2, "eta_seconds": 713})
+    view.event({"user_id": "somebody-with-a-long-name", "event": "simulated"})
+    shown = Console(width=80, file=io.StringIO())
+    shown.print(view._bar.get_renderable())
+    text = shown.file.getvalue()
+    assert "0.4 calls/s, $1.20, about 12 min left" in text and "…" not in text

@@ -67,6 +67,7 @@ class View:
         self._began, self._told = time.monotonic(), 0.0
         self._rate = _Rate()
         self._lock = threading.Lock()
+        self._wide = self.console.width >= 110
         self._bar = self._progress()
 
     def _progress(self) -> Any:
@@ -74,9 +75,9 @@ class View:
 
         columns = (
             TextColumn("{task.description}", markup=False),
-            BarColumn(),
+            BarColumn(bar_width=40 if self._wide else 8),
             MofNCompleteColumn(),
-            TextColumn("users"),
+            TextColumn("users" if self._wide else ""),
         )
         more = (TextColumn("{task.fields[rates]}"), TimeElapsedColumn())
         bar = Progress(*columns, *more, console=self.console, disable=self.mode != "bar")
@@ -125,7 +126,7 @@ class View:
 
     def event(self, event: dict[str, Any]) -> None:
         """An optimizer's step, from any thread."""
-        name = printable(f"{event['user_id'][:24]}: {event['event']}")
+        name = printable(f"{event['user_id'][: 24 if self._wide else 8]}: {event['event']}")
         with self._lock:
             if self.mode == "bar":
                 self._bar.update(self._task, description=name, rates=self._rates())
@@ -137,7 +138,8 @@ class View:
         cost = f", ${n['usd']:.2f}" if n["usd"] is not None else ""
         bad = f", {self.failed} failed" if self.failed else ""
         left = "" if n["eta_seconds"] is None else f", about {_duration(n['eta_seconds'])} left"
-        return f"{n['calls_per_second']:.1f} calls/s, {n['tokens_per_second']:,.0f} tokens/s{cost}{bad}{left}"
+        tokens = f", {n['tokens_per_second']:,.0f} tokens/s" if self._wide else ""
+        return f"{n['calls_per_second']:.1f} calls/s{tokens}{cost}{bad}{left}"
 
     def _say(self, line: dict[str, Any]) -> None:
         self._told = time.monotonic()
