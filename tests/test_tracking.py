@@ -62,7 +62,7 @@ def test_genai_evaluate_scores_a_persona(mlflow):
     for text, share in (("Finds ghosts funny.", 1.0), ("Likes tea.", 0.0)):
         agent, model = agent_of(text), lm()
 
-        def predict(film):
+        def predict(film, agent=agent, model=model):
             with dspy.context(lm=model):
                 return agent(film=film).tag
 
