@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from difflib import SequenceMatcher
+
+import regex
 
 __all__ = ["differences"]
 
@@ -11,7 +12,10 @@ _ALIKE = 0.5  # share of words and signs in common from which on one text is a v
 _MOST = 1200  # words and signs: longer texts are compared at both ends by whoever reads them
 _CONTEXT = 3  # words around a change, so that it can be found
 _LONG = 240  # characters of one change; longer ones keep both ends
-_TOKEN = re.compile(r"\n+|\w+|[^\w\s]")
+# A character of a script without spaces is a word by itself; marks stay with the letter that they belong to.
+_TOKEN = regex.compile(
+    r"\n+|[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]\p{M}*|[\p{L}\p{M}\p{N}_]+|[^\p{L}\p{M}\p{N}_\s]"
+)
 
 
 def differences(ours: str, own: str, *, most: int = 12) -> list[str]:
@@ -41,13 +45,13 @@ def differences(ours: str, own: str, *, most: int = 12) -> list[str]:
     return [said for _, _, said in sorted(largest, key=lambda change: change[1])]
 
 
-def _sign(match: re.Match[str]) -> str:
+def _sign(match: regex.Match[str]) -> str:
     return "\n" if match[0].startswith("\n") else match[0]
 
 
-def _text(text: str, tokens: list[re.Match[str]]) -> str:
+def _text(text: str, tokens: list[regex.Match[str]]) -> str:
     """The part of ``text`` from the first to the last of ``tokens``, on one line."""
     if not tokens:
         return ""
-    part = re.sub(r"\s+", " ", text[tokens[0].start() : tokens[-1].end()].replace("\n", " ⏎ ")).strip()
+    part = regex.sub(r"\s+", " ", text[tokens[0].start() : tokens[-1].end()].replace("\n", " ⏎ ")).strip()
     return part if len(part) <= _LONG else f"{part[: _LONG // 2]} ... {part[-_LONG // 2 :]}"

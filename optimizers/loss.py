@@ -17,7 +17,16 @@ from pydantic import BaseModel, Field
 
 from optimizers.differences import differences
 from optimizers.reflection import ask, current_sizes
-from persona_dspy.core import Feedback, ResponseKind, clip_middle, fenced, indented, metric_score, one_line
+from persona_dspy.core import (
+    Feedback,
+    ResponseKind,
+    clip_middle,
+    fenced,
+    indented,
+    metric_score,
+    one_line,
+    split_words,
+)
 from persona_dspy.errors import InputError
 from persona_dspy.lm import Sizes, role
 
@@ -76,12 +85,12 @@ class Simulated:
         lines += [f"our response: {answer}", f"the user's own response: {gold}"]
         if self.heard:
             lines.append(f"the user {self.heard}")
-        if len(self.gold.split()) >= _TEXT and (changes := differences(self.answer, self.gold)):
+        if len(split_words(self.gold)) >= _TEXT and (changes := differences(self.answer, self.gold)):
             lines.append("changes from ours to the user's own: " + "; ".join(changes))
         if self.actions:
             lines.append(self.looked_up(sizes))
         answers = Counter(one_line(response) for response in self.recalled)
-        if answers and all(len(answer.split()) < _TEXT for answer in answers):
+        if answers and all(len(split_words(answer)) < _TEXT for answer in answers):
             shown = ", ".join(f"{answer} ({times})" for answer, times in answers.most_common())
             lines.append(f"answers of the past turns that were shown: {shown}")
         return "\n".join(lines)

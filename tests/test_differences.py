@@ -55,3 +55,9 @@ def test_a_text_does_not_differ_from_itself(text):
 def test_a_word_that_was_put_in_is_named(words, at):
     found = differences(" ".join(words), " ".join([*words[:at], "rain", *words[at:]]))
     assert any("rain" in one for one in found)
+
+
+def test_scripts_without_spaces_are_compared_by_character_and_words_keep_their_marks():
+    found = differences("您好，非常感谢您的来信，我们已经处理。", "您好，我们已经处理。")
+    assert found and "非常感谢您的来信" in found[0]
+    assert differences("नमस्ते हिन्दी भाषा बहुत अच्छी है", "नमस्ते हिन्दी भाषा अच्छी है")[0].startswith('dropped "बहुत"')
