@@ -37,7 +37,7 @@ demo: .venv/ready
 	@$(BIN)/persona-dspy compile examples/movie_tags.jsonl --lm local --out personas/ --resume
 
 test: .venv/ready
-	@$(IN_MEMORY) $(BIN)/python -m pytest -n 2 -m "not model and not postgres and not ray and not notebook and not browser and not loopback and not slow"
+	@$(IN_MEMORY) $(BIN)/python -m pytest -n 2 --dist worksteal -m "not model and not postgres and not ray and not notebook and not browser and not loopback and not slow"
 
 check: lint slow
 

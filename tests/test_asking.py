@@ -55,6 +55,7 @@ def answers(results):
     return {(r.system, r.user_id, r.query_id): r.answer for r in results.rows if r.kind == "answer"}
 
 
+@pytest.mark.slow
 def test_every_system_and_ablation_answers_every_query_and_what_is_counted_was_sent(tmp_path):
     lm, chosen = fake_lm(), variants(ablations=ABLATIONS, cold=[0])
     done, results = run(tmp_path, chosen, lm, people=PEOPLE[:2])
@@ -67,6 +68,7 @@ def test_every_system_and_ablation_answers_every_query_and_what_is_counted_was_s
     assert scores["majority"] < scores["rag"]
 
 
+@pytest.mark.slow
 def test_other_ways_to_a_persona_answer_every_query_and_what_is_counted_was_sent(tmp_path):
     def summary(prompt):
         if "lines" in prompt.outputs:
@@ -95,6 +97,7 @@ def test_an_optimizers_own_budget_ends_it_and_not_the_run(tmp_path):
     assert all(r.calls <= 12 for r in results.rows if r.kind == "prepared")
 
 
+@pytest.mark.slow
 def test_ablations_take_away_what_they_say(tmp_path):
     chosen, lm = variants(["persona"], references=False, ablations=ABLATIONS), fake_lm()
     _, results = run(tmp_path, chosen, lm, people=PEOPLE[:1])
@@ -121,6 +124,7 @@ def test_ablations_take_away_what_they_say(tmp_path):
     assert "Answered 18 times" not in asked["persona@no-memory"].system
 
 
+@pytest.mark.slow
 def test_a_run_cut_short_goes_on_to_the_same_table_and_pays_no_answer_twice(tmp_path):
     chosen = variants(["persona", "direct", "pag"])
     _, whole = run(tmp_path / "whole", chosen)

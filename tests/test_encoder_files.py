@@ -34,6 +34,7 @@ def index(tmp_path, monkeypatch):
     return folder
 
 
+@pytest.mark.slow
 def test_the_files_are_fetched_once_and_are_whole(index):
     folder = fetch_encoder()
     assert folder == encoder_folder()

@@ -40,6 +40,7 @@ def started(code):
     return process, process.stdout.readline().split()[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_command_that_hangs_ends_within_two_seconds_without_a_traceback(number):
     process, folder = started(HANGS)

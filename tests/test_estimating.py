@@ -1,6 +1,7 @@
 """An estimate against what is then paid."""
 
 import dspy
+import pytest
 
 from persona_dspy.judge import Experiment, estimate_evaluation
 from persona_dspy.lm import rehearsal_lm
@@ -13,6 +14,7 @@ def past(users=5, n=16):
     return [i for u in range(users) for i in SyntheticUser(seed=u, user_id=f"s{u}").interactions(n)]
 
 
+@pytest.mark.slow
 def test_an_estimate_is_near_what_an_lm_that_errs_takes_and_sends_nothing(tmp_path):
     experiment = Experiment(past(), systems=SYSTEMS, lm=rehearsal_lm(), out=tmp_path / "o", references=False)
     found = estimate_evaluation(experiment)

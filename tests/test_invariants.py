@@ -248,6 +248,7 @@ def test_i4_users_do_not_leak_under_threads(small):
     assert_nobody_else_is_seen(lm.engine.calls)
 
 
+@pytest.mark.slow
 @LMS
 def test_i4_users_do_not_leak_under_asyncio(small):
     lm, template = rule_following_lm(small=small), PersonaAgent(TagFilm, user_id="template")

@@ -53,6 +53,7 @@ def test_metadata_that_is_no_json_is_said():
         list(join_users([row("u", said("u", "x", metadata={"x": object()}))]))
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_rows():
     def peak(users):
         tracemalloc.start()

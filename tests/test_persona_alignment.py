@@ -161,6 +161,7 @@ def test_feedback_that_recurs_reaches_the_proposer():
     assert [list(e.recurring) for e in proposer.seen] == [[], [(told, 2)], [(told, 3)]]
 
 
+@pytest.mark.slow
 def test_it_stops_when_nothing_helps():
     user = SyntheticUser(seed=1, odd_topics=6)
     useless = lambda incumbent, evidence: []  # noqa: E731

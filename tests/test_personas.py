@@ -416,6 +416,7 @@ def test_a_dead_process_leaves_its_users_to_others(store, url):
         assert lineage(store) == [(0, None, False), (1, 0, True)] and optimizer.seen == [3]
 
 
+@pytest.mark.slow
 def test_a_living_process_keeps_its_lease(store, url):
     slow, quick = Slow(), Slow(go=True)
     with Store.open(url) as other, service(store, slow, every=1) as here:

@@ -265,6 +265,7 @@ def test_two_users_in_one_request_are_refused(store, upstream):
     assert upstream.requests[0].content.count(b'"user":"') == 1
 
 
+@pytest.mark.slow
 @given(st.text(max_size=30), st.text(max_size=30))
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_id_reaches_another_users_persona(store, first, second):

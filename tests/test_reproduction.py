@@ -83,6 +83,7 @@ def test_files_are_found_by_what_their_outputs_say(tmp_path):
     assert find_sources(root)["lamp-2m"].name == "users.json", "several questions a user go first"
 
 
+@pytest.mark.slow
 def test_a_cell_is_computed_once_and_more_sections_add_to_what_is_there(tmp_path):
     sources, lm = find_sources(lamp_folder(tmp_path / "data")), fake_lm()
     options = {"lms": [lm], "out": tmp_path / "out", "of": ["persona"], "users": "longest:2", "turn_tokens": 48}
@@ -118,6 +119,7 @@ def test_seeds_are_runs_of_their_own_and_joined(tmp_path):
     assert json.loads((cells.folders[1] / "protocol.json").read_text())["seed"] == 1
 
 
+@pytest.mark.slow
 def test_one_budget_for_all_and_an_estimate_that_sends_nothing(tmp_path):
     sources, lm = find_sources(lamp_folder(tmp_path / "data")), fake_lm()
     options = {"lms": [lm], "out": tmp_path / "out", "sections": ["table"], "of": ["persona"], "seeds": (0, 1)}

@@ -509,7 +509,12 @@ def golden():
     return json.loads(lzma.decompress(GOLDEN.read_bytes()))
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+_LONG = ("judge", "learn")  # seconds each
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in _LONG else []) for name in SCENARIOS]
+)
 def test_the_same_requests_are_sent(name, golden):
     told = first_difference(golden[name], recorded(name))
     assert not told, told

@@ -116,6 +116,7 @@ def test_who_kills_workers_is_tried_three_times_and_the_last_time_alone(slots):
     assert {user for worker, user in cluster.together if worker is tries[2] and worker.alone} <= set(found)
 
 
+@pytest.mark.slow
 def test_a_user_who_was_taken_and_not_begun_is_stopped_and_nobody_more_is_taken():
     taken = []
 

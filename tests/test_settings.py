@@ -70,6 +70,7 @@ def test_a_file_that_says_nonsense_is_named(text, says, lm, capsys):  # noqa: F8
     assert code == 2 and says in err
 
 
+@pytest.mark.slow
 def test_the_files_store_and_model_are_used(lm, data, capsys):  # noqa: F811
     toml(store="mine.db", tracking="off", model="local")
     assert run(capsys, "compile", data, "--out", "p", "--users", "2")[0] == 0

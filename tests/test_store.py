@@ -420,6 +420,7 @@ OPERATIONS = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(OPERATIONS)
 @ON_BOTH
 def test_any_sequence_behaves_as_a_dictionary_would(store, operations):
@@ -494,6 +495,7 @@ def test_forget_removes_and_reports(store, tmp_path):
     assert len(store.episodes("u2")) == 40 and len(store.versions("u2")) == 2
 
 
+@pytest.mark.slow
 def test_no_byte_of_a_forgotten_user_stays_in_the_files(tmp_path):
     """Rows of many users, interleaved and of many sizes, so that pages split; then one user after another goes.
 

@@ -214,6 +214,7 @@ class Late:
         return self.client.create_run(*given, **named)
 
 
+@pytest.mark.slow
 def test_the_end_waits_for_an_mlflow_that_is_slow_but_alive(uri, monkeypatch):
     tracker = MlflowTracker(uri, runs="all")
     tracker.begin({})
@@ -229,6 +230,7 @@ def test_the_end_waits_for_an_mlflow_that_is_slow_but_alive(uri, monkeypatch):
     assert "users.csv" in [a.path for a in tracker._connect().list_artifacts(tracker.run_id)]
 
 
+@pytest.mark.slow
 def test_the_end_gives_up_on_an_mlflow_that_hangs(uri, monkeypatch):
     monkeypatch.setattr(tracking, "_PATIENCE", 0.1)
     tracker, free = MlflowTracker(uri, runs="all"), threading.Event()
