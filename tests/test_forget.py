@@ -118,7 +118,8 @@ def plant(place):
 def test_no_byte_of_a_forgotten_user_is_left(home, tmp_path, capsys):
     data = tmp_path / "d.jsonl"
     data.write_text("".join(json.dumps(r) + "\n" for u in (VICTIM, OTHER) for r in rows(u)), encoding="utf-8")
-    tracking = ["--tracking-uri", "sqlite:///mlflow.db"]
+    # NOTE absolute: MLflow keeps a connection by URI, and a relative one leads to a test before
+    tracking = ["--tracking-uri", f"sqlite:///{home}/mlflow.db"]
     assert run(capsys, "ingest", data, "--store", "s.db")[0] == 0
     assert run(capsys, "compile", data, "--out", "p", "--store", "s.db", "--runs", "all", *tracking)[0] == 0
     assert run(capsys, "ask", "--user", VICTIM, "--store", "s.db", *tracking, "a rocket qzxcanaryasked")[0] == 0

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from persona_dspy.core import count_tokens
+from persona_dspy.lm.text_engine import AsyncTextEngine, TextEngine
 
 __all__ = ["rehearsal_lm"]
 
@@ -17,58 +17,14 @@ _TEXT = 24  # words of a free text
 _DEPTH = 8  # of nested schemas
 
 
-class _RehearsalEngine:
+class _RehearsalEngine(TextEngine):
     """Answers by the request's JSON schema: a choice among labels, otherwise text of middling length. Most answers are
     wrong, so that work which depends on mistakes is all done. The same request gets the same answer."""
 
-    supports_response_schema = True
-    supports_function_calling = False
-    supports_reasoning = False
-    supported_params = frozenset({"temperature", "max_tokens", "response_format", "stop", "seed", "top_p"})
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _RehearsalEngine:
-        return self
-
-    def complete(self, request: Any) -> Any:
-        from dspy.lm15 import Message, Response, TextPart, Usage
-
-        system = request.system or ""
-        texts = [system if isinstance(system, str) else "".join(getattr(p, "text", "") for p in system)]
-        texts += [m.text or "" for m in request.messages]
-        form: Any = request.config.response_format or {}
-        schema = form.get("schema") or (form.get("json_schema") or {}).get("schema") or {}
-        digest = hashlib.sha256("\0".join([*texts, json.dumps(schema, default=str)]).encode("utf-8", "replace"))
-        rng = random.Random(digest.digest())
-        text = json.dumps(_instance(schema, schema, rng, 0)) if schema else f"```\n{_text(rng, 3 * _TEXT)}\n```"
-        usage = Usage(input_tokens=sum(map(count_tokens, texts)), output_tokens=count_tokens(text))
-        message = Message.assistant([TextPart(text)])
-        return Response(id=None, model=request.model, message=message, finish_reason="stop", usage=usage)
-
-    def stream(self, request: Any) -> Iterator[Any]:
-        from dspy.lm15 import response_to_events
-
-        return response_to_events(self.complete(request))
-
-    def close(self) -> None:
-        """Nothing to close."""
-
-
-class _AsyncRehearsalEngine:
-    def __init__(self, engine: _RehearsalEngine) -> None:
-        self.engine = engine
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _AsyncRehearsalEngine:
-        return self
-
-    async def complete(self, request: Any) -> Any:
-        return self.engine.complete(request)
-
-    async def stream(self, request: Any) -> AsyncIterator[Any]:
-        for event in self.engine.stream(request):
-            yield event
-
-    async def aclose(self) -> None:
-        """Nothing to close."""
+    def answer(self, texts: list[tuple[str, str]], schema: Any, request: Any) -> str:
+        seen = [*(text for _, text in texts), json.dumps(schema, default=str)]
+        rng = random.Random(hashlib.sha256("\0".join(seen).encode("utf-8", "replace")).digest())
+        return json.dumps(_instance(schema, schema, rng, 0)) if schema else f"```\n{_text(rng, 3 * _TEXT)}\n```"
 
 
 def rehearsal_lm() -> Any:
@@ -84,9 +40,7 @@ def rehearsal_lm() -> Any:
     import dspy
 
     engine = _RehearsalEngine()
-    return dspy.LM(
-        "rehearsal/lm", engine=engine, async_engine=_AsyncRehearsalEngine(engine), cache=False, num_retries=0
-    )
+    return dspy.LM("rehearsal/lm", engine=engine, async_engine=AsyncTextEngine(engine), cache=False, num_retries=0)
 
 
 def _text(rng: random.Random, words: int) -> str:

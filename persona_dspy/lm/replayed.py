@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from persona_dspy.core import count_tokens
 from persona_dspy.errors import ModelError
+from persona_dspy.lm.text_engine import AsyncTextEngine, TextEngine
 
 __all__ = ["replayed_lm"]
 
@@ -44,15 +43,10 @@ def replayed_lm(path: str | Path, *, source: Any = None, **options: Any) -> Any:
 
     engine = _ReplayEngine(Path(path), source)
     options = {"cache": False, "num_retries": 0, "temperature": 0.0, **options}
-    return dspy.LM(f"replayed/{Path(path).stem}", engine=engine, async_engine=_AsyncReplayEngine(engine), **options)
+    return dspy.LM(f"replayed/{Path(path).stem}", engine=engine, async_engine=AsyncTextEngine(engine), **options)
 
 
-class _ReplayEngine:
-    supports_response_schema = True
-    supports_function_calling = False
-    supports_reasoning = False
-    supported_params = frozenset({"temperature", "max_tokens", "response_format", "stop", "seed", "top_p"})
-
+class _ReplayEngine(TextEngine):
     def __init__(self, path: Path, source: Any) -> None:
         self.path, self.source = path, source
         self._lock = threading.Lock()
@@ -68,32 +62,19 @@ class _ReplayEngine:
                     f"{path}:{number}: expected {{'key': ..., 'answer': ...}}, a recorded answer"
                 ) from None
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _ReplayEngine:
-        return self
-
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.path, self.source)
 
-    def complete(self, request: Any) -> Any:
-        from dspy.lm15 import Message, Response, TextPart, Usage
-
-        texts, schema = _texts(request), _schema(request)
+    def answer(self, texts: list[tuple[str, str]], schema: Any, request: Any) -> str:
         key = hashlib.sha256(json.dumps([texts, schema], sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:24]
-        answer = self._answers.get(key)
-        if answer is None:
-            answer = self._ask(key, request)
-        usage = Usage(
-            input_tokens=sum(count_tokens(text) for _, text in texts), output_tokens=count_tokens(answer)
-        )  # fmt: skip
-        message = Message.assistant([TextPart(answer)])
-        return Response(id=None, model=request.model, message=message, finish_reason="stop", usage=usage)
+        known = self._answers.get(key)
+        return self._ask(key, texts[-1][1], request) if known is None else known
 
-    def _ask(self, key: str, request: Any) -> str:
+    def _ask(self, key: str, asked: str, request: Any) -> str:
         if self.source is None:
-            asked = _texts(request)[-1][1][-120:]
             raise ModelError(
-                f"{self.path}: no answer recorded to a request that ends {asked!r}; the prompts, the data or the "
-                "options are others than when it was made. Take an LM that runs, such as --lm local"
+                f"{self.path}: no answer recorded to a request that ends {asked[-120:]!r}; the prompts, the data or "
+                "the options are others than when it was made. Take an LM that runs, such as --lm local"
             )
         text = self.source(replace(request, model=self.source.model)).message.text or ""
         with self._lock:
@@ -102,43 +83,3 @@ class _ReplayEngine:
                 with self.path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps({"key": key, "answer": text}, ensure_ascii=False) + "\n")
         return self._answers[key]
-
-    def stream(self, request: Any) -> Iterator[Any]:
-        from dspy.lm15 import response_to_events
-
-        return response_to_events(self.complete(request))
-
-    def close(self) -> None:
-        """Nothing to close."""
-
-
-class _AsyncReplayEngine:
-    def __init__(self, engine: _ReplayEngine) -> None:
-        self.engine = engine
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _AsyncReplayEngine:
-        return self
-
-    async def complete(self, request: Any) -> Any:
-        return self.engine.complete(request)
-
-    async def stream(self, request: Any) -> AsyncIterator[Any]:
-        for event in self.engine.stream(request):
-            yield event
-
-    async def aclose(self) -> None:
-        """Nothing to close."""
-
-
-def _texts(request: Any) -> list[tuple[str, str]]:
-    system = request.system or ""
-    system = system if isinstance(system, str) else "".join(getattr(part, "text", "") for part in system)
-    return [
-        *([("system", system)] if system else []),
-        *((message.role, message.text or "") for message in request.messages),
-    ]
-
-
-def _schema(request: Any) -> Any:
-    form: Any = request.config.response_format or {}
-    return form.get("schema") or (form.get("json_schema") or {}).get("schema") or {}
