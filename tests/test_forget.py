@@ -87,9 +87,13 @@ def found(place, mark):
 
 def plant(place):
     """What the commands do not leave behind by themselves: a killed compile, a renamed export, MLflow's other kinds."""
+    import mlflow
     from mlflow import MlflowClient, flush_trace_async_logging
 
     client = MlflowClient(tracking_uri=f"sqlite:///{place}/mlflow.db")
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{place}/mlflow.db")  # NOTE a client's spans go there, not to the client's own
+    mlflow.tracing.reset()
     experiment = client.get_experiment_by_name("persona-dspy").experiment_id
     parent = next(r for r in client.search_runs([experiment]) if USER_TAG not in r.data.tags)
     client.log_table(parent.info.run_id, {"user_id": [VICTIM, OTHER], "score": [0.1, 0.2]}, "users.json")
@@ -111,6 +115,8 @@ def plant(place):
                 )
                 client.end_trace(span.trace_id, outputs={"answer": f"{mark}traced"})
     flush_trace_async_logging()
+    mlflow.set_tracking_uri(before)
+    mlflow.tracing.reset()
     return client, experiment
 
 
