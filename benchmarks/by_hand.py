@@ -23,7 +23,7 @@ from typing import Any
 
 import dspy
 
-from optimizers import PersonaAlignment
+from optimizers import HeldOutGate, PersonaAlignment
 from persona_dspy.agent import PersonaAgent
 from persona_dspy.core import (
     Interaction,
@@ -36,8 +36,10 @@ from persona_dspy.core import (
 )
 from persona_dspy.data import Task, get_task
 from persona_dspy.judge.baselines import ICL, RAG
+from persona_dspy.judge.optimized import GEPA
 
-ARMS = ("direct", "rag", "latest40", "unaligned", "aligned", "as_in_paper")
+ARMS = ("direct", "rag", "latest40", "unaligned", "aligned", "as_in_paper", "gepa")
+LEARNED = {"aligned": "personas", "as_in_paper": "personas-as-in-paper", "gepa": "personas-gepa"}
 # A task of one's own says what is asked; these data sets are not quite LaMP's.
 WORDS = {
     "rating": "Say how offensive this user, an annotator, finds the comment: 1 = not offensive at all, 5 = very offensive.",
@@ -90,18 +92,20 @@ def program(task: Task, person: Person, arm: str, order: argparse.Namespace, out
         return RAG(signature, k=order.k, turn_tokens=2000, **options)
     if arm == "latest40":
         return ICL(signature, k=40, turn_tokens=2000, **options)
-    learned = {"aligned": "personas", "as_in_paper": "personas-as-in-paper"}.get(arm)
-    persona = load_persona(out / learned / f"{person.user_id}.json") if learned else None
+    persona = load_persona(out / LEARNED[arm] / f"{person.user_id}.json") if arm in LEARNED else None
     return PersonaAgent(signature, persona=persona, recall_k=order.k, **options)
 
 
 def learn(task: Task, order: argparse.Namespace) -> None:
     out = Path(order.out) / Path(order.data).name
-    folder = out / ("personas-as-in-paper" if order.as_in_paper else "personas")
+    folder = out / LEARNED[order.arm]
     folder.mkdir(parents=True, exist_ok=True)
-    alignment = PersonaAlignment(auto=order.auto, concurrency=8, progress=False)
-    if order.as_in_paper:
-        alignment = PersonaAlignment.as_in_paper(concurrency=8, progress=False)
+    alignments: dict[str, Any] = {
+        "aligned": PersonaAlignment(auto=order.auto, concurrency=8, progress=False),
+        "as_in_paper": PersonaAlignment.as_in_paper(concurrency=8, progress=False),
+        "gepa": GEPA(gate=HeldOutGate(), calls=order.calls),
+    }
+    alignment = alignments[order.arm]
 
     def one(person: Person, model: str) -> str:
         file = folder / f"{person.user_id}.json"
@@ -190,7 +194,8 @@ def main() -> None:
     options.add_argument("--least", type=int, default=12, help="interactions a user must have")
     options.add_argument("--k", type=int, default=12)
     options.add_argument("--auto", default="light")
-    options.add_argument("--as-in-paper", action="store_true", help="learn as the paper does")
+    options.add_argument("--arm", choices=tuple(LEARNED), default="aligned", help="learn: how")
+    options.add_argument("--calls", type=int, default=20, help="of GEPA, for a user: about what ours takes")
     options.add_argument("--port", type=int, default=9100)
     options.add_argument("--models", nargs="+", default=["gpt-4o-mini"], help="lanes, each with its own answerer")
     options.add_argument("--out", default="results/hand")

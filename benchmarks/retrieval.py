@@ -15,7 +15,7 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -24,7 +24,7 @@ import numpy as np
 
 from persona_dspy.core import Interaction, mean_interval, paired_difference
 from persona_dspy.data import get_task, read_users
-from persona_dspy.memory import EpisodicMemory, Retriever, named_retriever
+from persona_dspy.memory import EpisodicMemory, Retriever, named_retriever, varied
 from persona_dspy.memory.encoders import minilm_encoder
 
 FOLDERS = {"rating": "lamp-3", "movie_tags": "lamp-2m", "news_category": "lamp-2n", "citation": "lamp-1"}
@@ -116,6 +116,31 @@ def measured(users: Sequence[Any], task: str, retriever: Retriever, ks: Sequence
     ]  # fmt: skip
 
 
+def shown(users: Sequence[Any], rating: bool, k: int) -> None:
+    """Prints the vote, for ratings the median, of the k turns that three choices show, and whether the answer is among
+    them; for the held-out queries."""
+    choices: dict[str, Callable[[list[Any]], list[Any]]] = {
+        "nearest": lambda found: found[:k],
+        "latest": lambda found: sorted(found, key=lambda e: -e.position)[:k],
+        "varied, rare answers among them": lambda found: varied(found, k),
+        "near and late in turn": lambda found: varied(found, k, every_answer=False),
+    }
+    scores: dict[str, list[tuple[str, float, float]]] = {name: [] for name in choices}
+    for user in users:
+        memory = EpisodicMemory(user.interactions)
+        for question in user.questions if len(memory) > k else ():
+            found = memory.recall(question.query, 128)
+            for name, choose in choices.items():
+                answers = [e.interaction.response for e in choose(found)]
+                said = vote(answers, rating)
+                score = abs(float(said) - float(question.gold)) if rating else float(said == question.gold)
+                scores[name].append((user.user_id, score, float(question.gold in answers)))
+    for name, some in scores.items():
+        told = "{:.3f} [{:.3f}, {:.3f}]".format(*interval([(user, score) for user, score, _ in some]))
+        among = "{:.3f}".format(fmean(by_user([(user, a) for user, _, a in some]).values()))
+        print(f"| k = {k} | {name} | {len(some)} | {told} | {among} |", flush=True)
+
+
 def by_user(values: Sequence[tuple[str, float]]) -> dict[str, float]:
     users: dict[str, list[float]] = {}
     for user, value in values:
@@ -134,7 +159,15 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--k", type=int, nargs="+", default=[4, 8])
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--shown", action="store_true", help="only which of the near ones are shown, by words")
     options = parser.parse_args()
+    if options.shown:
+        for folder, task in [item for item in FOLDERS.items() if item[1] != "lamp-1"]:
+            users = list(read_users(options.data / folder / "users.json", task=get_task(task), skip_bad_rows=True))
+            print(task)
+            for k in options.k:
+                shown(users, task == "lamp-3", k)
+        return
     rows: list[dict[str, Any]] = []
     encoder = CachedEncoder()
     for folder, task in FOLDERS.items():

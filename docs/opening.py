@@ -37,7 +37,8 @@ def history():
     """A draft that the user was given, and ten of the user's comments on such drafts."""
     user = json.loads(PERSONA.read_text(encoding="utf-8"))["user_id"]
     mine = [row for row in map(json.loads, HISTORY.read_text(encoding="utf-8").splitlines()) if row["user_id"] == user]
-    draft = textwrap.fill(" ".join(mine[0]["draft"].split()), 118, initial_indent="> ", subsequent_indent="> ")
+    draft = textwrap.shorten(mine[0]["draft"], 205, placeholder=" ...")
+    draft = textwrap.fill(draft, 118, initial_indent="> ", subsequent_indent="> ")
     lines = [f"{row['time']}  {' '.join(row['comment'].split())}" for row in mine[:10]]
     return f"{draft}\n\n```text\n" + "\n".join(lines) + "\n```"
 
@@ -56,7 +57,7 @@ def answers():
     lines = []
     for title, more in (("without", ["--without-persona"]), ("with", [])):
         given = subprocess.run([*command, *more], check=True, capture_output=True, text=True).stdout.strip()
-        whole = textwrap.wrap(" ".join(given.split()), 108) if len(given) > 300 else given.splitlines()
+        whole = textwrap.wrap(" ".join(given.split()), 108) if len(given) > 300 else [x for x in given.splitlines() if x]
         lines += [f"{title if not n else '':9}{line}".rstrip() for n, line in enumerate(whole)]
     return "```text\n" + "\n".join(lines) + "\n```"
 

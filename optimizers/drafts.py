@@ -8,7 +8,7 @@ import dspy
 
 from optimizers.loss import Simulated
 from persona_dspy.agent import PersonalProgram
-from persona_dspy.core import Interaction, ResponseKind, Signal, in_time_order, one_line
+from persona_dspy.core import Interaction, ResponseKind, Signal, clip_middle, in_time_order, indented
 
 __all__ = ["attempt_of", "comments", "heard", "in_order", "score_by_signal", "spoken_of"]
 
@@ -32,7 +32,7 @@ def heard(signal: Signal) -> str:
     if signal.preferred:
         parts.append("chose the other one")
     if signal.comment:
-        parts.append(f'said of it: "{one_line(signal.comment, COMMENT)}"')
+        parts.append(f'said of it: "{_words(signal)}"')
     elif parts and signal.disliked and not signal.preferred:
         parts[-1] += ", and did not say why"
     return ", and ".join(parts)
@@ -56,7 +56,7 @@ def attempt_of(interaction: Interaction, kind: ResponseKind) -> Simulated | None
         answer=draft,
         gold=interaction.response,
         score=score,
-        said=f"the user's own words: {one_line(signal.comment, COMMENT)}" if signal.comment else "",
+        said=f"the user's own words: {_words(signal)}" if signal.comment else "",
         draft=draft,
         heard=heard(signal),
         unexplained=signal.disliked and not (signal.comment or interaction.answered),
@@ -102,4 +102,9 @@ def in_order(program: PersonalProgram, examples: Sequence[dspy.Example]) -> list
 def comments(interactions: Sequence[Interaction], most: int = 12) -> list[str]:
     """The user's latest comments on drafts, each once, oldest first."""
     signals = [i.signal for i in interactions if i.signal is not None and i.signal.comment]
-    return list(dict.fromkeys(f'"{one_line(signal.comment, COMMENT)}"' for signal in signals))[-most:]
+    return list(dict.fromkeys(f'"{_words(signal)}"' for signal in signals))[-most:]
+
+
+def _words(signal: Signal) -> str:
+    """The user's comment with its line breaks, which may be what it is about."""
+    return indented(clip_middle(signal.comment.strip(), COMMENT))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from optimizers.loss import Simulated
-from persona_dspy.core import Bullet, Edit, Feedback, Interaction, Outcome, Persona, ResponseKind, echoes, one_line
+from persona_dspy.core import Bullet, Edit, Feedback, Interaction, Outcome, Persona, ResponseKind, one_line, shared_runs
 from persona_dspy.memory import content_words
 
 __all__ = ["Challenger", "Evidence", "Momentum", "Support", "Tried", "grounded", "same", "support"]
@@ -59,8 +59,14 @@ class Evidence:
         return frozenset(frozenset(t.edits) for t in self.tried)
 
     def copies(self, text: str) -> bool:
-        """Whether a line holds a run of words of a text that judges."""
-        return any(echoes(text, secret, words=RUN) for secret in self.secrets)
+        """Whether a line holds a run of words of a text that judges; a phrase that came back in the past, which a
+        writer knows from there, is none."""
+        shared = {run for secret in self.secrets for run in shared_runs(text, secret, words=RUN)}
+        return any(not self._comes_back(run) for run in shared)
+
+    def _comes_back(self, run: tuple[str, ...]) -> bool:
+        phrase = " ".join(run)
+        return sum(bool(shared_runs(phrase, i.response, words=len(run))) for i in self.past) >= 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

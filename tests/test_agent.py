@@ -9,6 +9,7 @@ import pytest
 from requests_seen import messages, seen_lm
 
 from persona_dspy.agent.agent import PersonaAgent
+from persona_dspy.agent.steering import Steering
 from persona_dspy.core.interactions import Interaction
 from persona_dspy.core.persona import Persona
 from persona_dspy.errors import InputError
@@ -41,6 +42,19 @@ def test_episodes_are_turns_nearest_last_under_the_persona():
     assert [role for role, _ in seen] == ["system", "user", "assistant", "user", "assistant", "user"]
     assert seen[0][1].endswith(persona("Short.").render())
     assert "ghost cellar" in seen[3][1] and "horror" in seen[4][1] and "a ghost" in seen[5][1]
+
+
+def test_a_capable_lm_sees_turns_oldest_first_and_is_told():
+    lm = seen_lm(lambda prompt: {"tag": "horror"})
+    agent = PersonaAgent("film -> tag", history=past("ana"), recall_k=4, steering=Steering.off())
+    with dspy.context(lm=lm):
+        agent(film="a ghost")
+        PersonaAgent("film -> tag", history=past("ana"), recall_k=1, steering=Steering.off())(film="a ghost")
+    shown, alone = map(messages, lm.engine.requests)
+    order = [i.query for i in past("ana")]
+    turns = [next(q for q in order if text.count(q)) for role, text in shown[1:-1] if role == "user"]
+    assert turns == sorted(turns, key=order.index) and len(turns) == 4
+    assert "oldest first" in shown[0][1] and "oldest first" not in alone[0][1]
 
 
 def test_a_block_is_an_input_of_its_own():

@@ -44,6 +44,7 @@ def test_what_the_user_said_in_words():
         "rated it 2 on a scale from 0, the worst, to 10, and did not say why"
     )
     assert heard(Signal(draft="d", thumbs="up")) == "liked it (thumbs up)"
+    assert heard(Signal(draft="d", comment='sign "Cheers\nJo"')) == 'said of it: "sign "Cheers\n    Jo""'
     assert heard(Signal(preferred="b", rejected="a")) == "chose the other one"
     assert heard(Signal(draft="d")) == ""
 

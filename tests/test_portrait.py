@@ -47,8 +47,13 @@ def test_a_line_rests_on_the_examples_that_the_lm_names():
     assert "1. query: film 0\nthe person's response: comedy" in call.fields["past"]
 
 
-@pytest.mark.parametrize("examples", [(), (1,), (99,)])
-def test_what_less_than_two_examples_show_is_weak(examples):
+def test_what_one_example_shows_by_itself_is_left_out():
+    (bullet,), _ = written(past("comedy", "drama", "comedy"), line(examples=(2,)), line("Weeps.", examples=(1, 3)))
+    assert bullet.text == "Weeps."
+
+
+@pytest.mark.parametrize("examples", [(), (99,)])
+def test_what_no_example_shows_is_weak(examples):
     (bullet,), _ = written(past("comedy", "drama", "comedy"), line(examples=examples, strength="strong"))
     assert bullet.strength == "weak" and bullet.sentence.endswith("(weak evidence)")
 

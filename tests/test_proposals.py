@@ -238,6 +238,13 @@ def test_no_line_holds_words_of_an_answer_that_judges():
     assert made == []
 
 
+def test_a_phrase_that_came_back_in_the_past_may_be_quoted():
+    once, twice = past(("q1", "Fixed. Hope that helps you.")), past(*[(q, "Fixed. Hope that helps you.") for q in "ab"])
+    line, secrets = change(text="Ends with: hope that helps you."), frozenset({"No. Hope that helps you!"})
+    assert proposed(line, past=once, secrets=secrets)[0] == []
+    assert len(proposed(line, past=twice, secrets=secrets)[0]) == 1
+
+
 def test_single_edits_stand_beside_the_whole_where_asked_for():
     edits = [change(), change(text="Loves kisses.", section="preferences"), change(text="Hates rain.", section="who")]
     made, _ = proposed(*edits, proposer=EditProposer(challengers=3))

@@ -97,6 +97,11 @@ def test_near_ones_and_recent_ones_take_turns():
     assert chosen[:4] == [0, 1, 2, 3] and set(chosen[4:]) & {18, 19}
 
 
+def test_on_a_scale_rare_answers_are_shown_as_often_as_they_come():
+    chosen = varied(near("a" * 10 + "b" + "a" * 10), 6, every_answer=False)
+    assert [e.position for e in chosen] == [0, 1, 2, 18, 19, 20]
+
+
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_few_places_show_the_nearest_answers(k):
     chosen = varied(near("aabbcc"), k)

@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 from typing import Literal
 
 import dspy
@@ -57,7 +58,10 @@ def test_counts_add_up(answers):
 def test_ratings_say_average_scale_and_counts_and_judge_nothing():
     items = past(*[(f"q{n}", "4" if n % 4 else "1") for n in range(12)])
     (only,) = facts(items, STARS)
-    assert only.text == 'Gives 3.2 on average on a scale from 1 to 5. Answers so far (12): "4" 9, "1" 3.'
+    assert only.text == (
+        "On a scale from 1 to 5 the middle one of this user's answers is 4, their average 3.2. "
+        'Answers so far (12): "1" 3, "4" 9.'
+    )
     assert only.counts == Counts(total=12, each=(("4", 9), ("1", 3)))
     low = said(past(*[(f"q{n}", "1") for n in range(12)]), STARS)
     assert not any(word in " ".join(low).lower() for word in ("low", "high", "alike", "nothing else"))
@@ -105,6 +109,17 @@ def test_answers_in_any_order_seldom_drift_and_the_counts_stay(answers, random):
         label = lately.text.split('"')[1]
         late = answers[-max(6, len(answers) // 3) :]
         assert lately.hits == late.count(label) and f"{late.count(label)} of the last {len(late)}" in lately.text
+
+
+def test_where_not_every_answer_could_be_chosen_none_is_counted():
+    offered = [(("tea", "milk"), "tea"), (("juice", "tea"), "juice"), (("milk", "juice"), "juice")]
+    items = [
+        Interaction(user_id="u", query="drink?", response=r, id=str(n), signal={"options": o})
+        for n, (o, r) in enumerate(offered)
+    ]
+    assert facts(items, TAGS) == []
+    same = [replace(i, signal=items[0].signal) for i in items]
+    assert len(facts(same, TAGS)) == 1
 
 
 def test_style_is_that_of_the_latest_texts_with_shares():

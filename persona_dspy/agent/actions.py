@@ -144,7 +144,8 @@ class Act(dspy.Module):
         others = [e for e in near if e.id not in taken]
         favours = steering.favours(query, answer.persona)
         plain = self.policy == "plain" or steering.favour
-        found = ranked(others, favours, k) if plain else varied(others, k)
+        of_scale = answer.kind is not None and answer.kind.name == "rating"
+        found = ranked(others, favours, k) if plain else varied(others, k, every_answer=not of_scale)
         if found:
             step = Step(
                 action="recall_history",

@@ -11,7 +11,7 @@ from dspy.adapters.base import Adapter
 from persona_dspy.agent.actions import Act, Policy, past_block
 from persona_dspy.agent.context import current_answer
 from persona_dspy.agent.history import memory_of
-from persona_dspy.agent.instructions import with_task_told
+from persona_dspy.agent.instructions import with_order_told, with_task_told
 from persona_dspy.agent.knowledge import KnowledgeSource
 from persona_dspy.agent.offered import OPTIONS, answered_from, narrowed_to, options_of
 from persona_dspy.agent.personalized import Personalized, personalize
@@ -262,7 +262,8 @@ class Respond(dspy.Module):
         labels = answer.steering.choices(answer.kind, answer.persona, answer.memory) if answer.cut is None else ()
         if not blocks:
             plain: Any = self.predict.signature
-            return {**inputs, "signature": narrowed(plain, labels)}
+            ordered = len(episodes) > 1 and not answer.steering.nearest_last
+            return {**inputs, "signature": narrowed(with_order_told(plain) if ordered else plain, labels)}
         name, signature = self._with_observations()
         return {**inputs, name: "\n".join(blocks), "signature": narrowed(signature, labels)}
 

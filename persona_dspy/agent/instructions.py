@@ -7,15 +7,19 @@ from typing import Any
 
 from persona_dspy.core import ResponseKind
 
-__all__ = ["described", "judged_by", "with_task_told"]
+__all__ = ["described", "judged_by", "with_order_told", "with_task_told"]
 
 _TURNS = (
     "Earlier turns, where there are any, are this user's own past: what was asked, and what this user really answered. "
-    "They were chosen for being like what is asked now and unlike each other{}. "
-    "Notes on the user, where there are any, tell tendencies; past turns that are like the query weigh more. "
+    "They were chosen for being {}. "
+    "Notes on the user, where there are any, tell tendencies; recent past turns that are like the query weigh more. "
     "What counts is how this user would answer, not what is right in general."
 )
-_SKEWED = ", so rare answers are seen in them more often than this user gives them"
+_CHOSEN = "like what is asked now, or recent"
+_VARIED = "like what is asked now and unlike each other, so rare answers are seen in them more often than this user gives them"
+_IN_ORDER = (
+    " Earlier turns stand oldest first; where later ones disagree with them, the user has changed: the later hold."
+)
 
 
 def judged_by(kind: ResponseKind) -> str:
@@ -28,7 +32,7 @@ def judged_by(kind: ResponseKind) -> str:
     if kind.name == "rating":
         return (
             f"Answer from {kind.low:g} to {kind.high:g}; what counts is how far it is from the user's own answer, so "
-            "in doubt stay near what this user mostly gives."
+            "in doubt stay near the middle of what this user gives."
         )
     return "The nearer the answer comes to the user's own, in what it says and how it says it, the better."
 
@@ -43,8 +47,14 @@ def with_task_told(signature: Any, kind: ResponseKind) -> Any:
         >>> told.instructions.splitlines()[0]
         'Tag the film.'
     """
-    turns = _TURNS.format("" if kind.name == "text" else _SKEWED)
+    turns = _TURNS.format(_VARIED if kind.name == "label" else _CHOSEN)
     return signature.with_instructions(f"{signature.instructions}\n{turns} {judged_by(kind)}")
+
+
+@lru_cache(maxsize=256)
+def with_order_told(signature: Any) -> Any:
+    """The signature with a sentence that past turns stand oldest first."""
+    return signature.with_instructions(signature.instructions + _IN_ORDER)
 
 
 def described(signature: Any, query: str, response: str, kind: ResponseKind) -> str:

@@ -307,8 +307,11 @@ class PersonalProgram(TakesFeedback, dspy.Module):
         return next((p.lm for p in self.predictors() if p.lm), None) or dspy.settings.get("lm")
 
     def _turns(self, episodes: Sequence[Episode]) -> list[Turn]:
-        """Episodes as past turns, nearest last: the position an LM heeds most."""
-        tokens = self.turn_tokens or current_answer().sizes.turn
+        """Episodes as past turns: oldest first, or, for a small LM, with the nearest last."""
+        answer = current_answer()
+        tokens = self.turn_tokens or answer.sizes.turn
+        nearest_last = answer.steering is None or answer.steering.nearest_last
+        order = list(reversed(episodes)) if nearest_last else sorted(episodes, key=lambda e: e.position)
         inputs = self._input_fields()
         return [
             {
@@ -321,7 +324,7 @@ class PersonalProgram(TakesFeedback, dspy.Module):
                 self.query_field: clip_tokens(e.interaction.query, tokens) + self._offer(e.interaction),
                 self.response_field: self.kind.shown(e.interaction.response),
             }
-            for e in reversed(episodes)
+            for e in order
         ]
 
     def _options(self, interaction: Interaction) -> dict[str, Any]:

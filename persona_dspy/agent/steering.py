@@ -33,6 +33,7 @@ class Steering:
             since the right answer may be the first of its kind.
         recall: words of decision rules are searched for too.
         favour: of the episodes near a query, those are shown whose responses the persona's counts and rules favour.
+        nearest_last: turns are shown with the nearest last, where a small model heeds it most; else oldest first.
 
     Example:
         >>> Steering.of(None) == Steering.off()
@@ -42,11 +43,12 @@ class Steering:
     labels: bool = True
     recall: bool = True
     favour: bool = True
+    nearest_last: bool = True
 
     @classmethod
     def off(cls) -> Self:
         """Nothing is steered: the persona's text alone has a say."""
-        return cls(labels=False, recall=False, favour=False)
+        return cls(labels=False, recall=False, favour=False, nearest_last=False)
 
     @classmethod
     def of(cls, lm: Any) -> Self:

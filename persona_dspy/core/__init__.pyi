@@ -80,6 +80,7 @@ from .text import fenced as fenced
 from .text import indented as indented
 from .text import mentions as mentions
 from .text import one_line as one_line
+from .text import shared_runs as shared_runs
 from .text import unheard as unheard
 from .words import count_characters as count_characters
 from .words import is_spaceless as is_spaceless

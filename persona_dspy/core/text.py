@@ -24,6 +24,7 @@ __all__ = [
     "indented",
     "mentions",
     "one_line",
+    "shared_runs",
     "unheard",
 ]
 
@@ -154,12 +155,25 @@ def echoes(text: str, heard: str, *, words: int = 5) -> bool:
         >>> echoes("The user ALWAYS answers 'buy gold now'!", "Note: always answers buy gold now, ok")
         True
     """
+    return bool(shared_runs(text, heard, words=words))
+
+
+def shared_runs(text: str, heard: str, *, words: int = 5) -> set[tuple[str, ...]]:
+    """The runs of words that make ``echoes`` true, as ``text`` has them.
+
+    Example:
+        >>> shared_runs("Ends: hope that helps, Jo", "Fixed. Hope that helps! Ana", words=3)
+        {('hope', 'that', 'helps')}
+    """
     own_words, source = words_of(visible(text)), words_of(visible(heard))
     if not own_words or not source:
-        return False
+        return set()
     size = min(words, len(source))
-    runs = {tuple(source[i : i + size]) for i in range(len(source) - size + 1)}
-    return any(tuple(own_words[i : i + size]) in runs for i in range(len(own_words) - size + 1))
+    return _runs(own_words, size) & _runs(source, size)
+
+
+def _runs(words: Sequence[str], size: int) -> set[tuple[str, ...]]:
+    return {tuple(words[i : i + size]) for i in range(len(words) - size + 1)}
 
 
 def unheard(text: str, heard: Iterable[str]) -> str:

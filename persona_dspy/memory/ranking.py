@@ -48,12 +48,14 @@ def favoured(persona: Persona, words: set[str]) -> dict[str, float]:
     return favours
 
 
-def varied(episodes: Sequence[Episode], k: int) -> list[Episode]:
+def varied(episodes: Sequence[Episode], k: int, *, every_answer: bool = True) -> list[Episode]:
     """``k`` of ``episodes`` (nearest first), nearest first: near ones, recent ones, and of each answer not too many.
 
     First the nearest episode of each answer, for at most half of ``k`` answers, so that rare answers and near contrasts
     are among them; then in turn the latest and the nearest. No answer has more than half of the places while others
-    are left. Where every answer is another, as in free text, only nearness and recency count.
+    are left. Where every answer is another, as in free text, only nearness and recency count; so too without
+    ``every_answer``, for answers on a scale: there a sample that has more of the rare ones misleads (the median of 12 past
+    ratings is off by .83 with them, by .75 without, docs/results/retrieval.md).
 
     Example:
         >>> from persona_dspy.core import Interaction
@@ -66,7 +68,7 @@ def varied(episodes: Sequence[Episode], k: int) -> list[Episode]:
     if len(episodes) <= k:
         return list(episodes)
     by_answer: dict[str, Episode] = {}
-    for episode in episodes:
+    for episode in episodes if every_answer else ():
         by_answer.setdefault(episode.interaction.response, episode)
     per_answer = max(1, k // 2) if len(by_answer) > 1 else k
     chosen = {e.id: e for e in list(by_answer.values())[: max(1, k // 2)]}

@@ -6,7 +6,7 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 import regex
@@ -19,6 +19,7 @@ from persona_dspy.core import (
     Section,
     count_characters,
     is_spaceless,
+    number_of,
     parse_number,
     split_words,
 )
@@ -54,6 +55,8 @@ def facts(interactions: Sequence[Interaction], kind: ResponseKind) -> list[Bulle
 def _label_facts(past: Sequence[Interaction], kind: ResponseKind) -> list[Bullet]:
     if kind.positional:
         return _topic_facts(past)
+    if len({i.signal.options for i in past if i.signal and i.signal.options}) > 1:
+        return []  # how often each was answered says little where not each could be
     lines = [_counts(past)]
     if len(past) >= 2 * _LATE:
         late = past[-max(_LATE, len(past) // 3) :]
@@ -66,11 +69,14 @@ def _label_facts(past: Sequence[Interaction], kind: ResponseKind) -> list[Bullet
     return lines
 
 
-def _counts(past: Sequence[Interaction], opening: str = "") -> Bullet:
-    """How often each answer was given, as a sentence and as typed counts."""
+def _counts(past: Sequence[Interaction], opening: str = "", *, on_scale: bool = False) -> Bullet:
+    """How often each answer was given, as a sentence (the most frequent first, or ``on_scale`` from its low end) and as
+    typed counts."""
     counts = Counter(i.response for i in past)
     ranked = counts.most_common()
     named, rest = (ranked, 0) if len(ranked) <= _NAMED + 1 else (ranked[:_NAMED], sum(n for _, n in ranked[_NAMED:]))
+    if on_scale:
+        named = sorted(named, key=lambda pair: number_of(pair[0]) or 0.0)
     parts = [f'"{label}" {times}' for label, times in named]
     if rest:
         parts.append(f"{len(ranked) - _NAMED} other answers {rest}")
@@ -112,8 +118,9 @@ def _rating_facts(past: Sequence[Interaction], kind: ResponseKind) -> list[Bulle
     values = [number for i in past if (number := parse_number(i.response)) is not None]
     if len(values) < 3:
         return []
-    opening = f"Gives {fmean(values):.1f} on average on a scale from {kind.low:g} to {kind.high:g}. "
-    lines = [_counts(past, opening)]
+    opening = f"On a scale from {kind.low:g} to {kind.high:g} the middle one of this user's answers is "
+    opening += f"{median(values):g}, their average {fmean(values):.1f}. "
+    lines = [_counts(past, opening, on_scale=True)]
     if len(values) >= 2 * _LATE:
         cut = len(values) - max(_LATE, len(values) // 3)
         early, late = values[:cut], values[cut:]
