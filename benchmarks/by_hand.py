@@ -2,6 +2,7 @@
 
 Made for a capable model that answers by hand: requests wait for hours, and everything goes to a file as it comes, so a run
 that was stopped goes on. ``learn`` aligns users and writes personas; ``ask`` answers held-out questions under each arm;
+``judge`` has texts compared blindly by pairs;
 ``table`` prints scores with intervals over users. Of several ``--models`` (lanes, each with an answerer of its own) every one
 answers each arm for some users and no user's questions twice, so that no arm has the better answerer.
 
@@ -14,12 +15,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import threading
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 import dspy
 
@@ -154,6 +156,60 @@ def ask(task: Task, order: argparse.Namespace) -> None:
     print(len(work), "asked", flush=True)
 
 
+class Nearer(dspy.Signature):
+    """Two drafts, A and B, were written in one person's place. Say which is nearer to what the person really wrote: first
+    in what it says and leaves out, then in tone, length and form. Say "same" where neither is clearly nearer."""
+
+    asked: str = dspy.InputField(desc="what was to be answered")
+    written: str = dspy.InputField(desc="by the person")
+    draft_a: str = dspy.InputField()
+    draft_b: str = dspy.InputField()
+    nearer: Literal["A", "B", "same"] = dspy.OutputField()
+
+
+def judge(task: Task, order: argparse.Namespace) -> None:
+    """Texts, by pairs: aligned against each other arm; who judges is not told which is which."""
+    out = Path(order.out) / Path(order.data).name
+    answers = {arm: {(r["user"], r["n"]): r for r in _rows(out / f"{arm}.jsonl")} for arm in order.arms}
+    file, lock = out / "verdicts.json", threading.Lock()
+    verdicts: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
+
+    def one(arm: str, at: tuple[str, int]) -> None:
+        key = f"{arm} {at[0]} {at[1]}"
+        ours, other = answers["aligned"][at], answers[arm][at]
+        first = random.Random(key).random() < 0.5
+        a, b = (ours, other) if first else (other, ours)
+        said = "same"
+        if ours["answer"].strip() != other["answer"].strip():
+            with dspy.context(lm=lm_of(order, order.models[0])):
+                said = dspy.Predict(Nearer)(
+                    asked=ours["query"], written=ours["gold"], draft_a=a["answer"], draft_b=b["answer"]
+                ).nearer
+        with lock:
+            verdicts[key] = 0.5 if said == "same" else float((said == "A") == first)
+            file.write_text(json.dumps(verdicts))
+
+    pairs = [(arm, at) for arm in order.arms if arm != "aligned" for at in answers["aligned"]]
+    with ThreadPoolExecutor(64) as pool:
+        list(
+            pool.map(
+                lambda pair: one(*pair), [(arm, at) for arm, at in pairs if f"{arm} {at[0]} {at[1]}" not in verdicts]
+            )
+        )
+    for arm in (arm for arm in order.arms if arm != "aligned"):
+        by_user: dict[str, list[float]] = defaultdict(list)
+        for of, at in pairs:
+            if of == arm:
+                by_user[at[0]].append(verdicts[f"{arm} {at[0]} {at[1]}"])
+        every = [value for values in by_user.values() for value in values]
+        counts = " : ".join(str(every.count(value)) for value in (1.0, 0.5, 0.0))
+        print(f"aligned : same : {arm} {counts}; share of aligned, ties half: {_written(mean_interval(by_user))}")
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+
+
 def _written(interval: Interval) -> str:
     return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
 
@@ -185,7 +241,7 @@ def table(task: Task, order: argparse.Namespace) -> None:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("command", choices=("learn", "ask", "table"))
+    options.add_argument("command", choices=("learn", "ask", "judge", "table"))
     options.add_argument("--task", required=True)
     options.add_argument("--data", required=True, help="folder with users.json")
     options.add_argument("--arms", nargs="+", choices=ARMS, default=["rag", "latest40", "unaligned", "aligned"])
@@ -201,7 +257,7 @@ def main() -> None:
     options.add_argument("--out", default="results/hand")
     order = options.parse_args()
     task = OWN_TASKS.get(order.task) or get_task(order.task)
-    {"learn": learn, "ask": ask, "table": table}[order.command](task, order)
+    {"learn": learn, "ask": ask, "judge": judge, "table": table}[order.command](task, order)
 
 
 if __name__ == "__main__":
