@@ -137,7 +137,7 @@ def shown(users: Sequence[Any], rating: bool, k: int) -> None:
                 scores[name].append((user.user_id, score, float(question.gold in answers)))
     for name, some in scores.items():
         told = "{:.3f} [{:.3f}, {:.3f}]".format(*interval([(user, score) for user, score, _ in some]))
-        among = "{:.3f}".format(fmean(by_user([(user, a) for user, _, a in some]).values()))
+        among = f"{fmean(by_user([(user, a) for user, _, a in some]).values()):.3f}"
         print(f"| k = {k} | {name} | {len(some)} | {told} | {among} |", flush=True)
 
 
