@@ -57,7 +57,9 @@ def answers():
     lines = []
     for title, more in (("without", ["--without-persona"]), ("with", [])):
         given = subprocess.run([*command, *more], check=True, capture_output=True, text=True).stdout.strip()
-        whole = textwrap.wrap(" ".join(given.split()), 108) if len(given) > 300 else [x for x in given.splitlines() if x]
+        whole = (
+            textwrap.wrap(" ".join(given.split()), 108) if len(given) > 300 else [x for x in given.splitlines() if x]
+        )
         lines += [f"{title if not n else '':9}{line}".rstrip() for n, line in enumerate(whole)]
     return "```text\n" + "\n".join(lines) + "\n```"
 

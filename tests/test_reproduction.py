@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import dspy
@@ -142,20 +143,28 @@ def command(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_writes_tables_figures_and_pages(command, tmp_path, capsys):
+def test_the_command_writes_tables_figures_pages_and_a_run(command, tmp_path, capsys, empty_mlflow):
+    from mlflow import MlflowClient
+
     from persona_dspy.cli import main
 
     root = lamp_folder(tmp_path / "data")
     argv = ["reproduce", str(root), "--lm", "openai/m", "--users", "3", "--out", "out", "--json", "--retrieval", "bm25"]
     cache = dspy.cache
-    for _ in range(2):
+    uri = f"sqlite:///{shutil.copy(empty_mlflow, tmp_path / 'mlflow.db')}"
+    for tracking in (uri, "off"):
         with pytest.raises(SystemExit) as end:
-            main(argv)
+            main([*argv, "--tracking-uri", tracking])
         out, err = capsys.readouterr()
         assert end.value.code == 0, err
         assert dspy.cache is cache
     made = json.loads(out)
     assert made["complete"]
+    client = MlflowClient(tracking_uri=uri)
+    runs = client.search_runs([client.get_experiment_by_name("persona-dspy").experiment_id])
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert parent.info.run_name.startswith("reproduce ") and parent.data.params["task"] == "lamp-2m"
+    assert {"persona", "as-in-paper@no-action"} <= {run.info.run_name for run in runs}
     files = {Path(f).name for f in made["files"]}
     for name in ("table", "tests", "latency", "ablations", "cold", "curves"):
         assert {f"{name}-openai-m.{ending}" for ending in ("md", "tex", "csv")} <= files

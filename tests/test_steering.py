@@ -80,8 +80,8 @@ def test_all_declared_answers_on_request_and_the_users_own_for_a_baseline():
 def test_it_is_on_for_small_local_lms_and_off_for_others():
     assert Steering.of(FakeLM()) == Steering() == Steering(labels=True, recall=True, favour=True)
     for lm in (FakeLM(small=False), dspy.LM("openai/gpt-4o"), None):
-        assert Steering.of(lm) == Steering.off() == Steering(
-            labels=False, recall=False, favour=False, nearest_last=False
+        assert (
+            Steering.of(lm) == Steering.off() == Steering(labels=False, recall=False, favour=False, nearest_last=False)
         )
 
 

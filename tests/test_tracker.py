@@ -389,7 +389,7 @@ def test_a_server_that_is_not_there_is_said_at_once():
 
 def test_an_evaluation_is_a_run_of_that_name_with_a_child_a_system_and_its_data(uri):
     tracker = MlflowTracker(uri)
-    params = {"systems": ["rag", "persona"], "users": 2, "model": "m", "source": "data/users.json", "data": "0a1b"}
+    params = {"command": "evaluate", "users": 2, "model": "m", "source": "data/users.json", "data": "0a1b"}
     tracker.begin(params)
     tracker.systems([{"system": "rag", "accuracy": 0.5, "p": None}, {"system": "persona", "accuracy": 0.75, "p": 0.1}])
     tracker.end({"rag.accuracy": 0.5})

@@ -16,7 +16,10 @@ _TURNS = (
     "What counts is how this user would answer, not what is right in general."
 )
 _CHOSEN = "like what is asked now, or recent"
-_VARIED = "like what is asked now and unlike each other, so rare answers are seen in them more often than this user gives them"
+_VARIED = (
+    "like what is asked now and unlike each other, so rare answers are seen in them more often than this user gives "
+    "them"
+)
 _IN_ORDER = (
     " Earlier turns stand oldest first; where later ones disagree with them, the user has changed: the later hold."
 )

@@ -310,7 +310,7 @@ class PersonalProgram(TakesFeedback, dspy.Module):
         """Episodes as past turns: oldest first, or, for a small LM, with the nearest last."""
         answer = current_answer()
         tokens = self.turn_tokens or answer.sizes.turn
-        nearest_last = answer.steering is None or answer.steering.nearest_last
+        nearest_last = answer.steering.nearest_last
         order = list(reversed(episodes)) if nearest_last else sorted(episodes, key=lambda e: e.position)
         inputs = self._input_fields()
         return [

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from persona_dspy.cli.ending import at_the_latest
 from persona_dspy.cli.estimates import CallsPerSecond, EstimateOption, Knowledge, Retrieval
 from persona_dspy.cli.output import JsonOption, print_json, terminal
 
 if TYPE_CHECKING:
-    from persona_dspy.judge import Experiment, Judged, Results
+    from persona_dspy.judge import Evaluation, Experiment, Judged, Results
+    from persona_dspy.tracking import Tracker
 
 __all__ = ["register"]
 
@@ -30,6 +33,7 @@ Number = Annotated[int | None, typer.Option(min=0, help="LM calls of this run at
 Tokens = Annotated[int | None, typer.Option(min=0, help="Tokens of this run at most.")]
 Usd = Annotated[float | None, typer.Option(min=0, help="US dollars of this run at most, where prices are known.")]
 Seconds = Annotated[float | None, typer.Option(help="End after so long; the same command goes on.")]
+TrackingUri = Annotated[str | None, typer.Option(help="MLflow URI, or 'off'. Default: sqlite:///mlflow.db")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Calls in flight; by default 1 for a local model, else 4.")]
 
 
@@ -59,6 +63,7 @@ def reproduce_command(  # noqa: PLR0913 - a command's options
     budget_usd: Usd = None,
     estimate: EstimateOption = False,
     calls_per_second: CallsPerSecond = 1.0,
+    tracking_uri: TrackingUri = None,
     json_output: JsonOption = False,
 ) -> int:
     """Repeat the paper's experiments: its table, ablations, curves, cold start, latency, persona map and similarity.
@@ -73,6 +78,7 @@ def reproduce_command(  # noqa: PLR0913 - a command's options
     from persona_dspy.judge import Reproduction, find_sources, write_booklet
     from persona_dspy.lm import Budget
     from persona_dspy.report import check_printing
+    from persona_dspy.tracking import tracker_for
 
     check_printing()
     options: dict[str, Any] = {"k": k, "turn_tokens": turn_tokens, "retrieval": retrieval, "queries": queries}
@@ -85,17 +91,33 @@ def reproduce_command(  # noqa: PLR0913 - a command's options
         print_estimate(reproduction.estimate(), calls_per_second, as_json=json_output)
         return 0
     budget = Budget(calls=budget_calls, tokens=budget_tokens, usd=budget_usd, seconds=seconds)
-    with _Bar(as_json=json_output) as bar:
-        evaluations = reproduction.run(workers=workers, budget=budget, on_start=bar.start, on_row=bar.row)
+    trackers: list[Tracker] = []
+
+    def tracker() -> Tracker:
+        trackers.append(tracker_for(tracking_uri))
+        return trackers[-1]
+
+    with _Bar(as_json=json_output) as bar, at_the_latest(lambda: trackers[-1].abandon() if trackers else None):
+        evaluations = reproduction.run(
+            workers=workers, budget=budget, tracker=tracker, on_start=bar.start, on_row=bar.row
+        )
     files = write_booklet(reproduction.cells(evaluations), _names(of), _names(sections), out)
+    where = trackers[-1].where if trackers else ""
+    return _told(evaluations, files, where, bar.console, as_json=json_output)
+
+
+def _told(evaluations: Sequence[Evaluation], files: Sequence[Path], where: str, console: Any, *, as_json: bool) -> int:
+    """Say what was written; 0 when all is answered, else 1."""
     whole = all(e.complete for e in evaluations)
     stopped = next((e.stopped for e in evaluations if e.stopped), "")
-    if json_output:
-        print_json({"complete": whole, "stopped": stopped, "files": [str(f) for f in files]})
-    else:
-        bar.console.print(f"{len(files)} files; begin with {files[0]}", highlight=False, soft_wrap=True)
-        if not whole:
-            bar.console.print(f"not all is answered, {stopped}; the same command goes on")
+    if as_json:
+        print_json({"complete": whole, "stopped": stopped, "runs": where, "files": [str(f) for f in files]})
+        return 0 if whole else 1
+    console.print(f"{len(files)} files; begin with {files[0]}", highlight=False, soft_wrap=True)
+    if where:
+        console.print(f"see the runs: {where}", highlight=False, soft_wrap=True)
+    if not whole:
+        console.print(f"not all is answered, {stopped}; the same command goes on")
     return 0 if whole else 1
 
 

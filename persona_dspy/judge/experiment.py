@@ -115,7 +115,10 @@ class Experiment:
         chosen: the systems, in the order of the table.
         bad_rows: what was passed over in the data, where that was allowed.
         protocol_options: the options as the protocol has them.
+        command: what the run is of, for a tracker.
     """
+
+    command = "evaluate"
 
     def __init__(  # noqa: PLR0913 - keyword-only, each with a default
         self,
@@ -245,6 +248,7 @@ class Experiment:
         run = results.protocol["runs"][-1]
         tracker.begin(
             {
+                "command": self.command,
                 **self.protocol(),
                 "users": len(self.people),
                 "systems": run["systems"],

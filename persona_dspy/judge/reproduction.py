@@ -19,6 +19,7 @@ from persona_dspy.judge.results import Judged, Results
 from persona_dspy.judge.table import Standing, standings
 from persona_dspy.judge.variant import Variant
 from persona_dspy.lm import Budget, Estimate, Ledger
+from persona_dspy.tracking import Tracker
 
 __all__ = [
     "BASELINES",
@@ -151,6 +152,7 @@ class Reproduction:
                         out=folder,
                         **given,
                     )
+                    self.experiments[task, model, seed].command = "reproduce"
 
     def estimate(self) -> Estimate:
         """Calls, tokens and dollars of what is not answered yet; a part for each task and model. Nothing is sent."""
@@ -171,10 +173,15 @@ class Reproduction:
         *,
         workers: int | None = None,
         budget: Budget | None = None,
+        tracker: Callable[[], Tracker] | None = None,
         on_start: Callable[[Experiment, Results], None] | None = None,
         on_row: Callable[[Judged], None] | None = None,
     ) -> list[Evaluation]:
-        """Ask what is not answered yet, within one budget for all; the same call goes on where it ended."""
+        """Ask what is not answered yet, within one budget for all; the same call goes on where it ended.
+
+        Args:
+            tracker: makes a tracker for each task, model and seed, each a run of its own.
+        """
         ledger = Ledger(budget=budget)
         done: list[Evaluation] = []
         for experiment in self.experiments.values():
@@ -183,7 +190,8 @@ class Reproduction:
                 if on_start:
                     on_start(experiment, results)
 
-            done.append(experiment.run(workers=workers, ledger=ledger, on_start=started, on_row=on_row))
+            runs = tracker() if tracker else None
+            done.append(experiment.run(workers=workers, ledger=ledger, tracker=runs, on_start=started, on_row=on_row))
         return done
 
     def cells(self, evaluations: Sequence[Evaluation]) -> list[Cells]:

@@ -54,8 +54,8 @@ def varied(episodes: Sequence[Episode], k: int, *, every_answer: bool = True) ->
     First the nearest episode of each answer, for at most half of ``k`` answers, so that rare answers and near contrasts
     are among them; then in turn the latest and the nearest. No answer has more than half of the places while others
     are left. Where every answer is another, as in free text, only nearness and recency count; so too without
-    ``every_answer``, for answers on a scale: there a sample that has more of the rare ones misleads (the median of 12 past
-    ratings is off by .83 with them, by .75 without, docs/results/retrieval.md).
+    ``every_answer``, for answers on a scale: there a sample that has more of the rare ones misleads (the median of 12
+    past ratings is off by .83 with them, by .75 without, docs/results/retrieval.md).
 
     Example:
         >>> from persona_dspy.core import Interaction

@@ -16,10 +16,10 @@ def run_kind(params: Mapping[str, Any]) -> str:
     """What a run is of, by the parameters it begins with.
 
     Example:
-        >>> run_kind({"systems": ["rag"]}), run_kind({"service": True}), run_kind({"users": 6})
-        ('evaluate', 'serve', 'compile')
+        >>> run_kind({"command": "reproduce"}), run_kind({"service": True}), run_kind({"users": 6})
+        ('reproduce', 'serve', 'compile')
     """
-    return "evaluate" if "systems" in params else "serve" if params.get("service") else "compile"
+    return str(params.get("command") or ("serve" if params.get("service") else "compile"))
 
 
 def description(params: Mapping[str, Any]) -> str:
