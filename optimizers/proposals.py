@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field
 from optimizers.evidence import RUN, Challenger, Evidence, grounded, support
 from optimizers.mining import fitted
 from optimizers.portrait import Portrait
-from optimizers.reflection import ask, current_sizes
+from optimizers.reflection import ask, current_sizes, left_out_quoting
 from persona_dspy.core import (
     Bullet,
     Edit,
@@ -250,7 +250,10 @@ def built(
         if len(accepted) == most:
             break
         tried = frozenset({edit.sentence}) in banned and edit not in evidence.riders
-        if tried or (edit.bullet and evidence.copies(edit.bullet.text)):
+        if tried:
+            continue
+        if edit.bullet and evidence.copies(edit.bullet.text):
+            left_out_quoting()
             continue
         past = support(edit.bullet, evidence.past) if edit.bullet else None
         if past and past.contradicted and not (turned and past.turned):
@@ -337,6 +340,7 @@ class RewriteProposer:
             return []
         persona = persona.model_copy(update={"bullets": (*facts, *written)})
         if evidence.copies(persona.render()):
+            left_out_quoting()
             return []
         persona = _grounded(persona, incumbent, evidence)
         return [Challenger(persona=persona, edits=(f"rewrite to {persona.fingerprint}",))]

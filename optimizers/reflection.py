@@ -15,17 +15,19 @@ from persona_dspy.agent import as_persona
 from persona_dspy.core import one_line
 from persona_dspy.lm import Sizes, is_small
 
-__all__ = ["Reflection", "ask", "current_sizes", "reflecting"]
+__all__ = ["Reflection", "ask", "current_sizes", "left_out_quoting", "reflecting"]
 
 _LARGER = 4  # a second request's bound, in bounds of the first
 
 
 @dataclass
 class Reflection:
-    """``unread``: a line for each answer that could not be read, first try and retry both."""
+    """``unread``: a line for each answer that could not be read, first try and retry both. ``quoting``: how many lines
+    were left out since they hold words of an answer that judges."""
 
     sizes: Sizes
     unread: list[str] = field(default_factory=list)
+    quoting: int = 0
 
 
 _CURRENT: ContextVar[Reflection | None] = ContextVar("persona_reflection", default=None)
@@ -47,6 +49,12 @@ def current_sizes() -> Sizes:
     """How much text the LM that reflects may be shown."""
     current = _CURRENT.get()
     return current.sizes if current else Sizes.of(dspy.settings.get("lm"))
+
+
+def left_out_quoting() -> None:
+    """Count a line that holds words of an answer that judges."""
+    if (current := _CURRENT.get()) is not None:
+        current.quoting += 1
 
 
 def ask(predict: Any, *, bound: int, **inputs: Any) -> dspy.Prediction | None:

@@ -102,6 +102,7 @@ class Run:
         self.notes: list[str] = []
         self.scores = Scores()
         self.unread: list[str] = []
+        self.quoting = 0
 
     def _round(self, split: Split) -> Round:
         hidden = frozenset(e.interaction_id for e in split.held)
@@ -258,6 +259,7 @@ class Run:
         with reflecting(self._reflector()) as reflection:
             yield reflection
         self.unread += reflection.unread
+        self.quoting += reflection.quoting
 
     def _before(self, batch: Sequence[dspy.Example], round_: Round) -> tuple[Interaction, ...]:
         """The past as it stood before the first of ``batch``, of which no held-out interaction is part."""
@@ -409,6 +411,8 @@ class Run:
             if score > end:
                 self.incumbent, end, self.accepted = bare, score, 0
                 self.notes.append("left out what was learned and counted: it did harm on the held-out interactions")
+        if self.quoting:
+            self.notes.append(f"lines left out since they quote an answer that judges: {self.quoting}")
         self.scores = Scores(without_persona=without, initial=start, final=end)
         self.tell("scored", **self.scores.model_dump())
 

@@ -715,6 +715,17 @@ def test_no_drafts_are_compared_by_a_small_lm_or_where_a_metric_says(options):
     assert "compared" not in " ".join(aligned.alignment.notes)
 
 
+def test_a_line_that_quotes_what_judges_is_left_out_and_counted():
+    user, inner = SyntheticUser(seed=3, kind="style"), rule_following_lm().engine.handlers[0]
+    agent = agent_of(user, recall_k=0)
+    told = f"Wrote: {agent.memory.interactions[-1].response}"
+    line = {"section": "style", "text": told, "strength": "clear", "examples": [1, 2]}
+    lm = FakeLM(lambda p: {"lines": [line]} if "lines" in p.outputs else inner(p), small=False)
+    aligned, _ = align(agent, lm)
+    assert told not in aligned.persona.value.render()
+    assert "lines left out since they quote an answer that judges: 1" in aligned.alignment.notes
+
+
 @pytest.mark.parametrize("n", [8, 40])
 def test_verdicts_that_cannot_be_read_are_draws_and_counted(n):
     user, inner = SyntheticUser(seed=3, kind="style"), rule_following_lm().engine.handlers[0]
