@@ -16,6 +16,7 @@ from persona_dspy.report.figures import (
     label,
     learning_curve,
     learning_curve_json,
+    option_curves,
     systems_figure,
 )
 from persona_dspy.report.map_figures import map_figure, similarity_figure
@@ -121,6 +122,23 @@ def test_systems_with_their_intervals():
     found = data(systems_figure([("persona", 0.5, 0.4, 0.7), ("direct", 0.3, 0.3, 0.3)], "accuracy"))
     assert found[0]["error_x"]["array"] == pytest.approx([0.2])
     assert found[0]["marker"]["color"] != found[1]["marker"]["color"]
+    told = systems_figure([("persona", 0.5, 0.4, 0.7), ("direct", 0.3, 0.3, 0.3)], "accuracy", {"persona": "9 calls"})
+    assert told.to_dict()["layout"]["yaxis"]["ticktext"] == ["persona (9 calls)", "direct"]
+
+
+def test_an_option_that_was_varied_is_a_curve_a_system():
+    rows = [(f"{system}@history={n}", 0.1 * n, 0.0, 1.0) for system in ("persona", "rag") for n in (10, 1, 3)]
+    rows += [("persona@k=4,no-action", 0.5, 0.4, 0.6), ("persona@k=8,no-action", 0.6, 0.5, 0.7), ("rag", 0.2, 0.1, 0.3)]
+    curves = option_curves(rows, "accuracy")
+    assert list(curves) == ["history", "k"]
+    persona, rag = data(curves["history"])
+    assert (persona["name"], persona["x"], rag["name"]) == ("persona", [1, 3, 10], "rag")
+    assert persona["line"]["color"] != rag["line"]["color"]
+    (alone,) = data(curves["k"])
+    assert (alone["name"], alone["y"]) == ("persona@no-action", [0.5, 0.6])
+    with_default = option_curves([("rag@k=8", 0.6, 0.5, 0.7), ("rag", 0.5, 0.4, 0.6)], "accuracy", {"k": 4})
+    assert data(with_default["k"])[0]["x"] == [4, 8]
+    assert option_curves([("persona@history=1", 0.5, 0.4, 0.6), ("persona", 0.5, 0.4, 0.6)], "accuracy") == {}
 
 
 def test_without_plotly_it_says_what_to_install(monkeypatch):

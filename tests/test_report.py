@@ -241,7 +241,12 @@ def test_an_evaluation_is_read_leniently_and_wrong_ones_are_told(tmp_path):
     assert (rag.low, rag.high) == (0.5, 0.5)
     seen = Page(report_page([subject("ann")], systems=[persona, rag]))
     text = " ".join(" ".join(seen.visible).split())
-    assert "lower is better" in text and "[0.200, 0.300]" in text
+    assert "lower is better" in text and "[0.200, 0.300]" in text and "More episodes" not in text
+    (tmp_path / "protocol.json").write_text('{"k": 4, "recent": null}')
+    (tmp_path / "table.csv").write_text("system,mae,low,high\nrag,0.5,0.4,0.6\nrag@k=8,0.4,0.3,0.5\n")
+    rag, more = read_evaluation(tmp_path)
+    assert rag.defaults == more.defaults == {"k": 4}
+    assert "More episodes" in " ".join(Page(report_page([subject("ann")], systems=[rag, more])).visible)
     (tmp_path / "bad.csv").write_text("system,accuracy,low,high\npersona,nan,0,1\n")
     with pytest.raises(DataError, match=r"line 2, field 'accuracy': got 'nan'"):
         read_evaluation(tmp_path / "bad.csv")

@@ -7,6 +7,7 @@ Backgrounds are transparent, and colours are readable on light and dark.
 from __future__ import annotations
 
 import html
+import itertools
 import json
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,7 @@ __all__ = [
     "label",
     "learning_curve",
     "learning_curve_json",
+    "option_curves",
     "systems_figure",
 ]
 
@@ -259,19 +261,93 @@ def fleet_curve(curves: Sequence[Sequence[float]]) -> Any:
     return figure
 
 
-def systems_figure(rows: Sequence[tuple[str, float, float, float]], metric: str) -> Any:
-    """An evaluation: (system, score, low, high) as dots with their intervals, in the order given."""
+def systems_figure(
+    rows: Sequence[tuple[str, float, float, float]], metric: str, costs: Mapping[str, str] | None = None
+) -> Any:
+    """An evaluation: (system, score, low, high) as dots with their intervals, in the order given.
+
+    Args:
+        costs: system -> what it took, in a few words, shown beside its name.
+    """
     go, figure = blank(height=220)
-    titled = [(name, Interval(value=value, low=low, high=high), 0) for name, value, low, high in rows]
+    told = {name: f"{name} ({cost})" for name, cost in (costs or {}).items() if cost}
+    titled = [(told.get(name, name), Interval(value=value, low=low, high=high), 0) for name, value, low, high in rows]
     _dots(go, figure, titled, [ACCENT if name.startswith("persona") else SAME for name, *_ in rows])
     figure.update_layout(height=max(200, 90 + 28 * len(rows)))
     figure.update_xaxes(title_text=label(metric))
     return figure
 
 
+_CURVES = {
+    "history": "past interactions that are known",
+    "recent": "interactions simulated a step",
+    "epochs": "steps of alignment",
+    "k": "episodes shown",
+}
+_COLOURS = (ACCENT, BETTER, WORSE, "#c98a1b", "#8e6bbf", "#2aa5c9", SAME)
+
+
+def option_curves(
+    rows: Sequence[tuple[str, float, float, float]], metric: str, defaults: Mapping[str, int] | None = None
+) -> dict[str, Any]:
+    """Cold start and scaling: option -> a figure of score against the option's value, a line a system. An option has
+    one where a system has it with two values or more.
+
+    Args:
+        rows: (system, score, low, high), the system named as in ``persona@k=4``.
+        defaults: option -> the value that a row without it has; such a row of another option is not drawn.
+
+    Example:
+        >>> list(option_curves([(f"rag@k={k}", 0.5, 0.4, 0.6) for k in (1, 4)] + [("rag", 0.5, 0.4, 0.6)], "mae"))
+        ['k']
+    """
+    lines: dict[str, dict[str, list[tuple[int, Interval]]]] = {}
+    for name, value, low, high in rows:
+        system, _, options = name.partition("@")
+        parts = options.split(",")
+        for part in parts:
+            option, _, number = part.partition("=")
+            if option in _CURVES and number.isdecimal():
+                rest = ",".join(other for other in parts if other != part)
+                line = lines.setdefault(option, {}).setdefault(f"{system}@{rest}" if rest else system, [])
+                line.append((int(number), Interval(value=value, low=low, high=high)))
+    for option, number in (defaults or {}).items():
+        for name, value, low, high in rows:
+            if name in lines.get(option, {}):
+                lines[option][name].append((number, Interval(value=value, low=low, high=high)))
+    return {
+        option: _option_curve(
+            title, {name: sorted(points, key=lambda p: p[0]) for name, points in drawn.items()}, metric
+        )
+        for option, title in _CURVES.items()
+        if (drawn := {name: points for name, points in lines.get(option, {}).items() if len(points) > 1})
+    }
+
+
+def _option_curve(title: str, lines: Mapping[str, Sequence[tuple[int, Interval]]], metric: str) -> Any:
+    go, figure = blank(height=260)
+    for (name, points), colour in zip(lines.items(), itertools.cycle(_COLOURS)):
+        told = [f"{label(name)}, {n:,}: {i.value:.3f} [{i.low:.3f}, {i.high:.3f}]" for n, i in points]
+        figure.add_trace(
+            go.Scatter(
+                x=[n for n, _ in points],
+                y=[interval.value for _, interval in points],
+                mode="lines+markers",
+                name=label(name, width=200, most=44),
+                line={"width": 2.5, "color": colour},
+                marker={"size": 8, "color": colour},
+                text=told,
+                hovertemplate="%{text}<extra></extra>",
+            )
+        )
+    figure.update_xaxes(title_text=title, rangemode="tozero", showgrid=False)
+    figure.update_yaxes(title_text=label(metric))
+    return figure
+
+
 def _dots(go: Any, figure: Any, rows: Sequence[tuple[str, Interval, int]], colours: Sequence[str]) -> None:
     """Rows from top to bottom, each a dot with its interval."""
-    names = [label(name, width=200, most=34) for name, *_ in rows]
+    names = [label(name, width=200, most=60) for name, *_ in rows]
     for place, (name, interval, users) in enumerate(rows):
         over = f" over {users:,} users" if users else ""
         figure.add_trace(

@@ -16,7 +16,15 @@ from typing import Any
 
 from persona_dspy.core import HIGHER_IS_BETTER, parse_number
 from persona_dspy.errors import InputError, RunError
-from persona_dspy.report.figures import before_and_after, curve, each_user, fleet_curve, learning_curve, systems_figure
+from persona_dspy.report.figures import (
+    before_and_after,
+    curve,
+    each_user,
+    fleet_curve,
+    learning_curve,
+    option_curves,
+    systems_figure,
+)
 from persona_dspy.report.map_figures import map_figure, similarity_figure
 from persona_dspy.report.overview import overview, pairs
 from persona_dspy.report.persona_map import Encoder, jaccard, map_personas, nearest, persona_terms, spread
@@ -70,7 +78,7 @@ def report_page(
         "fleet": fleet_curve([[p.score for p in curve(r)] for r in records]) if summary.scored else None,
         "each": each_user(pairs(subjects)) if summary.scored else None,
         "curve": learning_curve([]),
-        "systems": _systems(systems),
+        **_of_evaluation(systems),
         **landscape.pop("figures"),
     }
     index = {
@@ -172,8 +180,24 @@ def _placed(figure: Any, mapped: Sequence[int]) -> Any:
     return figure
 
 
-def _systems(rows: Sequence[SystemScore]) -> Any:
-    return systems_figure([(r.system, r.score, r.low, r.high) for r in rows], rows[0].metric) if rows else None
+def _of_evaluation(systems: Sequence[SystemScore]) -> dict[str, Any]:
+    """The figures of an evaluation: all systems with what they took, and a curve for each option that was varied."""
+    if not systems:
+        return {}
+    rows, metric = [(r.system, r.score, r.low, r.high) for r in systems], systems[0].metric
+    curves = option_curves(rows, metric, systems[0].defaults)
+    others = [row for row in rows if not any(f"{option}=" in row[0] for option in curves)] or rows
+    figures = {"systems": systems_figure(others, metric, {r.system: _cost(r) for r in systems})}
+    return figures | {f"curve-{option}": figure for option, figure in curves.items()}
+
+
+def _cost(row: SystemScore) -> str:
+    """LM calls a user, those that prepared the persona among them; empty where it is not known."""
+    try:
+        calls = sum(float(row.columns.get(name) or 0) for name in ("calls_per_user", "prepare_calls_per_user"))
+    except ValueError:
+        return ""
+    return f"{calls:,.0f} calls a user" if calls else ""
 
 
 _TITLES = {

@@ -57,7 +57,8 @@ class Subject:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SystemScore:
-    """One row of an evaluation: mean ``score`` by ``metric`` with its interval, and all columns as they were."""
+    """One row of an evaluation: mean ``score`` by ``metric`` with its interval, and all columns as they were;
+    ``defaults``: what options had that its name does not give."""
 
     system: str
     metric: str
@@ -65,6 +66,7 @@ class SystemScore:
     low: float
     high: float
     columns: Mapping[str, str]
+    defaults: Mapping[str, int] = field(default_factory=dict)
 
 
 def read_folder(
@@ -225,16 +227,26 @@ def read_evaluation(path: Path | str) -> list[SystemScore]:
         metric = names[names.index("low") - 1]
     else:
         metric = next((n for n in names if n not in ("system", "users", "queries", "expected")), "")
+    defaults = _defaults(file.with_name("protocol.json"))
     scores: list[SystemScore] = []
     for line, row in enumerate(rows, 2):
         score = _number(file, line, metric, row)
         low = _number(file, line, "low", row) if row.get("low") else score
         high = _number(file, line, "high", row) if row.get("high") else score
         columns = {k: v or "" for k, v in row.items() if isinstance(k, str)}
-        scores.append(
-            SystemScore(system=row["system"], metric=metric, score=score, low=low, high=high, columns=columns)
-        )
+        values: dict[str, Any] = {"metric": metric, "score": score, "low": low, "high": high, "columns": columns}
+        scores.append(SystemScore(system=row["system"], defaults=defaults, **values))
     return scores
+
+
+def _defaults(protocol: Path) -> dict[str, int]:
+    """What an evaluation's protocol says of the options that curves are drawn of; empty where there is none."""
+    try:
+        said = json.loads(protocol.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    values = said if isinstance(said, dict) else {}
+    return {n: values[n] for n in ("recent", "epochs", "k") if isinstance(values.get(n), int)}
 
 
 def _number(file: Path, line: int, name: str, row: Mapping[str, str | None]) -> float:
