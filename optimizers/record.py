@@ -39,6 +39,7 @@ def record_of(run: Run) -> Alignment:
         gate_size=len(first.held),
         accepted=accepted,
         unread=len(run.unread),
+        nothing_read=bool(run.unread) and not run.read,
         steps=tuple(run.steps),
         stopped=run.stopped,
         notes=tuple(notes),

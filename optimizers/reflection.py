@@ -22,11 +22,12 @@ _LARGER = 4  # a second request's bound, in bounds of the first
 
 @dataclass
 class Reflection:
-    """``unread``: a line for each answer that could not be read, first try and retry both. ``quoting``: how many lines
-    were left out since they hold words of an answer that judges."""
+    """``unread``: a line for each answer that could not be read, first try and retry both; ``read``: how many were.
+    ``quoting``: how many lines were left out since they hold words of an answer that judges."""
 
     sizes: Sizes
     unread: list[str] = field(default_factory=list)
+    read: int = 0
     quoting: int = 0
 
 
@@ -65,20 +66,23 @@ def ask(predict: Any, *, bound: int, **inputs: Any) -> dspy.Prediction | None:
         bound: ``max_tokens`` for a small local LM, whose answers would run on; any other has its own, since a model
             that thinks before it answers spends them on that.
     """
-    small = is_small(dspy.settings.get("lm"))
+    small, current = is_small(dspy.settings.get("lm")), _CURRENT.get()
     failure = ""
     for attempt in range(2):
         config: dict[str, Any] = {"max_tokens": bound * (_LARGER if attempt else 1)} if small else {}
         if attempt:
             config |= {"rollout_id": 1, "temperature": 1.0}  # or a cache gives the same answer again
         try:
-            return predict(**inputs, config=config)
+            answer = predict(**inputs, config=config)
         except AdapterParseError as error:
             failure = f"no answer that could be read to {', '.join(predict.signature.output_fields)}: {error}"
         except ContextWindowExceededError as error:
             failure = f"a request for {', '.join(predict.signature.output_fields)} was over the context: {error}"
             break
-    current = _CURRENT.get()
+        else:
+            if current is not None:
+                current.read += 1
+            return answer
     if current is not None:
         current.unread.append(one_line(failure)[:200])
     return None

@@ -103,6 +103,7 @@ class Run:
         self.scores = Scores()
         self.unread: list[str] = []
         self.quoting = 0
+        self.read = 0
 
     def _round(self, split: Split) -> Round:
         hidden = frozenset(e.interaction_id for e in split.held)
@@ -248,6 +249,7 @@ class Run:
         except AdapterParseError as failure:
             self.unread.append(f"no summary that could be read: {failure}"[:200])
             return []
+        self.read += 1
         return self._adding(bullets, first)
 
     def _reflector(self) -> Any:
@@ -260,6 +262,7 @@ class Run:
             yield reflection
         self.unread += reflection.unread
         self.quoting += reflection.quoting
+        self.read += reflection.read
 
     def _before(self, batch: Sequence[dspy.Example], round_: Round) -> tuple[Interaction, ...]:
         """The past as it stood before the first of ``batch``, of which no held-out interaction is part."""

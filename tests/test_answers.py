@@ -339,6 +339,17 @@ def test_another_users_program_is_of_the_same_kind_with_labels_of_the_user_alone
     assert bob.kind.labels == ("one long answer that comes but once",)
 
 
+def test_a_bare_number_is_decided_by_the_first_answers_and_stays_so():
+    undecided = program(int, ())
+    assert not undecided.kind.decided
+    assert undecided.for_user("u", history([(f"q{n}", "4000") for n in range(3)], user="u")).kind.name == "label"
+    rated = undecided.for_user("u", history([(f"q{n}", "4") for n in range(3)], user="u"))
+    assert rated.kind.name == "rating" and rated.kind.decided
+    assert rated.for_user("v", history([("q", "4000")], user="v")).kind.name == "rating"
+    undecided.observe("payment", 4000)
+    assert undecided.kind.name == "label"
+
+
 def test_scales_grow_with_what_is_observed():
     agent = program(float, history([(f"q{n}", f"{n % 5 + 1}") for n in range(10)]))
     assert (agent.kind.low, agent.kind.high) == (1, 5)

@@ -195,6 +195,7 @@ CROSSCUTTING = {
     "crash_safety",
     "docs",
     "docs_commands",
+    "dspy_behaviours",
     "examples",
     "flat_memory",
     "fleet_faults",

@@ -125,6 +125,24 @@ def test_an_lm_that_is_down_is_one_line_and_exit_1(lm, tmp_path, capsys):  # noq
     assert run(capsys, "status", "p")[0] == 0
 
 
+def test_a_reflecting_lm_that_answers_only_rubbish_is_named_and_exit_1(lm, data, capsys):  # noqa: F811
+    """Who learned nothing of feedback is no success, whatever the counts are worth."""
+    inner = lm.engine.handlers[0]
+    asked = {"about_the_user", "edits", "lines", "lessons"}
+    lm.engine.handlers[:] = [lambda p: "I cannot help with that." if asked & set(p.outputs) else inner(p)]
+    code, out, _ = run(capsys, "compile", data, "--out", "p", *OFF, "--epochs", "1")
+    assert code == 1
+    last = " ".join(out.split())
+    assert "3 users learned only what code counts: no answer of the reflecting LM could be read" in last
+    assert last.count("failed: 'synthetic-") == 3 and "--reflection-lm" in last
+    code, out, _ = run(capsys, "compile", data, "--out", "q", *OFF, "--epochs", "1", "--json")
+    *users, end = map(json.loads, out.splitlines())
+    assert (code, end["nothing_read"]) == (1, 3) and all(user["nothing_read"] for user in users)
+    lm.engine.handlers[:] = [inner]
+    code, out, _ = run(capsys, "compile", data, "--out", "r", *OFF, "--epochs", "1", "--json")
+    assert (code, json.loads(out.splitlines()[-1])["nothing_read"]) == (0, 0)
+
+
 @pytest.mark.parametrize(
     "wrong", [("--workers", "0"), ("--engine", "spark"), ("--runs", "some"), ("--budget-usd", "-1")]
 )

@@ -94,6 +94,37 @@ def test_a_row_that_cannot_be_read_lets_who_is_under_way_finish():
     assert len(given) == 3 and all(r.document and not r.stopped for r in given)
 
 
+@pytest.mark.parametrize("once", [False, True], ids=["a list", "a stream"])
+@pytest.mark.parametrize(
+    ("kind", "answers", "told"),
+    [
+        (int, (["3", "4"], ["4000", "4001"]), "only if it is exactly the user's own"),
+        (int, (["3"], ["1", "5"]), "Answer from 1 to 5"),
+        (float, (["50", "40"], ["75.5", "2", "31"]), "Answer from 1 to 75.5"),
+    ],
+    ids=["codes", "ratings", "amounts"],
+)
+def test_bare_numbers_are_of_one_kind_for_all_users(kind, answers, told, once):
+    """One user alone would be rated and the other labelled; the task says to both the same."""
+    signature = dspy.Signature("payment -> account").with_updated_fields("account", type_=kind)
+    users = [
+        UserHistory(
+            user_id=f"u{n}",
+            interactions=tuple(
+                Interaction(user_id=f"u{n}", query=f"payment {i:02d}", response=some[i % len(some)], id=str(i))
+                for i in range(9)
+            ),
+        )
+        for n, some in enumerate(answers)
+    ]
+    lm = FakeLM(lambda p: {"account": 4000, "about_the_user": "x", "edits": []})
+    with dspy.context(lm=lm):
+        found = list(compile_users(PersonaAgent(signature), iter(users) if once else users, PersonaAlignment(epochs=1)))
+    assert not any(result.error for result in found)
+    asked = [prompt.system for prompt in lm.engine.calls if prompt.outputs == ("account",)]
+    assert asked and all(told in system for system in asked)
+
+
 def test_the_longest_are_begun_first_and_none_waits_for_the_stream():
     users = [UserHistory(user_id=f"u{n}", interactions=history(n, 3 + n % 5).interactions) for n in range(40)]
     taken = []

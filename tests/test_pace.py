@@ -62,6 +62,30 @@ class Sometimes:
         return 0.3 if self.dice.random() < 0.01 else None
 
 
+class Overloaded:
+    """Refuses six calls in ten, however many there are."""
+
+    def __init__(self):
+        self.dice = random.Random(1)
+
+    def refuses(self, now):
+        return 0.1 if self.dice.random() < 0.6 else None
+
+
+class BurstThenLittle:
+    """A token bucket of 300 that fills by 5 a second."""
+
+    def __init__(self):
+        self.tokens, self.at = 300.0, 0.0
+
+    def refuses(self, now):
+        self.tokens, self.at = min(300.0, self.tokens + (now - self.at) * 5), now
+        if self.tokens < 1:
+            return (1 - self.tokens) / 5
+        self.tokens -= 1
+        return None
+
+
 ANNOUNCED = {
     "none": lambda wait: None,
     "exact": lambda wait: wait,
@@ -115,6 +139,18 @@ def test_a_few_refusals_that_come_at_any_rate_slow_nobody():
     rate, refusals = simulated(Sometimes(), "exact")
     assert rate > 0.85 * WORKERS / LATENCY
     assert refusals
+
+
+def test_refusals_that_slower_calls_meet_as_often_say_nothing_of_the_rate():
+    """Each refused call then waits alone: of 320 tries a second at most, four in ten are answered."""
+    rate, _ = simulated(Overloaded(), "exact")
+    assert rate > 30, rate
+
+
+@pytest.mark.parametrize("announced", ANNOUNCED)
+def test_a_low_limit_after_a_large_burst_is_a_limit(announced):
+    rate, refusals = simulated(BurstThenLittle(), announced)
+    assert rate > 0.85 * 5 and refusals < 100, (rate, refusals)
 
 
 @pytest.fixture

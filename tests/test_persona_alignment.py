@@ -622,11 +622,12 @@ def test_answers_that_cannot_be_read_are_counted_and_cost_nothing_else(small):
     assert record.unread == sum(s.unread for s in record.steps) > 0
     assert record.notes[-1].startswith(f"{record.unread} answers of the reflecting LM could not be read")
     assert record.steps[0].unread == 1
+    assert record.nothing_read is small  # a capable one's lessons are read
 
 
 def test_an_alignment_whose_answers_are_read_has_none_unread():
     aligned, _ = align(agent_of(SyntheticUser(seed=2)), rule_following_lm(small=False))
-    assert aligned.alignment.unread == 0
+    assert aligned.alignment.unread == 0 and not aligned.alignment.nothing_read
     assert "could not be read" not in " ".join(aligned.alignment.notes)
 
 

@@ -1,5 +1,6 @@
 """A call is tried until it is answered or its failure is final; a fleet under a rate limit loses nobody."""
 
+import random
 import threading
 import time
 from collections import deque
@@ -92,6 +93,19 @@ def test_who_waits_hears_that_the_work_is_stopped():
             list(naps)
 
 
+def test_a_call_that_is_refused_again_and_again_waits_as_long_as_others_are_answered(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(lm_tries.time, "monotonic", lambda: now[0])
+    call, other = tries(), tries()
+    for _ in range(20):
+        now[0] += 100.0
+        call.failed(LMRateLimitError("slow down", retry_after=0.0))
+        other.answered()
+    now[0] += 301.0
+    with pytest.raises(LMRateLimitError):
+        call.failed(LMRateLimitError("slow down", retry_after=0.0))
+
+
 class Limit:
     """A fault: 429 beyond ``limit`` requests in any second."""
 
@@ -126,10 +140,10 @@ def unlimited(tmp_path_factory):
         return fleet(server, path), content(path), server.answered.total()
 
 
-def fleet(server, path, **options):
+def fleet(server, path, *, seeds=8, n=8, **options):
     lm = dspy.LM("openai/fake", api_base=server.url, api_key="none", engine="lm15", temperature=0.0, num_retries=2)
     with dspy.context(lm=lm), FleetFolder(path) as folder:
-        users, how = (history(s, 8) for s in range(8)), {"folder": folder, "workers": 8, **options}
+        users, how = (history(s, n) for s in range(seeds)), {"folder": folder, "workers": 8, **options}
         results = compile_users(PersonaAgent(TagFilm), users, PersonaAlignment(epochs=1), **how)
         return {r.user_id: r.error for r in results}
 
@@ -144,6 +158,19 @@ def test_a_fleet_under_a_rate_limit_loses_nobody_and_does_not_storm(hints, proce
     assert content(tmp_path / "p") == unlimited[1]
     assert server.answered.total() == unlimited[2]  # none paid twice
     assert limit.refused < server.answered.total() / 2  # 8 workers alone, each trying twice a second: more than all
+
+
+@pytest.mark.slow
+@pytest.mark.loopback
+def test_with_six_calls_of_ten_refused_at_any_rate_nobody_fails(tmp_path):
+    """64 users at once; what is refused is no matter of the rate."""
+    dice = random.Random(1)
+    fault = lambda body, nth: "429" if dice.random() < 0.6 else None  # noqa: E731
+    with FakeServer(RuleFollower(), fault=fault, latency=0.05, retry_after=0.1) as server:
+        errors = fleet(server, tmp_path / "p", seeds=64, n=5, workers=64)
+    assert len(errors) == 64 and not any(errors.values()), errors
+    assert server.asked.total() > 2 * server.answered.total()
+    assert max(server.answered.values()) == 1
 
 
 @pytest.mark.loopback

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Self
 
@@ -11,7 +12,7 @@ from dspy.adapters.base import Adapter
 from persona_dspy.agent.actions import Act, Policy, past_block
 from persona_dspy.agent.context import current_answer
 from persona_dspy.agent.history import memory_of
-from persona_dspy.agent.instructions import with_order_told, with_task_told
+from persona_dspy.agent.instructions import judged_by, with_order_told, with_task_told
 from persona_dspy.agent.knowledge import KnowledgeSource
 from persona_dspy.agent.offered import OPTIONS, answered_from, narrowed_to, options_of
 from persona_dspy.agent.personalized import Personalized, personalize
@@ -182,6 +183,14 @@ class PersonaAgent(PersonalProgram):
             answered_from(prediction, self.response_field, inputs)
             return self._traced(prediction, answer, query, inputs)
 
+    def take_kind(self, kind: ResponseKind) -> None:
+        """The kind, and what the task says of it, unless somebody has changed the task's words."""
+        before, self.kind = self.kind, kind
+        if judged_by(kind) != judged_by(before):
+            told = with_task_told(self._declared, before)
+            if self.respond.signature.instructions == self.respond.predict.signature.instructions == told.instructions:
+                self.respond = self.respond.asking(with_task_told(self._declared, kind))
+
     def _query(self, inputs: dict[str, Any]) -> str:
         query = answer_text(inputs.get(self.query_field, ""))
         if not query.strip():
@@ -224,6 +233,13 @@ class Respond(dspy.Module):
         self.episodes_as: Literal["turns", "block"] = episodes_as
         self.predict = dspy.Predict(signature)
         self._noted: tuple[Any, str, Any] = (None, "", None)
+
+    def asking(self, signature: Any) -> Respond:
+        """The same step, demos and LM included, with other words for the task."""
+        step = copy.copy(self)
+        step.signature, step.predict = signature, copy.copy(self.predict)
+        step.predict.signature = signature
+        return step
 
     def forward(
         self,

@@ -68,8 +68,7 @@ class PersonalProgram(TakesFeedback, dspy.Module):
         for named, other in (("persona", persona.user_id if persona else None), ("history", memory.user_id)):
             if other not in (None, user):
                 raise InputError(f"{named} of user {other!r}: expected user {user!r}; one program answers for one user")
-        self.memory = memory
-        self.recall = recall
+        self.memory, self.recall = memory, recall
         self._given = persona
         self._user_id = user
         self._drafts = RecentDrafts()
@@ -125,11 +124,15 @@ class PersonalProgram(TakesFeedback, dspy.Module):
         twin = self._twin()
         twin.memory, twin._given, twin._user_id = memory, persona, user_id
         twin._drafts = RecentDrafts()
-        twin.kind = self.kind.for_user([i.response for i in memory.interactions])
+        twin.take_kind(self.kind.for_user([i.response for i in memory.interactions]))
         vars(twin).pop("alignment", None)  # the record of this user's persona, not of that one's
         vars(twin).pop("online", None)
         twin._settle_persona()
         return twin
+
+    def take_kind(self, kind: ResponseKind) -> None:
+        """Responses are of this kind, which was decided elsewhere, as over all users of a fleet."""
+        self.kind = kind
 
     def with_persona(self, persona: Persona) -> Self:
         """This program under another persona of the same user; predictors, memory and initial persona are shared."""
@@ -246,8 +249,7 @@ class PersonalProgram(TakesFeedback, dspy.Module):
             InputError: blank, none of the program's declared answers, or its id is taken.
         """
         answer = "" if signal and response in ("", None) else self.kind.response(response)
-        outcome = self._drafts.outcome(query) if self.outcomes else ""
-        if outcome:
+        if self.outcomes and (outcome := self._drafts.outcome(query)):
             metadata = {**(metadata or {}), OUTCOME: outcome}
         judged = None if signal else self._drafts.judged_in(query, answer, metadata or {})
         said = Interaction(

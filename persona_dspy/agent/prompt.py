@@ -54,7 +54,7 @@ class _PersonaMixin(AdapterHooks):
         shared = _only(signature, frozenset(turn))
         if shared is None:
             return []  # a predictor about something else, such as query rewriting, gets no answers as examples
-        values = {name: data_text(value).strip() if isinstance(value, str) else value for name, value in turn.items()}
+        values = {name: _cleaned(value) for name, value in turn.items()}
         if any(name not in values for name in shared.output_fields):  # such as reasoning: marked as DSPy marks demos
             known = {name: values[name] for name in shared.fields if name in values}
             return super().format_demos(shared, [known])  # type: ignore[misc]
@@ -161,6 +161,17 @@ def _takes_words(annotation: Any) -> bool:
     except (ValueError, TypeError, SyntaxError):
         return False
     return True
+
+
+def _cleaned(value: Any) -> Any:
+    """A past turn's value as data: ``data_text`` of every text in it."""
+    if isinstance(value, str) and not isinstance(value, Enum):
+        return data_text(value).strip()
+    if isinstance(value, list):
+        return [_cleaned(item) for item in value]
+    if isinstance(value, dict):
+        return {_cleaned(key): _cleaned(item) for key, item in value.items()}
+    return value
 
 
 def _with_told(

@@ -331,7 +331,7 @@ def _compile(
             folder.end(state)
             tracker.end(_counts(view), ended)
         view.close(out, tracker.where)
-    return 1 if view.failed or ledger.exceeded else 0
+    return 1 if view.failed or view.unheard or ledger.exceeded else 0
 
 
 def _say_if_replayed(lm: str) -> None:

@@ -62,7 +62,7 @@ class View:
         self.rows: list[tuple[str, ...]] = []
         self.failures: list[str] = []
         self.done = self.failed = self.stopped = self.better = self.accepted = self.skipped = self.made = 0
-        self.calls = self.tokens = self.judged = self.worse = self.unread = 0
+        self.calls = self.tokens = self.judged = self.worse = self.unread = self.unheard = 0
         self.expected = 20.0  # LM calls a user, until users who are finished say better
         self._began, self._told = time.monotonic(), 0.0
         self._rate = _Rate()
@@ -173,8 +173,9 @@ class View:
             self.failed += 1
             if self.mode == "bar":
                 self._bar.console.print(f"failed {result.user_id!r}: {result.error}", highlight=False)
-        if result.document is None and len(self.failures) < ROWS:
-            self.failures.append(f"{result.user_id!r}: {result.error}")
+        self.unheard += result.nothing_read
+        if (result.document is None or result.nothing_read) and len(self.failures) < ROWS:
+            self.failures.append(f"{result.user_id!r}: {result.error or _unheard(result)}")
         state = "stopped" if result.stopped else "failed" if record is None else "done"
         one = {"event": "user", "user_id": result.user_id, "state": state, "seconds": round(result.seconds, 2)}
         one |= {"error": result.error} if result.error else {}
@@ -189,7 +190,8 @@ class View:
 
         if self.as_json:
             counts = {"better": self.better, "same": self.judged - self.better - self.worse, "worse": self.worse}
-            counts |= {"accepted": self.accepted, "unread": self.unread, "out": str(out), "runs": where}
+            counts |= {"accepted": self.accepted, "unread": self.unread, "nothing_read": self.unheard}
+            counts |= {"out": str(out), "runs": where}
             print_json({"event": "end", **self.numbers(), **counts})
             return
 
@@ -215,6 +217,9 @@ class View:
         same, rest = self.judged - self.better - self.worse, self.made - self.judged
         told = f"{self.better} users better, {same} same, {self.worse} worse than without a persona"
         told += f", {rest} with too few interactions to tell" if rest else ""
+        if self.unheard:
+            told += f"; {self.unheard} users learned only what code counts: "
+            told += "no answer of the reflecting LM could be read"
         self.console.print(f"{told}; personas are in {out}/", soft_wrap=True)
 
 
@@ -229,6 +234,16 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
+def _unheard(result: UserResult) -> str:
+    record = result.alignment
+    assert record is not None
+    said = next((note for note in record.notes if "could not be read" in note), "")
+    return (
+        f"{said}; only what code counts was learned: expected answers in the form that is asked for; is it the right "
+        "--reflection-lm (or --lm)? With another one --resume goes on, with the same --fresh"
+    )
+
+
 def _outcome(result: UserResult) -> dict[str, Any]:
     from persona_dspy.core import persona_file_name
 
@@ -237,6 +252,7 @@ def _outcome(result: UserResult) -> dict[str, Any]:
     scores = {"without_persona": record.scores.without_persona, "with_persona": record.scores.final}
     tokens = record.total.input_tokens + record.total.output_tokens
     counted = {"accepted": record.accepted, "calls": record.total.calls, "tokens": tokens}
+    counted |= {"nothing_read": True} if result.nothing_read else {}
     return {**scores, **counted, "file": persona_file_name(result.user_id)}
 
 

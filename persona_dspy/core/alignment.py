@@ -95,6 +95,9 @@ class Alignment(BaseModel):
     gate_size: int = 0
     accepted: int = Field(default=0, description="challengers accepted")
     unread: int = Field(default=0, ge=0, description="answers of the reflecting LM that could not be read, in all")
+    nothing_read: bool = Field(
+        default=False, description="the reflecting LM was asked, and not one of its answers could be read"
+    )
     steps: tuple[AlignmentStep, ...] = ()
     stopped: str = ""
     notes: tuple[str, ...] = ()

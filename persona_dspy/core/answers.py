@@ -46,7 +46,8 @@ class ResponseKind:
 
     ``label``: one of ``labels``, which may be unknown (). ``rating``: a number in ``[low, high]`` (labels hold its
     steps where they can be named), in steps of ``step``. ``text``: anything, lists and objects included. ``grows``:
-    labels or scale are what was observed, and others may come.
+    labels or scale are what was observed, and others may come. ``decided``: False for a bare number of which no answer
+    was seen yet: the first ones decide whether it is a rating.
 
     Example:
         >>> ResponseKind.of(Literal["1", "2", "3"]).name
@@ -64,15 +65,24 @@ class ResponseKind:
     step: float | None = None
     annotation: Any = str
     grows: bool = False
+    decided: bool = True
 
     @classmethod
-    def of(cls, annotation: Any, responses: Iterable[str] = (), bounds: Sequence[Any] = ()) -> ResponseKind:
+    def of(
+        cls,
+        annotation: Any,
+        responses: Iterable[str] = (),
+        bounds: Sequence[Any] = (),
+        *,
+        total: int | None = None,
+    ) -> ResponseKind:
         """The kind of a response field.
 
         Args:
             annotation: the field's type; ``Annotated`` and ``Optional`` are looked through.
             responses: what was answered so far: the scale of a bare number, the kind of a bare ``str``.
             bounds: pydantic's constraints of the field (``field.metadata``): ``ge`` and ``le`` are a scale.
+            total: how many numbers were answered, where ``responses`` has each but once.
 
         Example:
             >>> ResponseKind.of(int, ["4000", "4001", "9000", "4000"]).name
@@ -88,7 +98,7 @@ class ResponseKind:
         if plain is bool:
             return cls(name="label", labels=("True", "False"), annotation=annotation)
         if plain in (int, float, Decimal):
-            return _of_number(plain, seen, bounds, annotation)
+            return _of_number(plain, seen, bounds, annotation, total)
         if plain in _TIMES:
             return cls(name="label", annotation=annotation, grows=True)
         if plain is str and FREE_TEXT not in bounds:
@@ -131,11 +141,10 @@ class ResponseKind:
         return self.name == "text" and unwrapped(self.annotation)[0] is str
 
     def for_user(self, responses: Iterable[Any]) -> Self:
-        """The same kind for another user's answers: never another kind, and no label of somebody else's."""
+        """The same kind for another user's answers: never another kind, and no label of somebody else's. Of a kind that
+        nothing has decided yet, these answers decide."""
         if not self.grows or (self.name == "label" and not self.labels):
             return self
-        if unwrapped(self.annotation)[0] is not str:
-            return type(self).of(self.annotation, map(answer_text, responses))  # type: ignore[return-value]
         if self.name == "label":
             return replace(self, labels=own_labels([answer_text(value) for value in responses]))
         return self.observing(responses)
@@ -145,6 +154,8 @@ class ResponseKind:
         texts = [text for value in responses if (text := answer_text(value).strip())] if self.grows else []
         if not texts:
             return self
+        if not self.decided:
+            return type(self).of(self.annotation, texts)  # type: ignore[return-value]
         if self.name == "label" and self.labels:
             added = [t for t in own_labels(texts) if match_label(t, self.labels) is None]
             return replace(self, labels=tuple(sorted((*self.labels, *added)))) if added else self
@@ -314,17 +325,20 @@ def _by_value(plain: type[Enum]) -> bool:
     return issubclass(plain, IntEnum) or all(isinstance(member.value, str) for member in plain)
 
 
-def _of_number(plain: Any, seen: Sequence[str], bounds: Sequence[Any], annotation: Any) -> ResponseKind:
+def _of_number(
+    plain: Any, seen: Sequence[str], bounds: Sequence[Any], annotation: Any, total: int | None = None
+) -> ResponseKind:
     low = next((float(v) for b in bounds if (v := getattr(b, "ge", getattr(b, "gt", None))) is not None), None)
     high = next((float(v) for b in bounds if (v := getattr(b, "le", getattr(b, "lt", None))) is not None), None)
     if low is not None and high is not None:
         return ResponseKind(name="rating", low=low, high=high, annotation=annotation)
     numbers = [n for text in seen if (n := number_of(text)) is not None]
-    scale = observed_scale([written(n) for n in numbers])
+    scale = observed_scale([written(n) for n in numbers], total)
     if scale is None and plain is int and numbers and not set(numbers) <= {0.0, 1.0}:
         return ResponseKind(name="label", annotation=annotation, grows=True)
     scale = (scale or Scale(low=1.0, high=5.0)).holding([n for n in (*numbers, low, high) if n is not None])
-    return ResponseKind(name="rating", low=scale.low, high=scale.high, annotation=annotation, grows=True)
+    observed = {"annotation": annotation, "grows": True, "decided": bool(numbers)}
+    return ResponseKind(name="rating", low=scale.low, high=scale.high, **observed)
 
 
 def _items(plain: Any, text: str) -> Any:

@@ -19,6 +19,7 @@ __all__ = ["LONG_LABEL", "bare", "folded", "match_label", "own_labels", "spellin
 LONG_LABEL = 60  # characters
 
 _OPENING, _CLOSING = "\"'“”‘’«»‹›„‚`*_([{<¿¡", "\"'“”‘’«»‹›`*_)]}>.,;:!?…。、，；：！？؟।"
+_TAG = re.compile(r"</?[A-Za-z]")
 _WHOLE = re.compile(r"([-+]?\d+)\.0+")
 _YES = "true yes y t 1 on like liked up thumbsup positive 👍 ✓ ✔ ✅".split()  # noqa: SIM905 - a list of words
 _NO = "false no n f 0 off dislike disliked down thumbsdown negative 👎 ✗ ✘ ❌".split()  # noqa: SIM905
@@ -91,14 +92,19 @@ def spellings(texts: Iterable[str]) -> dict[str, str]:
 def own_labels(texts: Sequence[str]) -> tuple[str, ...]:
     """Distinct answers that can be labels, each in its commonest spelling, sorted.
 
-    Labels stand in the system message as they are, so what cleaning changes, or what is long, is none.
+    Labels stand in the system message as they are, so what cleaning changes, what looks like a tag, or what is long,
+    is none.
 
     Example:
-        >>> own_labels(["drama", "Drama", "drama", "[[ ## tag ## ]]"])
+        >>> own_labels(["drama", "Drama", "drama", "[[ ## tag ## ]]", "</title>"])
         ('drama',)
     """
     answers = set(spellings(texts).values())
-    return tuple(sorted(label for label in answers if len(label) <= LONG_LABEL and one_line(label) == label))
+    return tuple(sorted(filter(_can_be_listed, answers)))
+
+
+def _can_be_listed(label: str) -> bool:
+    return len(label) <= LONG_LABEL and one_line(label) == label and not _TAG.search(label)
 
 
 def truth(text: str) -> bool | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
 
 from persona_dspy.core.answers import MANY_LABELS, ResponseKind
 from persona_dspy.core.scales import number_of, observed_scale, written
@@ -48,6 +50,20 @@ class AnswerSurvey:
                 self._long += 1
             elif len(self._distinct) <= _MOST_KEPT:
                 self._distinct.add(bare(text))
+
+    def number_kind(self, annotation: Any) -> ResponseKind:
+        """The kind of a bare ``int`` or ``float``: a rating where all answers lie on one scale, and else the whole
+        numbers are labels; a rating from 1 to 5 where there are no answers.
+
+        Example:
+            >>> survey = AnswerSurvey()
+            >>> survey.add(["4", "4", "4"]), survey.add(["4000", "9000"])
+            (None, None)
+            >>> survey.number_kind(int).name
+            'label'
+        """
+        numbers = [written(n) for n in sorted(self._numbers or ())]
+        return replace(ResponseKind.of(annotation, numbers, total=self._total), decided=True)
 
     def kind(self) -> ResponseKind:
         """Rating where all answers lie on one scale; labels where few answers come back, for all users together or for

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextvars
+import copy
+import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
@@ -11,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import dspy
 
-from persona_dspy.core import PersonaDocument, parse_document
+from persona_dspy.agent import PersonalProgram
+from persona_dspy.core import AnswerSurvey, PersonaDocument, parse_document
 from persona_dspy.errors import InputError, ModelError, StoreError, UnknownUser, UserForgotten, VersionConflict
 from persona_dspy.fleet.folder import FleetFolder, State
 from persona_dspy.fleet.stream import UserStream, longest_first
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["History", "Optimizer", "UserResult", "compile_users"]
 
 Engine = Literal["local", "ray"]
+_SURVEYED = 256  # users of a stream that is read once who decide what kind its answers are
 # Failures that are the LM's, not the user's: the next user would meet them too.
 _LM_IS_DOWN = frozenset(
     f"LM{kind}Error"
@@ -59,7 +63,9 @@ def compile_users(  # noqa: PLR0913 - keyword-only, each with a default
 
     Args:
         program: a PersonaAgent (or personalized program) to be bound to each user, or a function that makes the
-            user's program from the history (where the answer's type is the user's own).
+            user's program from the history (where the answer's type is the user's own). Whether a response that is a
+            bare ``int`` or ``float`` is a rating is decided over all users: where ``histories`` can be read once only,
+            over the first 256.
         resume: pass over users who are finished in ``folder``, from the same interactions, options and LM.
         engine: ``"local"`` = this machine; ``"ray"`` = workers on a Ray cluster (``persona-dspy[ray]``).
         processes: the ``workers`` are shared out to so many processes, for an LM behind HTTP; each takes seconds to
@@ -93,6 +99,7 @@ def compile_users(  # noqa: PLR0913 - keyword-only, each with a default
     if workers < 1 or (processes is not None and processes < 1) or engine not in ("local", "ray"):
         arguments = f"workers={workers!r}, processes={processes!r}, engine={engine!r}"
         raise InputError(f"{arguments}: expected 1 or more, and 'local' or 'ray'")
+    program, histories = _of_one_kind(program, histories)
     tracker = tracker or NullTracker()
     fleet = ledger or Ledger(budget=budget, parent=current_ledger())
     work = UserWork(program=program, optimizer=optimizer, lm=dspy.settings.get("lm"), task=task)
@@ -123,6 +130,24 @@ def compile_users(  # noqa: PLR0913 - keyword-only, each with a default
     else:
         results = _on_threads(local_work, unfinished, fleet, workers, save_result, log)
     return _monitored(results, stream, fleet, tracker, folder, max(10, 2 * workers))
+
+
+def _of_one_kind(program: Program, histories: Iterable[History]) -> tuple[Program, Iterable[History]]:
+    """The program with what kind its answers are decided over all users, where neither its type nor an answer has
+    decided it: users of one product are never of different kinds."""
+    if not isinstance(program, PersonalProgram) or program.kind.decided:
+        return program, histories
+    first = histories
+    if iter(histories) is histories:
+        users = iter(histories)
+        first = list(itertools.islice(users, _SURVEYED))
+        histories = itertools.chain(first, users)
+    survey = AnswerSurvey()
+    for history in first:
+        survey.add(answer.response for answer in history.interactions if answer.answered)
+    program = copy.copy(program)  # the student itself is not changed
+    program.take_kind(survey.number_kind(program.kind.annotation))
+    return program, histories
 
 
 def _noting_states(histories: Iterable[History], store: Store, begun: dict[str, UserState]) -> Iterator[History]:

@@ -64,6 +64,12 @@ class UserResult:
     def alignment(self) -> Alignment | None:
         return self.document.alignment if self.document else None
 
+    @property
+    def nothing_read(self) -> bool:
+        """Whether the LM that reflects was asked, and not one of its answers could be read: no feedback was learned
+        from."""
+        return self.alignment is not None and self.alignment.nothing_read and not self.stopped
+
 
 @dataclass(frozen=True, kw_only=True)
 class UserWork:

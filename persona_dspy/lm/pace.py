@@ -2,7 +2,8 @@
 
 As long as hardly anything is refused, nothing waits. After a few refusals (429) all calls pause together, as long as
 the provider says, and then begin one after the other at a rate that is found by bisection between one that held and one
-that was refused. While the LM is down, one call at a time tries whether it is back.
+that was refused. Where much slower calls are refused as often, the rate has no part in it, and each refused call
+waits alone. While the LM is down, one call at a time tries whether it is back.
 """
 
 from __future__ import annotations
@@ -25,6 +26,11 @@ _LARGEST_STEP = 1.3  # a rate that was found is raised by 3%, 6%, ... while noth
 _CALM, _LONGEST_CALM = 80.0, 60.0  # so many pauses long nothing may be refused before that, and so many seconds at most
 _FEW, _OF = 4, 100  # so many refusals of so many calls say nothing of the rate: those calls alone wait and try again
 _LOWEST = 0.2  # calls a second
+_SLOWER = 8.0  # how much slower calls have to be refused as often as before, in so many calls, ...
+_SAMPLE, _AS_OFTEN, _OFTEN = 12, (0.7, 2.0), 0.25  # ... by these factors, and at least so often, to be taken for alike
+_ALONE = (
+    60.0  # seconds each refused call then waits alone, until it is tried anew whether slower calls are refused less
+)
 _DOWN = 5  # calls that fail in a row, without an answer, until the LM counts as down
 _MAX_PROBES = 3  # tries whether a LM that is down is back; then each call tries for itself, and fails
 _AHEAD = 0.2  # seconds; turns are not given further ahead, since the rate may change
@@ -70,6 +76,9 @@ class Pace:
         self._paused_until = self._next = 0.0
         self._pause, self._pauses = _PAUSE, 0  # the last one's length; how many in a row, without an answer between
         self._calls, self._refusals = 0, deque[int](maxlen=_FEW)  # the numbers of calls at the last refusals
+        self._fast, self._slow = deque[bool](maxlen=_OF), deque[bool](maxlen=_SAMPLE)  # whether calls were refused
+        self._first_rate, self._alone_until = 0.0, float("-inf")
+        self.last_answer = float("-inf")  # when a call of this process was answered last, by ``time.monotonic``
         self._failures, self._probes, self._probe_began = 0, 0, float("-inf")
 
     @property
@@ -108,6 +117,7 @@ class Pace:
     def answered(self) -> None:
         """A call was answered."""
         with self._lock:
+            self._note(refused=False)
             self._pauses = 0
             if self._probes:
                 self._paused_until = self._clock()
@@ -125,9 +135,16 @@ class Pace:
             now = self._clock()
             if self._begun:
                 self._begun.pop()
+            if now < self._alone_until or began >= self._paused_until:
+                self._note(refused=True)
+            if now < self._alone_until:
+                return
             if began < self._paused_until:
                 if retry_after is not None:
                     self._pause_until(now, now + retry_after)
+                return
+            if self._is_refused_at_any_rate():
+                self._leave_alone(now)
                 return
             few = len(self._refusals) < _FEW or self._refusals[0] <= self._calls - _OF
             self._refusals.append(self._calls)
@@ -158,6 +175,30 @@ class Pace:
         with self._lock:
             return self._measured_rate(self._clock() - self._paused_for)
 
+    def _note(self, *, refused: bool) -> None:
+        """Keeps what became of calls before there was a rate, and at rates much lower than the first one."""
+        if self._rate is None or not self._first_rate:
+            self._fast.append(refused)
+        elif self._rate <= self._first_rate / _SLOWER:
+            self._slow.append(refused)
+
+    def _is_refused_at_any_rate(self) -> bool:
+        """Whether calls that are made much slower are refused about as often."""
+        if len(self._slow) < _SAMPLE:
+            return False
+        fast, slow = (sum(seen) / len(seen) for seen in (self._fast, self._slow))
+        least, most = (factor * fast for factor in _AS_OFTEN)
+        return max(least, _OFTEN) <= slow <= most
+
+    def _leave_alone(self, now: float) -> None:
+        """For some time refusals say nothing of the rate; then all begins anew."""
+        self._alone_until, self._paused_until = now + _ALONE, now
+        self._rate, self._held_rate, self._refused_rate, self._first_rate = None, 0.0, 0.0, 0.0
+        self._step, self._pauses = _SEARCH_STEP, 0
+        self._refusals.clear()
+        self._fast.clear()
+        self._slow.clear()
+
     def _pause_until(self, now: float, until: float) -> None:
         until = max(until, self._paused_until)
         self._paused_for += until - max(now, self._paused_until)
@@ -174,7 +215,7 @@ class Pace:
     def _lower_rate(self, now: float, others: float) -> None:
         measured = self._measured_rate(now - self._paused_for) + others
         if self._rate is None:
-            self._rate = max(measured, 1.0)
+            self._rate = self._first_rate = max(measured, 1.0)
             return
         self._refused_rate, self._step = self._rate, _CLOSE
         if now - self._rate_since >= _HELD:  # it was a little too high

@@ -10,19 +10,20 @@ from typing import Any
 from dspy.utils.exceptions import LMRateLimitError, is_retryable_lm_error
 
 from persona_dspy.lm.ledger import current_ledger
-from persona_dspy.lm.pace import turns_of
+from persona_dspy.lm.pace import pace_key, pace_of, turns_of
 
 __all__ = ["Tries", "retry_hint"]
 
-_GIVE_UP = 300.0  # seconds of refusals by a rate limit, or of the pause that the provider asks for
+_GIVE_UP = 300.0  # seconds of refusals in which no call is answered, or of the pause that the provider asks for
 _NAP = 0.5  # seconds between two looks whether the work was stopped
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|h|m|s|)")
 
 
 class Tries:
-    """One call of ``lm``, tried until it is answered or its failure is final. A rate limit is waited for, up to five
-    minutes; other failures that may pass are tried ``retries`` times again. With ``retries`` 0 nothing is tried again.
+    """One call of ``lm``, tried until it is answered or its failure is final. A rate limit is waited for as long as
+    other calls are answered, and five minutes longer; other failures that may pass are tried ``retries`` times again.
+    With ``retries`` 0 nothing is tried again.
 
     Example:
         >>> import dspy
@@ -34,6 +35,7 @@ class Tries:
 
     def __init__(self, lm: Any, retries: int) -> None:
         self._turns, self._retries = turns_of(lm), retries
+        self._own = pace_of(pace_key(lm))  # of this process, whoever gives the turns
         self._failures, self._delay, self._began = 0, 0.0, 0.0
         self._refused_since: float | None = None
 
@@ -58,6 +60,7 @@ class Tries:
 
     def answered(self) -> None:
         """The try was answered."""
+        self._own.last_answer = time.monotonic()
         self._turns.answered()
 
     def failed(self, failure: Exception) -> None:
@@ -69,7 +72,8 @@ class Tries:
             now = time.monotonic()
             self._refused_since = self._refused_since or now
             self._turns.refused(began=self._began, retry_after=hint)
-            if max(hint or 0.0, now - self._refused_since) > _GIVE_UP:
+            unanswered_since = max(self._refused_since, self._own.last_answer)
+            if max(hint or 0.0, now - unanswered_since) > _GIVE_UP:
                 raise failure
             self._delay = _NAP if hint is None else hint
             return

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from persona_dspy.core import temporary_folder
 from persona_dspy.errors import InputError, ModelError
 from persona_dspy.lm.local.catalogue import find_model
+from persona_dspy.lm.local.control_tokens import control_tokens, without_control
 from persona_dspy.lm.local.files import check_gguf, model_name, weights_hash
 from persona_dspy.lm.local.threads import free_cores
 from persona_dspy.lm.local.wire import DEFAULT_MAX_TOKENS, ending, pieces, to_server
@@ -48,6 +49,8 @@ class LlamaEngine:
         context: tokens of prompt plus answer one request may have, at most what the model was trained for; memory is
             taken for ``slots * context``.
         threads: CPU threads; None = as many as there are free cores when it loads.
+
+    No text of a message is a control token: of those in the model's own vocabulary each is broken up by a space.
 
     Thread-safe. ``calls`` counts the requests seen, failed ones too. Copies are the engine itself. At temperature 0 a
     request gets the same answer whatever ran before it; beside others too with the 135M model, while larger ones can
@@ -82,6 +85,7 @@ class LlamaEngine:
         self._load_lock = threading.Lock()
         self._server: Any = None
         self._pid = 0
+        self._without_control = without_control(frozenset())
 
     def complete(self, request: Request) -> Response:
         """One answer; waits until it is there, Ctrl-C stops it. Raises lm15 errors."""
@@ -164,7 +168,8 @@ class LlamaEngine:
         validate_request(request)
         body = {**to_server(request), "stream": True, "stream_options": {"include_usage": True}}
         body["cache_prompt"] = not self._repeats(body)
-        server = self._loaded()
+        server, plain = self._loaded(), self._without_control
+        body["messages"] = [{**message, "content": plain(message["content"])} for message in body["messages"]]
         chunks: queue.SimpleQueue[Any] = queue.SimpleQueue()
         stopped = threading.Event()
 
@@ -209,7 +214,9 @@ class LlamaEngine:
                 _SERVERS_BEFORE_FORK.append(self._server)  # its threads are gone: destroying it would hang
                 self._server = None
             if self._server is None:
-                self._server, self._pid = _start(self), os.getpid()
+                server = _start(self)
+                self._without_control = without_control(control_tokens(self.path))
+                self._server, self._pid = server, os.getpid()
             return self._server
 
 
