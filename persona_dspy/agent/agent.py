@@ -187,8 +187,9 @@ class PersonaAgent(PersonalProgram):
         """The kind, and what the task says of it, unless somebody has changed the task's words."""
         before, self.kind = self.kind, kind
         if judged_by(kind) != judged_by(before):
-            told = with_task_told(self._declared, before)
-            if self.respond.signature.instructions == self.respond.predict.signature.instructions == told.instructions:
+            words = with_task_told(self._declared, before).instructions
+            asked: tuple[Any, Any] = self.respond.signature, self.respond.predict.signature
+            if all(signature.instructions == words for signature in asked):
                 self.respond = self.respond.asking(with_task_told(self._declared, kind))
 
     def _query(self, inputs: dict[str, Any]) -> str:

@@ -337,7 +337,7 @@ def _of_number(
     if scale is None and plain is int and numbers and not set(numbers) <= {0.0, 1.0}:
         return ResponseKind(name="label", annotation=annotation, grows=True)
     scale = (scale or Scale(low=1.0, high=5.0)).holding([n for n in (*numbers, low, high) if n is not None])
-    observed = {"annotation": annotation, "grows": True, "decided": bool(numbers)}
+    observed: dict[str, Any] = {"annotation": annotation, "grows": True, "decided": bool(numbers)}
     return ResponseKind(name="rating", low=scale.low, high=scale.high, **observed)
 
 

@@ -166,7 +166,7 @@ class LlamaEngine:
         with self._lock:
             self.calls += 1
         validate_request(request)
-        body = {**to_server(request), "stream": True, "stream_options": {"include_usage": True}}
+        body: dict[str, Any] = {**to_server(request), "stream": True, "stream_options": {"include_usage": True}}
         body["cache_prompt"] = not self._repeats(body)
         server, plain = self._loaded(), self._without_control
         body["messages"] = [{**message, "content": plain(message["content"])} for message in body["messages"]]
