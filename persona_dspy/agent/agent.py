@@ -167,13 +167,14 @@ class PersonaAgent(PersonalProgram):
     def _flow(self, inputs: dict[str, Any]) -> Steps[PersonaPrediction]:
         query, options = self._query(inputs), options_of(inputs)
         given = {n: v for n, v in inputs.items() if n != OPTIONS or n in self._declared.input_fields}
+        lm = self.own_lm()
         with self._answering(query) as answer:
-            with as_persona(answer.prompt, adapter=self.adapter, lm=self.own_lm()):
+            with as_persona(answer.prompt, adapter=self.adapter, lm=lm):
                 looked_up = yield Ask(self.act, {"query": query})
 
             def respond(shown: _Shown) -> Steps[dspy.Prediction]:
                 episodes, observations = shown
-                with as_persona(answer.prompt, turns=self._shown(episodes), adapter=self.adapter, lm=self.own_lm()):
+                with as_persona(answer.prompt, turns=self._shown(episodes), adapter=self.adapter, lm=lm):
                     arguments = {
                         "inputs": given, "options": options, "episodes": episodes, "observations": observations
                     }  # fmt: skip

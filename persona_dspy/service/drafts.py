@@ -15,6 +15,7 @@ __all__ = ["DraftKeeper"]
 
 _log = logging.getLogger(__name__)
 _WAITING = 10_000  # drafts of a process that the store has not taken yet
+_GATHER = 0.1  # seconds: drafts go into the store a handful at a time, not one thread's turn for each answer
 
 
 class DraftKeeper:
@@ -32,7 +33,7 @@ class DraftKeeper:
         self._waiting: OrderedDict[str, tuple[Interaction, UserState | None]] = OrderedDict()  # by trace id
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
-        self._closed = False
+        self._closed = threading.Event()
         self.lost = 0
 
     def add(self, draft: Interaction, state: UserState | None) -> None:
@@ -44,10 +45,11 @@ class DraftKeeper:
             if len(self._waiting) > _WAITING:
                 self._waiting.popitem(last=False)
                 self.lost += 1
-            if self._thread is None and not self._closed:
+            if self._thread is None and not self._closed.is_set():
                 self._thread = threading.Thread(target=self._work, daemon=True, name="draft-keeper")
                 self._thread.start()
-            self._changed.notify()
+            if len(self._waiting) == 1:
+                self._changed.notify()
 
     def find(self, user_id: str, trace_id: str) -> Interaction | None:
         """A draft that was given to the user, in any process; with what was said of it so far.
@@ -71,7 +73,7 @@ class DraftKeeper:
     def close(self, timeout: float | None = 5.0) -> None:
         """Writes what still waits, ``timeout`` seconds at most."""
         with self._changed:
-            self._closed = True
+            self._closed.set()
             self._changed.notify()
         if self._thread is not None:
             self._thread.join(timeout)
@@ -79,17 +81,17 @@ class DraftKeeper:
     def _work(self) -> None:
         while True:
             with self._changed:
-                while not self._waiting and not self._closed:
+                while not self._waiting and not self._closed.is_set():
                     self._changed.wait()
+            closed = self._closed.wait(_GATHER)
+            with self._changed:
                 batch = list(self._waiting.values())
-                closed = self._closed
             if not self._written(batch):
                 if closed:
                     self.lost += len(batch)
                     return
-                with self._changed:
-                    self._changed.wait(self._pause)
-                    continue
+                self._closed.wait(self._pause)
+                continue
             if closed and not self._waiting:
                 return
 

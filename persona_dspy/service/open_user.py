@@ -27,8 +27,13 @@ class UserReader:
         """The user's episodic memory; empty, and filled as interactions are kept, where the user is new."""
         return self.store.memory(user_id, retriever=self.retriever, may_be_new=True)
 
-    def read(self, user_id: str, known: UserState | None) -> tuple[UserState, Persona | None, StoredMemory] | None:
+    def read(
+        self, user_id: str, known: UserState | None, persona: Persona | None = None
+    ) -> tuple[UserState, Persona | None, StoredMemory] | None:
         """State, current persona (None = no version yet) and memory; None where ``known`` still holds.
+
+        Args:
+            persona: the one of ``known``: given back where only interactions were added.
 
         Raises:
             StoreError: the store cannot be read.
@@ -37,12 +42,17 @@ class UserReader:
             state = self.store.state(user_id)
             if state == known:
                 return None
-            try:
-                persona = persona_of(self.store, state)
-            except (UnknownUser, InputError):  # forgotten since the state was read
-                continue
+            if known is None or _version(known) != _version(state):
+                try:
+                    persona = persona_of(self.store, state)
+                except (UnknownUser, InputError):  # forgotten since the state was read
+                    continue
             return state, persona, self.memory(user_id)
         raise StoreError(f"user {user_id!r}: forgotten and back again and again while the persona was read")
+
+
+def _version(state: UserState) -> tuple[int, int | None, int | None]:
+    return state.life, state.uid, state.version
 
 
 def persona_of(store: Store, state: UserState) -> Persona | None:
@@ -149,7 +159,8 @@ class OpenUser:
             self._memory.put(before.amended(interaction.signal, interaction.response))
 
     def _update(self) -> None:
-        changed = self._reader.read(self.user_id, self.state)
+        has_version = self.state is not None and self.state.version is not None
+        changed = self._reader.read(self.user_id, self.state, self._persona if has_version else None)
         if changed is None:
             return
         state, persona, memory = changed
@@ -159,5 +170,5 @@ class OpenUser:
             self.first = Persona(user_id=self.user_id)  # what was given or learned is gone with the user's past
             vars(self.program).pop("alignment", None)
         self._persona, self._memory = persona or self.first, memory
-        if before is None or (before.life, before.version) != (state.life, state.version):
+        if before is None or _version(before) != _version(state):
             self._kind = ResponseKind.of(self._kind.annotation, (i.response for i in memory.interactions))

@@ -11,8 +11,7 @@ file together, ``move_to_end`` adds them again at the end and overwrites them wh
 from __future__ import annotations
 
 import secrets
-import sqlite3
-from collections.abc import Generator
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
@@ -50,6 +49,7 @@ _FIND = sa.select(users.c.uid).where(
     users.c.hash == sa.bindparam("is_hash"), users.c.user_id == sa.bindparam("is_user")
 )
 _LOCK = _FIND.with_for_update()
+_TIMES = sa.select(tombstones.c.times).where(tombstones.c.hash == sa.bindparam("mark"))
 _PARTITIONS = 16  # of PostgreSQL's large tables, by uid
 # SQLite: a row that is blank here was erased
 _ERASED_WHERE_BLANK = {
@@ -64,6 +64,10 @@ _ROWID = sa.literal_column("rowid")
 # SQLite: the uid of what is left of a row that lies elsewhere now; eight bytes as any uid: the row keeps its size
 _NOBODY = sa.literal_column(f"({-(2**62)} - rowid)")
 _IN_ORDER = {episodes: "uid, seq", vectors: "uid, hash, seq"}
+
+
+class _ConnectionLost(StoreError):
+    """The server has closed a connection that was open."""
 
 
 class Database:
@@ -102,6 +106,10 @@ class Database:
             event.listen(self.engine, "connect", _pragmas("FULL" if power_safe else "NORMAL", timeout))
             event.listen(self.engine, "begin", _begin)
         self._writer = self.engine.execution_options(write=True)
+        # of PostgreSQL: connections of their own for prepared reads, without a ping and a transaction around each
+        options |= {"pool_pre_ping": False, "pool_reset_on_return": None, "isolation_level": "AUTOCOMMIT"}
+        self._prepared_reads = self.engine if self.sqlite else sa.create_engine(parsed, **options)
+        self._prepared: dict[sa.Select[Any], tuple[str, dict[str, Any], Sequence[str] | None]] = {}
         try:
             self._migrate()
             with self.reading() as connection:
@@ -115,6 +123,27 @@ class Database:
         """A connection whose reads see committed data only."""
         with self._errors_explained(), self.engine.begin() as connection:
             yield connection
+
+    def rows(self, statement: sa.Select[Any], values: Mapping[str, Any]) -> list[Any]:
+        """The rows of one read of committed data, as tuples, in one round trip. For what each answer asks: without a
+        transaction and SQLAlchemy's part, which take eight times as long as such a read itself.
+
+        Args:
+            statement: a constant with named parameters: its text is kept.
+            values: of all its parameters, as the driver takes them.
+        """
+        if statement not in self._prepared:
+            compiled: Any = statement.compile(self.engine)
+            self._prepared[statement] = (str(compiled), compiled.params, getattr(compiled, "positiontup", None))
+        text, constants, places = self._prepared[statement]
+        named: Any = {**constants, **values}
+        given = named if places is None else [named[name] for name in places]
+        with self._errors_explained():
+            try:
+                return self._fetch(text, given)
+            except _ConnectionLost:  # a server that was restarted: all that were open are dead
+                self._prepared_reads.dispose()
+                return self._fetch(text, given)
 
     @contextmanager
     def writing(self) -> Generator[sa.Connection]:
@@ -153,8 +182,7 @@ class Database:
 
     def life(self, connection: sa.Connection, user_id: str) -> int:
         """How many times a user was forgotten."""
-        times = sa.select(tombstones.c.times).where(tombstones.c.hash == self.mark(user_id))
-        return connection.scalar(times) or 0
+        return connection.scalar(_TIMES, {"mark": self.mark(user_id)}) or 0
 
     def check_not_forgotten(self, connection: sa.Connection, user_id: str, since: UserState | None) -> None:
         """Raises UserForgotten where the user was forgotten after ``since`` was read. Inside ``writing()``, with the
@@ -256,6 +284,23 @@ class Database:
 
     def close(self) -> None:
         self.engine.dispose()
+        self._prepared_reads.dispose()
+
+    @property
+    def _driver_error(self) -> type[Exception]:
+        return self.engine.dialect.loaded_dbapi.Error
+
+    def _fetch(self, text: str, values: Any) -> list[Any]:
+        connection: Any = self._prepared_reads.raw_connection()
+        try:
+            return connection.dbapi_connection.execute(text, values).fetchall()
+        except self._driver_error as error:
+            if self._prepared_reads.dialect.is_disconnect(error, connection.dbapi_connection, None):  # type: ignore[arg-type]
+                connection.invalidate()
+                raise _ConnectionLost(str(error)) from error
+            raise
+        finally:
+            connection.close()
 
     def _migrate(self) -> None:
         with self.reading() as connection:
@@ -293,7 +338,11 @@ class Database:
     def _errors_explained(self) -> Generator[None]:
         try:
             yield
-        except (exc.DBAPIError, exc.TimeoutError, sqlite3.Error) as error:  # sqlite3's own: from the pragmas
+        except (
+            exc.DBAPIError,
+            exc.TimeoutError,
+            self._driver_error,
+        ) as error:  # the driver's own: read past SQLAlchemy
             reason = str(getattr(error, "orig", None) or error).strip()
             raise StoreError(f"store {self.name!r}: {reason}{_advice(reason, self.sqlite)}") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -15,6 +16,17 @@ from persona_dspy.store.tables import digest, drafts
 __all__ = ["DraftTable"]
 
 _LEAST = 512  # bytes of a row's text; larger ones are twice, four times, ... as large
+# built once: making a statement costs as much as running it
+_OWN = drafts.c.uid == sa.bindparam("is_uid")
+_COUNT = sa.select(sa.func.count(), sa.func.max(drafts.c.seq)).where(_OWN)
+_AMONG = sa.select(drafts.c.hash).where(_OWN, drafts.c.hash.in_(sa.bindparam("hashes", expanding=True)))
+_OLDEST = (
+    sa.select(drafts.c.seq, sa.func.length(sa.cast(drafts.c.body, sa.LargeBinary)))
+    .where(_OWN)
+    .order_by(drafts.c.seq)
+    .limit(1)
+)
+_NEW = drafts.insert()
 _FIRST = 2**62  # from here on every number takes the same room, so that rows can be overwritten in place
 
 
@@ -45,19 +57,17 @@ class DraftTable:
             return
         with self._database.writing() as connection:
             uid = self._database.claim(connection, user_id, since)
-            own = drafts.c.uid == uid
-            size = sa.func.length(sa.cast(drafts.c.body, sa.LargeBinary))
-            kept = sa.select(drafts.c.seq, size).where(own, sa.func.trim(drafts.c.body) != "").order_by(drafts.c.seq)
-            rows = [(seq, room) for seq, room in connection.execute(kept)]
-            seq = max((seq for seq, _ in rows), default=_FIRST)
-            stored = sa.select(drafts.c.hash).where(own, drafts.c.hash.in_([digest(key) for key in bodies]))
-            hashes = {bytes(one) for one in connection.scalars(stored)}
+            count, last = connection.execute(_COUNT, {"is_uid": uid}).one()
+            asked = {"is_uid": uid, "hashes": [digest(key) for key in bodies]}
+            hashes = {bytes(hashed) for hashed in connection.scalars(_AMONG, asked)}
+            seq = _FIRST if last is None else last
             for key, body in bodies.items():
                 if digest(key) in hashes:
                     continue
                 seq += 1
-                oldest = rows.pop(0) if len(rows) >= most else None
-                rows.append((seq, self._place(connection, uid, oldest, (seq, digest(key), body))))
+                oldest = connection.execute(_OLDEST, {"is_uid": uid}).one() if count >= most else None
+                self._place(connection, uid, oldest, (seq, digest(key), body))
+                count += oldest is None
 
     def draft(self, user_id: str, trace_id: str) -> Interaction | None:
         """The draft of that trace; None where the user was given none, or it is no longer kept."""
@@ -67,11 +77,9 @@ class DraftTable:
             body = None if uid is None else connection.scalar(sa.select(drafts.c.body).where(where))
         return interactions_of(user_id, [(trace_id, body)])[0] if body and body.strip() else None
 
-    def _place(
-        self, connection: sa.Connection, uid: int, oldest: tuple[int, int] | None, row: tuple[int, bytes, str]
-    ) -> int:
-        """Writes a row, over the oldest where it has the room: SQLite overwrites in place what keeps its size, so that
-        the file does not grow with each answer. Returns the room that the row has, in bytes."""
+    def _place(self, connection: sa.Connection, uid: int, oldest: Any, row: tuple[int, bytes, str]) -> None:
+        """Writes a row, over the oldest (its seq, and its room in bytes) where that has the room: SQLite overwrites in
+        place what keeps its size, so that the file does not grow with each answer."""
         seq, hashed, body = row
         length, room = len(body.encode()), _LEAST
         while room < length:
@@ -82,7 +90,6 @@ class DraftTable:
             if oldest[1] >= room:
                 padded = body + " " * (oldest[1] - length)
                 connection.execute(drafts.update().where(there).values(body=padded, **values))
-                return oldest[1]
+                return
             self._database.erase(connection, drafts, there, free=True)
-        connection.execute(drafts.insert(), {"uid": uid, "body": body + " " * (room - length), **values})
-        return room
+        connection.execute(_NEW, {"uid": uid, "body": body + " " * (room - length), **values})

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import sqlalchemy as sa
@@ -17,7 +17,7 @@ from persona_dspy.core import Interaction, answered, in_time_order
 from persona_dspy.errors import InputError
 from persona_dspy.store.database import Database
 from persona_dspy.store.rows import Observed, UserState, body_of, checked_key, interactions_of
-from persona_dspy.store.tables import digest, due, episodes, vectors
+from persona_dspy.store.tables import digest, due, episodes, users, vectors
 
 if TYPE_CHECKING:
     from persona_dspy.memory import Dense, Handles, Recency, Retriever, StoredMemory
@@ -33,6 +33,13 @@ _LAST = sa.select(sa.func.max(episodes.c.seq)).where(_OWN)
 _FROM = (
     sa.select(episodes.c.id, episodes.c.body, episodes.c.seq)
     .where(_OWN, episodes.c.seq >= sa.bindparam("is_seq"))
+    .order_by(episodes.c.seq)
+)
+_OWN_FROM = (
+    sa.select(episodes.c.id, episodes.c.body, episodes.c.seq, users.c.uid)
+    .select_from(users)
+    .outerjoin(episodes, (episodes.c.uid == users.c.uid) & (episodes.c.seq >= sa.bindparam("is_seq")))
+    .where(users.c.hash == sa.bindparam("is_hash"), users.c.user_id == sa.bindparam("is_user"))
     .order_by(episodes.c.seq)
 )
 _AMONG = sa.select(episodes.c.seq, episodes.c.id, episodes.c.body).where(
@@ -276,18 +283,24 @@ class EpisodeTable:
     def _sync(self, user_id: str, memory: StoredMemory) -> bool:
         """Bring a memory up to the store; False, and the memory empty, where the user is unknown."""
         with memory.syncing:
-            with self._database.reading() as connection:
-                uid = self._database.uid(connection, user_id)
-                if memory.uid not in (None, uid):  # forgotten since, perhaps come back
-                    memory.clear()
-                    memory.next_seq = 0
-                new, seq = ([], 0) if uid is None else self._read(connection, user_id, uid, memory.next_seq)
+            uid, rows = self._rows_from(user_id, memory.next_seq)
+            if memory.uid not in (None, uid):  # forgotten since, perhaps come back
+                memory.clear()
+                uid, rows = self._rows_from(user_id, 0)
+                memory.next_seq = 0
+            new, seq = interactions_of(user_id, rows), rows[-1][2] + 1 if rows else memory.next_seq
             amended = [i for i in new if memory.get(i.id) is not None]
             memory.extend([i for i in new if i not in amended] if amended else new)
             for interaction in amended:
                 memory.put(interaction)
-            memory.uid, memory.next_seq = uid, seq
+            memory.uid, memory.next_seq = uid, 0 if uid is None else seq
             return uid is not None
+
+    def _rows_from(self, user_id: str, seq: int) -> tuple[int | None, list[Any]]:
+        """The user's number, None = unknown, and (id, body, seq) of the interactions from ``seq`` on."""
+        names = {"is_hash": digest(user_id), "is_user": user_id, "is_seq": seq}
+        rows = self._database.rows(_OWN_FROM, names)
+        return (rows[0][3] if rows else None), [row for row in rows if row[2] is not None]
 
     def _cluster(self, connection: sa.Connection, uid: int, start: int, stop: int) -> None:
         """Episodes that came one by one, between those of other users, lie all over a SQLite file, and a load would

@@ -45,15 +45,14 @@ class LeaseTable:
             StoreError: the store cannot be read, or a newer version has upgraded its tables since it was opened.
         """
         names = {"mark": self._database.mark(user_id), "is_hash": digest(user_id), "is_user": user_id}
-        with self._database.reading() as connection:
-            row = connection.execute(_STATE, names).one()
-        if row.schema != len(MIGRATIONS):
+        ((times, uid, version, last, schema_now),) = self._database.rows(_STATE, names)
+        if schema_now != len(MIGRATIONS):
             raise StoreError(
-                f"store {self._database.name!r} has schema {row.schema} now: expected {len(MIGRATIONS)}, a newer "
+                f"store {self._database.name!r} has schema {schema_now} now: expected {len(MIGRATIONS)}, a newer "
                 "version upgraded it; restart this process with that version: pip install --upgrade persona-dspy"
             )
-        last = -1 if row.last is None else row.last
-        return UserState(user_id=user_id, life=row.times or 0, uid=row.uid, version=row.version, next_seq=last + 1)
+        last = -1 if last is None else last
+        return UserState(user_id=user_id, life=times or 0, uid=uid, version=version, next_seq=last + 1)
 
     def due_users(self, at_least: int, *, limit: int = 256) -> list[DueUser]:
         """Users with so many observed interactions since their last alignment, those with the most first."""

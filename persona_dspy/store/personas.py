@@ -13,9 +13,24 @@ from persona_dspy.errors import InputError, VersionConflict
 from persona_dspy.store.database import Database
 from persona_dspy.store.leases import return_lease
 from persona_dspy.store.rows import Lease, StoredPersona, UserState, checked_key, document_of, to_json
-from persona_dspy.store.tables import current, versions
+from persona_dspy.store.tables import current, digest, users, versions
 
 __all__ = ["PersonaTable"]
+
+_VERSION = (
+    sa.select(
+        versions.c.version,
+        versions.c.parent,
+        versions.c.created,
+        versions.c.document,
+        versions.c.alignment,
+        current.c.version,
+    )
+    .join(users, users.c.uid == versions.c.uid)
+    .outerjoin(current, current.c.uid == versions.c.uid)
+    .where(users.c.hash == sa.bindparam("is_hash"), users.c.user_id == sa.bindparam("is_user"))
+    .where(versions.c.version == sa.bindparam("is_version"))
+)
 
 
 class PersonaTable:
@@ -142,13 +157,19 @@ class PersonaTable:
             UnknownUser: nothing is kept of that user.
             InputError: there is no such version.
         """
-        with self._database.reading() as connection:
-            uid = self._database.require_uid(connection, user_id)
-            stored = self._version(connection, user_id, uid, version)
-            if stored is None:
-                numbers = [v.version for v in self._versions(connection, user_id, uid)]
-                raise InputError(f"version {version!r} of {user_id!r}: expected one of {numbers}")
-            return stored
+        names = {"is_hash": digest(user_id), "is_user": user_id, "is_version": version}
+        for number, parent, created, document, alignment, pointed in self._database.rows(_VERSION, names):
+            return StoredPersona(
+                user_id=user_id,
+                version=number,
+                parent=parent,
+                created=created,
+                text=document,
+                alignment_text=alignment,
+                current=pointed == number,
+            )
+        numbers = [one.version for one in self.versions(user_id)]
+        raise InputError(f"version {version!r} of {user_id!r}: expected one of {numbers}")
 
     def rollback(self, user_id: str, version: int | None = None) -> StoredPersona:
         """Move the pointer to ``version``, by default to the current one's parent. No version is lost.
