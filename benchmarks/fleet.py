@@ -36,6 +36,7 @@ os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 
 import dspy
 import httpx
+import psutil
 
 from benchmarks.latency_server import Server
 from optimizers import PersonaAlignment
@@ -367,32 +368,44 @@ def resume(users: int) -> None:
 
 
 def streamed(users: int) -> None:
-    """A fleet that is killed twice and resumed: what it finds again, and how fast."""
+    """A fleet that is killed twice and resumed: what it finds again, how fast, and how large its process is."""
     print(f"\n## {users:,} users in one run, killed after a third and after two thirds, resumed; SQLite store")
     with tempfile.TemporaryDirectory() as path:
         done, first = 0, 0.0
+        looks = {100, 1000, *range(10_000, users, 10_000)}
         for stop_at in (users // 3, 2 * users // 3, users):
-            began = time.perf_counter()
+            began, before = time.perf_counter(), done
             command = [sys.executable, "-W", "ignore", "-m", "benchmarks.fleet", "--child", "streamed"]
             command += ["--users", str(users), "--run", path]
+            sizes: dict[int, float] = {}
             with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
                 assert child.stdout is not None
+                process = psutil.Process(child.pid)
                 for n, _ in enumerate(child.stdout):
                     first = first if n else time.perf_counter() - began
                     done += 1
+                    if done - before in looks or done == stop_at < users:
+                        sizes[done - before] = process.memory_info().rss / 2**20
                     if done == stop_at < users:
                         child.kill()
                         break
             finished = fleet_status(Path(path) / "p")["users"]["done"]
             seconds = time.perf_counter() - began
+            resident = ", ".join(f"{mb:.0f} MB after {n:,}" for n, mb in sizes.items())
             print(
-                f"{finished:,} users finished after {seconds:.1f} s; the first result of this run after {first:.1f} s"
+                f"{finished:,} users finished after {seconds:.1f} s; the first result of this run after {first:.1f} s; "
+                f"resident {resident}",
+                flush=True,
             )
         assert finished == users == len(list((Path(path) / "p").glob("*.json"))), "a user is missing"
-        sizes = {file.name: file.stat().st_size / 2**20 for file in Path(path).glob("s.db*")}
+        with Store.open(f"{path}/s.db") as store:
+            kept = [len(store.versions(user)) for user in store.users()]
+        assert len(kept) == users, "a user is missing in the store"
+        store_mb = sum(file.stat().st_size for file in Path(path).glob("s.db*")) / 2**20
         journal = sum(f.stat().st_size for f in (Path(path) / ".p.fleet").rglob("*") if f.is_file()) / 2**20
         persona = sum(f.stat().st_size for f in (Path(path) / "p").glob("*.json")) / 2**20
-        print(f"on disk: personas {persona:.1f} MB, journal {journal:.1f} MB, store {sum(sizes.values()):.1f} MB")
+        print(f"on disk: personas {persona:.1f} MB, journal {journal:.1f} MB, store {store_mb:.1f} MB")
+        print(f"in the store: {len(kept):,} users, {sum(n > 1 for n in kept):,} with more than one version")
 
 
 def streamed_child(users: int, path: str) -> None:

@@ -126,8 +126,8 @@ async def asked(url: str, headers: dict[str, str], requests: int, flying: int, u
     return seconds
 
 
-def proxied(folder: Path, users: int, blocks: int, flying: int) -> dict[str, list[float]]:
-    """Seconds of requests direct and through the proxy."""
+def proxied(folder: Path, users: int, blocks: int, flying: int) -> tuple[dict[str, list[float]], float]:
+    """Seconds of requests direct and through the proxy; CPU milliseconds of the proxy a request."""
     port, provider = free_port(), Server(latency=0.2)
     code = "import sys; from persona_dspy.cli import main; main(sys.argv[1:])"
     words = [
@@ -151,11 +151,16 @@ def proxied(folder: Path, users: int, blocks: int, flying: int) -> dict[str, lis
         headers = {"X-Persona-Token": TOKEN}
         urls = {"direct": provider.url, "proxy": f"http://127.0.0.1:{port}/v1"}
         seconds: dict[str, list[float]] = {name: [] for name in urls}
+        process, used = psutil.Process(proxy.pid), 0.0
         for block in range(blocks + 1):  # the first warms up
             for name, url in urls.items():
+                before = process.cpu_times()
                 found = asyncio.run(asked(url, headers, flying * 6, flying, users))
-                seconds[name] += found if block else []
-        return seconds
+                after = process.cpu_times()
+                if block:
+                    seconds[name] += found
+                    used += after.user - before.user + after.system - before.system
+        return seconds, used * 1000 / len(seconds["proxy"])
     finally:
         proxy.terminate()
         proxy.wait(60)
@@ -192,9 +197,11 @@ def proxy_table(words: argparse.Namespace, folder: Path) -> Iterator[str]:
         if next(store.users(), None) is None:
             fill(store, words.users)
     yield "| way | requests | median ms | p99 ms |\n|---|---|---|---|"
-    for name, found in proxied(folder, words.users, words.blocks, words.flying).items():
+    seconds, cpu = proxied(folder, words.users, words.proxy_blocks, words.flying)
+    for name, found in seconds.items():
         cuts = statistics.quantiles(found, n=100)
         yield f"| {name} | {len(found):,} | {cuts[49] * 1000:.1f} | {cuts[98] * 1000:.1f} |"
+    yield f"\nCPU of the proxy's process a request: {cpu:.2f} ms."
 
 
 def main() -> None:
@@ -202,6 +209,7 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=10_000)
     parser.add_argument("--served", type=int, default=100_000)
     parser.add_argument("--blocks", type=int, default=40)
+    parser.add_argument("--proxy-blocks", type=int, default=8)
     parser.add_argument("--only", choices=["answers", "proxy", "memory"])
     parser.add_argument("--flying", type=int, default=64)
     parser.add_argument("--postgres", help="URL of an empty database")

@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import signal
 import tempfile
 import time
@@ -30,6 +31,7 @@ from persona_dspy.service import Pace, ServiceOptions
 from persona_dspy.store import Store
 from persona_dspy.testing import FakeLM
 
+_MARK = re.compile(r"mark-\d+-\d+-of-user-\d+-")
 EVERY = 3
 PACE = Pace(poll=0.1, lease=1.0, retry=0.2)
 
@@ -244,13 +246,13 @@ def check(url: str, folder: Path, plan: Plan, observed: Observed) -> dict[str, A
     forgotten = {
         mark for user, began in observed.every_forgetting for mark, when in observed.done[user].items() if when < began
     }
-    text = " ".join(texts)
-    there = [mark for mark in forgotten if mark in text]
+    there = set(_MARK.findall(" ".join(texts)))
     if url.startswith("sqlite"):  # what PostgreSQL keeps until VACUUM is its own
         files = [file for file in folder.rglob("*") if file.is_file() and file.name != "paid"]
-        content = b" ".join(file.read_bytes() for file in files)
-        there += [mark for mark in forgotten if mark.encode() in content]
-    assert not there, there[:5]
+        for file in files:
+            there.update(_MARK.findall(file.read_bytes().decode("latin-1")))
+    assert not there & forgotten, sorted(there & forgotten)[:5]
+    assert there, "marks are found where they are"
     paid = len((folder / "paid").read_text().splitlines())
     begun = sum(map(len, observed.begun.values()))
     most = begun // EVERY + observed.events["kill"] * 2  # one that had begun in it, one that waited

@@ -33,6 +33,17 @@ def test_the_state_of_a_user_is_one_read(store, monkeypatch):
     assert len(statements) == 1 and statements[0].lstrip().startswith("SELECT")
 
 
+def test_a_read_survives_that_the_server_closed_its_connections(store, url):
+    if url.startswith("sqlite"):
+        pytest.skip("SQLite has no server")
+    store.add_episodes("u1", [one(1)])
+    assert store.state("u1").next_seq == 1
+    others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
+    with store._database.reading() as connection:
+        connection.execute(sa.text(f"{others} AND pid <> pg_backend_pid()"))
+    assert store.state("u1").next_seq == 1
+
+
 def test_observed_interactions_wait_for_an_alignment(store, url):
     assert store.observe("u1", [one(1)]).due == 1
     again = store.observe("u1", [one(1), one(2)])

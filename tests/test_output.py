@@ -38,10 +38,30 @@ def test_the_bar_of_a_fleet_is_whole_in_80_columns(monkeypatch):
     from persona_dspy.lm import Ledger
 
     monkeypatch.setenv("COLUMNS", "80")
-    view = View(6, Ledger())
+    view = View(6, Ledger(), unpriced=("openai/ours",))
     monkeypatch.setattr(view, "numbers", lambda: {"calls_per_second": 0.36, "usd": 1.2, "eta_seconds": 713})
     view.event({"user_id": "somebody-with-a-long-name", "event": "simulated"})
     shown = Console(width=80, file=io.StringIO())
     shown.print(view._bar.get_renderable())
     text = shown.file.getvalue()
-    assert "0.4 calls/s, $1.20, about 12 min left" in text and "…" not in text
+    assert "0.4 calls/s, $1.20+, about 12 min left" in text and "…" not in text
+
+
+def test_a_fleet_says_what_was_spent_and_whose_price_is_not_known(capsys):
+    from pathlib import Path
+
+    from persona_dspy.cli.progress import View
+    from persona_dspy.core import Usage
+    from persona_dspy.lm import Ledger
+
+    ledger = Ledger()
+    ledger.add("respond", Usage(calls=1200, input_tokens=9000, usd=1.2))
+    ledger.add("act", Usage(calls=34))
+    View(1, ledger, "quiet", unpriced=("openai/ours",)).close(Path("out"), "")
+    told = capsys.readouterr().out
+    assert "spent in 1,234 calls, 9,000 tokens: 1.20 US dollars, and more: the price of 'openai/ours' is not" in told
+    assert View(1, ledger, unpriced=("openai/ours",)).numbers()["unpriced"] == ["openai/ours"]
+    free = Ledger()
+    free.add("respond", Usage(calls=1))
+    View(1, free, "quiet").close(Path("out"), "")
+    assert "spent" not in capsys.readouterr().out

@@ -290,13 +290,13 @@ def _compile(
     from persona_dspy.cli.sources import ingested
     from persona_dspy.data import task_text
     from persona_dspy.fleet import FleetFolder, compile_users
-    from persona_dspy.lm import Ledger, check_lm, check_price, steady_lm
+    from persona_dspy.lm import Ledger, check_lm, check_price, steady_lm, unpriced
     from persona_dspy.store import Store
 
-    model = steady_lm(lm, seed=options["seed"])
+    asked = [steady_lm(name, seed=options["seed"]) for name in (lm, options["reflection_lm"]) if name]
+    model, reflector = asked[0], asked[1] if options["reflection_lm"] else None
     budget, own = budgets
-    reflector = steady_lm(options["reflection_lm"], seed=options["seed"]) if options["reflection_lm"] else None
-    for used in (model, reflector) if reflector is not None else (model,):
+    for used in asked:
         check_price(used, budget.usd)
         check_lm(used)
     _say_if_replayed(lm)
@@ -309,7 +309,7 @@ def _compile(
         source.ingest(opened)
         tracker.begin(params)
         folder.begin(params)
-        view = View(options["total"], ledger, options["progress"], as_json=options["json"])
+        view = View(options["total"], ledger, options["progress"], as_json=options["json"], unpriced=unpriced(asked))
         optimizer = _optimizer(options, own, view, reflector)
         view.expected = source.calls(optimizer)
         state, ended = "interrupted", "KILLED"

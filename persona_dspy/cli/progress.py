@@ -54,10 +54,20 @@ class View:
         ledger: the fleet's account.
         mode: ``bar`` on a terminal, ``lines`` = JSON lines on standard error, ``quiet`` = the final table only.
         as_json: standard output gets a JSON line for each user and a last one for all, instead of the table.
+        unpriced: names of the models that are asked and whose price is not known.
     """
 
-    def __init__(self, total: int, ledger: Ledger, mode: Progress = "bar", *, as_json: bool = False) -> None:
+    def __init__(
+        self,
+        total: int,
+        ledger: Ledger,
+        mode: Progress = "bar",
+        *,
+        as_json: bool = False,
+        unpriced: tuple[str, ...] = (),
+    ) -> None:
         self.total, self.ledger, self.mode = total, ledger, mode
+        self.unpriced = unpriced
         self.as_json, self.console = as_json, terminal(stderr=as_json)
         self.rows: list[tuple[str, ...]] = []
         self.failures: list[str] = []
@@ -92,7 +102,8 @@ class View:
         self._bar.stop()
 
     def numbers(self) -> dict[str, Any]:
-        """Counts and rates so far, JSON-safe. ``usd`` is None where no price is known."""
+        """Counts and rates so far, JSON-safe. ``usd`` is None where no price is known; what calls to the models in
+        ``unpriced`` cost is not in it."""
         usage, now = self.ledger.usage, time.monotonic()
         seconds = max(now - self._began, 1e-3)
         calls_per_second, tokens_per_second = self._rate.of(now, usage.calls, usage.input_tokens + usage.output_tokens)
@@ -105,6 +116,7 @@ class View:
             "calls": usage.calls,
             "tokens": usage.tokens,
             "usd": usage.usd,
+            "unpriced": list(self.unpriced),
             "calls_per_second": round(calls_per_second, 2),
             "tokens_per_second": round(tokens_per_second, 1),
             "seconds": round(seconds, 1),
@@ -135,7 +147,7 @@ class View:
 
     def _rates(self) -> str:
         n = self.numbers()
-        cost = f", ${n['usd']:.2f}" if n["usd"] is not None else ""
+        cost = f", ${n['usd']:.2f}{'+' if self.unpriced else ''}" if n["usd"] is not None else ""
         bad = f", {self.failed} failed" if self.failed else ""
         left = "" if n["eta_seconds"] is None else f", about {_duration(n['eta_seconds'])} left"
         tokens = f", {n['tokens_per_second']:,.0f} tokens/s" if self._wide else ""
@@ -145,6 +157,14 @@ class View:
         self._told = time.monotonic()
         sys.stderr.write(printable(json.dumps(line, ensure_ascii=False)) + "\n")
         sys.stderr.flush()
+
+    def _spent(self) -> str:
+        """What this run cost, where that is known; and what of it is not. Empty for models that cost nothing."""
+        usage, names = self.ledger.usage, " and ".join(map(repr, self.unpriced))
+        known = f"{usage.usd:.2f} US dollars" if usage.usd is not None else ""
+        unknown = f"the price of {names} is not known, so its calls are not counted in dollars" if names else ""
+        money = ", and more: ".join(part for part in (known, unknown) if part)
+        return f"spent in {usage.calls:,} calls, {usage.tokens:,} tokens: {money}" if money and usage.calls else ""
 
     def skip(self) -> None:
         """A user was finished by an earlier run."""
@@ -214,6 +234,8 @@ class View:
             self.console.print(f"{self.stopped} users were stopped; to go on, add --resume (and raise the budget)")
         if where:
             self.console.print(f"see the runs: {where}", highlight=False, soft_wrap=True)
+        if spent := self._spent():
+            self.console.print(spent, highlight=False, soft_wrap=True)
         same, rest = self.judged - self.better - self.worse, self.made - self.judged
         told = f"{self.better} users better, {same} same, {self.worse} worse than without a persona"
         told += f", {rest} with too few interactions to tell" if rest else ""

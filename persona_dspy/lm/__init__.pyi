@@ -38,6 +38,7 @@ from .pace import set_turns as set_turns
 from .prices import Estimate as Estimate
 from .prices import check_price as check_price
 from .prices import known_price as known_price
+from .prices import unpriced as unpriced
 from .rehearsal import rehearsal_lm as rehearsal_lm
 from .replayed import replayed_lm as replayed_lm
 from .sizes import Sizes as Sizes

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from persona_dspy.core import Usage
 from persona_dspy.errors import InputError
 
-__all__ = ["Estimate", "check_price", "known_price"]
+__all__ = ["Estimate", "check_price", "known_price", "unpriced"]
 
 
 def known_price(lm: Any, input_tokens: float, output_tokens: float) -> float | None:
@@ -36,6 +37,20 @@ def check_price(lm: Any, usd: float | None) -> None:
             f"budget of {usd:g} US dollars: the price of lm {getattr(lm, 'model', lm)!r} is not known; expected a bound"
             " that can be counted, type: --budget-tokens 1000000 or --budget-calls 1000 (Budget(tokens=...))"
         )
+
+
+def unpriced(lms: Iterable[Any]) -> tuple[str, ...]:
+    """Names of the models whose calls may cost money that nobody counts: they are asked over a network, and DSPy knows
+    no price of theirs. Each once, in order.
+
+    Example:
+        >>> import dspy
+        >>> unpriced([dspy.LM("openai/gpt-4o-mini"), dspy.LM("openai/ours", api_base="http://127.0.0.1:8000/v1")])
+        ('openai/ours',)
+    """
+    return tuple(
+        dict.fromkeys(lm.model for lm in lms if isinstance(getattr(lm, "engine", None), str) and _prices(lm) is None)
+    )
 
 
 def _prices(lm: Any) -> tuple[float, float] | None:

@@ -106,10 +106,11 @@ class Database:
             event.listen(self.engine, "connect", _pragmas("FULL" if power_safe else "NORMAL", timeout))
             event.listen(self.engine, "begin", _begin)
         self._writer = self.engine.execution_options(write=True)
-        # of PostgreSQL: connections of their own for prepared reads, without a ping and a transaction around each
+        # of PostgreSQL: a few connections of their own for prepared reads, without a ping and a transaction around each
         options |= {"pool_pre_ping": False, "pool_reset_on_return": None, "isolation_level": "AUTOCOMMIT"}
+        options |= {"max_overflow": 8}
         self._prepared_reads = self.engine if self.sqlite else sa.create_engine(parsed, **options)
-        self._prepared: dict[sa.Select[Any], tuple[str, dict[str, Any], Sequence[str] | None]] = {}
+        self._prepared: dict[sa.ClauseElement, tuple[str, dict[str, Any], Sequence[str] | None]] = {}
         try:
             self._migrate()
             with self.reading() as connection:
@@ -124,7 +125,7 @@ class Database:
         with self._errors_explained(), self.engine.begin() as connection:
             yield connection
 
-    def rows(self, statement: sa.Select[Any], values: Mapping[str, Any]) -> list[Any]:
+    def rows(self, statement: sa.ClauseElement, values: Mapping[str, Any]) -> list[Any]:
         """The rows of one read of committed data, as tuples, in one round trip. For what each answer asks: without a
         transaction and SQLAlchemy's part, which take eight times as long as such a read itself.
 
