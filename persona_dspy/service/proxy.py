@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -23,6 +23,7 @@ from persona_dspy.service.chat import parse_body, query_of, user_of, with_person
 from persona_dspy.service.metrics import Metrics
 from persona_dspy.service.personas import Personas
 from persona_dspy.service.tokens import allowed, checked_token
+from persona_dspy.service.upstream import Upstream
 from persona_dspy.store import checked_key
 
 __all__ = ["ProxyOptions", "proxy_app"]
@@ -102,15 +103,12 @@ class _Proxy:
         transport: httpx.AsyncBaseTransport | None,
     ) -> None:
         self.personas, self._token, self.options, self.metrics = personas, token, options, metrics
-        self._transport = transport
-        self._client: httpx.AsyncClient | None = None
-        self._url = options.upstream.rstrip("/") + "/chat/completions"
+        url = options.upstream.rstrip("/") + "/chat/completions"
+        self._upstream = Upstream(url, timeout=options.timeout, transport=transport)
 
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncGenerator[None]:
-        limits = httpx.Limits(max_connections=1000, max_keepalive_connections=200)
-        timeout = httpx.Timeout(self.options.timeout, connect=10.0)
-        async with httpx.AsyncClient(transport=self._transport, limits=limits, timeout=timeout) as self._client:
+        async with self._upstream:
             yield
         await self.personas.aclose(timeout=self.options.shutdown)
 
@@ -221,14 +219,12 @@ class _Proxy:
         return with_persona(body, prompt, episodes), persona.version
 
     async def _passed_on(self, request: Request, body: dict[str, Any], version: int) -> Response:
-        assert self._client is not None  # the lifespan has begun
         headers = {name: request.headers[name] for name in _FORWARDED if name in request.headers}
         headers |= {"content-type": "application/json", "accept-encoding": "identity"}
         content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
-        asked = self._client.build_request("POST", self._url, content=content, headers=headers)
         began = time.monotonic()
         try:
-            answer = await self._client.send(asked, stream=True)
+            answer, chunks = await self._upstream.send(content, headers)
         except httpx.TimeoutException:
             raise HTTPException(504, f"the upstream did not answer in {self.options.timeout:g} s") from None
         except httpx.TransportError as failure:
@@ -236,16 +232,7 @@ class _Proxy:
         self.metrics.first_byte.observe(time.monotonic() - began)
         returned = {k: v for k, v in answer.headers.items() if k in _RETURNED or k.startswith(_RETURNED_PREFIX)}
         returned["x-persona-version"] = str(version)
-        return StreamingResponse(_chunks(answer), status_code=answer.status_code, headers=returned)
-
-
-async def _chunks(answer: httpx.Response) -> AsyncIterator[bytes]:
-    """Each piece as the upstream sent it; its connection is closed when the caller goes away."""
-    try:
-        async for chunk in answer.aiter_raw():
-            yield chunk
-    finally:
-        await answer.aclose()
+        return StreamingResponse(chunks, status_code=answer.status_code, headers=returned)
 
 
 def _only(request: Request, name: str) -> str | None:
