@@ -53,7 +53,7 @@ def attempt_of(interaction: Interaction, kind: ResponseKind) -> Simulated | None
     return Simulated(
         interaction_id=interaction.id,
         query=interaction.query,
-        answer=draft,
+        answer=kind.beside(draft, interaction.response),
         gold=interaction.response,
         score=score,
         said=f"the user's own words: {_words(signal)}" if signal.comment else "",

@@ -88,7 +88,7 @@ class Run:
         judge = PairJudge(program.kind, spoken, self.reflecting)
         self.judge = None if options.metric is not None or is_small(self._reflector()) else judge
         held = [e for split in splits for e in split.held]
-        texts = [str(e.get(program.response_field, "")) for e in held if program.kind.name == "text"]
+        texts = [answer_text(e.get(program.response_field, "")) for e in held if program.kind.name == "text"]
         self.secrets = frozenset(text.strip() for text in texts) - {""}
         self.rounds = [self._round(split) for split in splits]
         self.tried: list[Tried] = []

@@ -136,7 +136,7 @@ class Simulator:
         attempt = attempt_of(interaction, self.program.kind) if interaction else None
         if attempt is None or self.metric is None or not attempt.gold:
             return attempt and replace(attempt, context=_context(self.program, example))
-        prediction = dspy.Prediction(**{self.program.response_field: self.program.kind.typed(attempt.answer)})
+        prediction = dspy.Prediction(**self.program.response_values(attempt.answer))
         score, said = score_of(self.metric, self.program.kind, example, prediction, self.program.response_field)
         return replace(attempt, score=score, said=attempt.said or said, context=_context(self.program, example))
 

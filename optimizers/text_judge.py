@@ -137,7 +137,7 @@ class PairJudge:
     def needed(self, example: dspy.Example) -> bool:
         """Whether no score of its own tells how good an answer to this example is."""
         signal = example.get("signal")
-        return self._kind.name == "text" or (signal is not None and signal.approval is None)
+        return self._kind.needs_judge or (signal is not None and signal.approval is None)
 
     def __call__(self, drafts: Sequence[Simulated], references: Sequence[Simulated]) -> list[float]:
         """As ``TextJudge``, with the user's latest comments as what was said elsewhere."""

@@ -106,8 +106,8 @@ def _with_signal(program: PersonalProgram, item: Any) -> Any:
     """An example with what the user said of a draft, as the interaction that it is; anything else as it is."""
     if isinstance(item, Interaction) or not isinstance(item, dspy.Example | Mapping):
         return item
-    fields: dict[str, Any] = dict(item)  # type: ignore[reportUnknownArgumentType]
-    own = {program.query_field, program.response_field, *program.inputs_taken()}
+    fields: dict[str, Any] = dict(program.gathered(item))
+    own = {program.query_field, program.response_field, *program.response_fields, *program.inputs_taken()}
     said = {name: fields[name] for name in SIGNAL_FIELDS if name not in own and fields.get(name) is not None}
     if not said or "interaction_id" in fields or fields.get(program.query_field) is None:
         return item
@@ -128,11 +128,15 @@ def _example(program: PersonalProgram, item: Any) -> dspy.Example:
         if item.user_id != program.user_id:
             raise InputError(f"trainset with an interaction of {item.user_id!r}: expected user {program.user_id!r}")
         return dspy.Example(program.example(item), time=item.time).with_inputs(*program.example(item).inputs().keys())
+    if isinstance(item, dspy.Example | Mapping):
+        item = program.gathered(item)
     if isinstance(item, dspy.Example):
         return item
     if isinstance(item, Mapping):
         others: Sequence[str] = [
-            name for name in item if name not in (program.response_field, "interaction_id", "time")
+            name
+            for name in item
+            if name not in (program.response_field, *program.response_fields, "interaction_id", "time")
         ]
         return dspy.Example(**item).with_inputs(*others)
     raise InputError(

@@ -1,11 +1,13 @@
 import math
+import unicodedata
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score
 
-from persona_dspy.core import metrics
+from persona_dspy.core import Interaction, metrics
+from persona_dspy.data import get_task, infer_task
 from persona_dspy.errors import InputError
 
 LABELS = ("red", "green", "blue")
@@ -127,6 +129,42 @@ def test_equal_texts_score_1_in_every_script_and_others_less(text):
     if len(text.split()) > 1 or len(text) > 4:
         assert metrics.rougeL([text], [text]) == metrics.rouge1([text], [text]) == 1
         assert 0 < metrics.text_overlap(text, f"{text} {text[::-1]}") < 1
+    for score in (metrics.chrf, metrics.meteor):
+        assert score([text], [f" {text} "]) == 1, "equal texts"
+        assert score([text], ["zzz"]) == 0 == score([text], [""]) == score([""], [""])
+        assert score([text, text], [text, "zzz"]) == 0.5
+        if len(text) > 1:
+            assert 0 < score([text], [f"{text} {text[0]}"]) < 1
+
+
+@pytest.mark.parametrize(
+    ("text", "inflected"),
+    [
+        ("тихий фильм", "тихие фильмы"),
+        ("静かな映画", "静かだった映画"),
+        ("فيلم هادئ", "الفيلم الهادئ"),
+        ("好 👍👍", "好 👍👎"),
+    ],
+)
+def test_chrf_counts_a_word_in_another_form_in_part(text, inflected):
+    assert 0.2 < metrics.chrf([text], [inflected]) < 1
+    assert metrics.chrf([text], [text]) == metrics.chrf([unicodedata.normalize("NFD", text)], [text]) == 1
+
+
+def test_chrf_is_the_formula():
+    """Runs of 1 and 2 characters of "ab" and "abc": precision 2/3 and 1/2, recall 1 and 1; of longer ones none is
+    shared by both, so they do not count; means, then F with recall weighing twice."""
+    precision, recall = (2 / 3 + 1 / 2) / 2, 1
+    assert metrics.chrf(["ab"], ["abc"]) == pytest.approx(5 * precision * recall / (4 * precision + recall))
+
+
+def test_free_text_of_one_s_own_is_judged_by_chrf_and_lamp_s_by_rouge():
+    texts = ["Сегодня тихо.", "Завтра будет шумно, наверное.", "Где мой зонт?"]
+    past = [Interaction(user_id="u", query=f"q{n}", response=text) for n, text in enumerate(texts)]
+    task = infer_task(past)
+    assert task.metrics == ("chrf", "rouge1", "rougeL") and get_task("lamp-4").metrics == ("rouge1", "rougeL")
+    assert task.evaluate(texts, texts) == dict.fromkeys(task.metrics, 1.0)
+    assert task.official(texts, texts)["chrf"] == 1
 
 
 def test_words_of_any_script_count_each():

@@ -20,6 +20,7 @@ from persona_dspy.agent.prediction import PersonaPrediction
 from persona_dspy.agent.program import PersonalProgram
 from persona_dspy.agent.prompt import as_persona
 from persona_dspy.agent.recall import Recall
+from persona_dspy.agent.responses import joint_kind, joint_name
 from persona_dspy.agent.steering import Steering, narrowed
 from persona_dspy.agent.steps import Ask, Steps, adrive, drive, within_context
 from persona_dspy.agent.tool_rules import tool_rules
@@ -41,6 +42,8 @@ class PersonaAgent(PersonalProgram):
         history: the user's interactions (or an EpisodicMemory of them).
         persona: the user's persona; by default one of facts counted in the history.
         user_id: whose agent; by default that of persona or history.
+        fields: names of the query and of the responses, where the user answers further outputs beside the first, such
+            as ``("message", "label", "reply")``; see ``personalize``.
         recall_k: how many episodes are shown, 0 = none; by default as many as the LM's context has room for
             (``sizes.k``). An ``Act`` brings its own.
         actions: ``"fixed"`` recalls by the query itself, without an LM call; ``"plan"`` lets the LM choose tools and
@@ -73,6 +76,7 @@ class PersonaAgent(PersonalProgram):
         history: Iterable[Interaction | Mapping[str, Any]] | EpisodicMemory = (),
         persona: Persona | None = None,
         user_id: str | None = None,
+        fields: Sequence[str] | None = None,
         recall_k: int | None = None,
         actions: Policy | Act = "fixed",
         episodes_as: Literal["turns", "block"] = "turns",
@@ -88,11 +92,26 @@ class PersonaAgent(PersonalProgram):
         declared: Any = dspy.ensure_signature(signature)
         if not declared.input_fields or not declared.output_fields:
             raise InputError(f"signature {signature!r}: expected an input and an output, such as 'question -> answer'")
-        self.query_field = next(iter(declared.input_fields))
-        self.response_field, field = next(iter(declared.output_fields.items()))
-        self.kind = ResponseKind.of_field(field, [i.response for i in memory.interactions])
+        query, *responses = fields or (next(iter(declared.input_fields)), next(iter(declared.output_fields)))
+        first, all_fields = (
+            next(iter(declared.output_fields)),
+            (next(iter(declared.input_fields)), *declared.output_fields),
+        )
+        outputs = all(name in declared.output_fields for name in responses) and len(set(responses)) == len(responses)
+        if query not in declared.input_fields or not outputs or responses[:1] != [first]:
+            raise InputError(
+                f"fields {fields!r} of {declared.signature!r}: expected an input, the first output {first!r}, and any "
+                f"other outputs, each once, such as fields={all_fields!r}"
+            )
+        self.query_field, self.response_field = query, joint_name(responses)
+        self.kind = joint_kind(
+            {name: declared.output_fields[name] for name in responses}, [i.response for i in memory.interactions]
+        )
+        field = declared.output_fields[responses[0]]
         chosen = OPTIONS in declared.input_fields or any(i.signal and i.signal.options for i in memory.signals)
-        if chosen and field.annotation is str:  # whatever was on offer, an answer is right or it is not
+        if (
+            chosen and len(responses) == 1 and field.annotation is str
+        ):  # whatever was on offer, an answer is right or it is not
             self.kind = ResponseKind(name="label")
         self.act = act
         self.respond = Respond(with_task_told(declared, self.kind), episodes_as=episodes_as)
@@ -204,6 +223,9 @@ class PersonaAgent(PersonalProgram):
 
     def _asked_signature(self) -> Any:
         return self._declared
+
+    def _outputs(self) -> dict[str, Any]:
+        return {name: self._declared.output_fields[name] for name in self.response_fields}
 
     def _input_fields(self) -> dict[str, Any]:
         return dict(self.respond.signature.input_fields)

@@ -6,7 +6,7 @@ needs to know of its user travels in ``Answering``; DSPy carries it to threads a
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -94,13 +94,14 @@ def answering(*, afresh: bool = False, **changes: Any) -> Generator[Answering]:
 
 
 @contextmanager
-def recording(*, tools: bool = True) -> Generator[Recorder]:
+def recording(*, tools: bool = True, fields: Sequence[str] = ()) -> Generator[Recorder]:
     """Record what happens inside; in this thread, and in those that copy its context.
 
     Args:
         tools: tools may be called; listening to them slows every module's call (DSPy's callbacks).
+        fields: outputs of inner predictors that are kept too, where ``tools``.
     """
-    recorder = Recorder()
+    recorder = Recorder(fields)
     others = [listener for listener in call_listeners() if not isinstance(listener, Recorder)]  # an answer has its own
     metered = True if tools and dspy.settings.get("persona_calls") is None else None
     tracker = dspy.settings.get("usage_tracker")

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import dspy
 
 from persona_dspy.agent.drafts import RecentDrafts, as_given, draft_of, trace_id_of
-from persona_dspy.agent.prediction import response_text, trace_of
+from persona_dspy.agent.prediction import trace_of
+from persona_dspy.agent.responses import Responses
 from persona_dspy.agent.watcher import Watcher
-from persona_dspy.core import Interaction, ResponseKind, Signal, answer_text
+from persona_dspy.core import FieldsKind, Interaction, Signal
 from persona_dspy.errors import InputError
 from persona_dspy.memory import EpisodicMemory
 
@@ -23,17 +24,19 @@ class Remark:
     """What a user said, checked: a signal, and the response where the user gave or chose one.
 
     Args:
-        field: the program's response field, which is read from predictions given as ``preferred`` or ``rejected``.
+        written: what the user wrote or chose -> the response as text; see ``written_text``.
 
     Raises:
         InputError: nothing was said, or a value that cannot be.
     """
 
-    def __init__(self, field: str, *, edited: Any, preferred: Any, rejected: Any, **said: Any) -> None:
-        self.edited = "" if edited is None else _written(edited, field)
-        chosen = "" if preferred is None else _written(preferred, field)
+    def __init__(
+        self, written: Callable[[Any], str], *, edited: Any, preferred: Any, rejected: Any, **said: Any
+    ) -> None:
+        self.edited = "" if edited is None else written(edited)
+        chosen = "" if preferred is None else written(preferred)
         others: Sequence[Any] = rejected if isinstance(rejected, list | tuple) else [rejected] if rejected else []
-        self.signal = Signal(preferred=chosen, rejected=tuple(_written(one, field) for one in others), **said)
+        self.signal = Signal(preferred=chosen, rejected=tuple(written(one) for one in others), **said)
         if not (self.signal or self.edited):
             raise InputError(
                 "feedback that says nothing: expected one or more of comment=, edited=, thumbs=, rating=, preferred=, "
@@ -48,12 +51,10 @@ class Remark:
         return signal
 
 
-class TakesFeedback:
+class TakesFeedback(Responses):
     """The part of a program with a persona that is told what the user says of its answers."""
 
     memory: EpisodicMemory
-    response_field: str
-    kind: ResponseKind
     online: Watcher | None
     _user_id: str
     _drafts: RecentDrafts
@@ -81,7 +82,7 @@ class TakesFeedback:
             prediction: what this program returned, or its ``.trace.id``: also days later and in another process, where
                 the program is a service's (``Personas.for_user``); else one of the program's latest 100 answers.
             comment: the user's own words about it.
-            edited: what the user made of it.
+            edited: what the user made of it; of several response fields those that the user changed, by name.
             thumbs: "up" or "down"; True or False.
             rating: on ``scale``, by default from 1 to 5.
             preferred: of several answers, the one that the user chose: a text or a prediction. Where it is another one,
@@ -109,14 +110,17 @@ class TakesFeedback:
         """
         said: dict[str, Any] = {"comment": comment, "thumbs": thumbs, "rating": rating, "scale": scale}
         remark = Remark(
-            self.response_field, edited=edited, preferred=preferred, rejected=rejected, options=options, **said
+            self.written_text, edited=edited, preferred=preferred, rejected=rejected, options=options, **said
         )
         given = self._draft(prediction)
-        signal = remark.on(given.signal.draft if given.signal else "")
+        draft = given.signal.draft if given.signal else ""
+        signal = remark.on(self.kind.beside(draft, remark.signal.preferred))
         response = remark.edited or signal.preferred
         if response:
             response = self.kind.response(response)
             self.kind = self.kind.observing([response])
+            if isinstance(self.kind, FieldsKind):  # what the user made of another field before stays
+                response = self.kind.merged(self._answered(given.id), response)
         if self.online is not None:
             kept = self.online.commented(self, given.amended(signal, response))
         else:
@@ -152,9 +156,9 @@ class TakesFeedback:
             raise InputError(f"feedback of user {self._user_id!r} on an answer to another user: expected an own one")
         return as_given(given)
 
-
-def _written(value: Any, field: str) -> str:
-    text = response_text(value, field) if isinstance(value, dspy.Prediction | Mapping) else answer_text(value)
-    if not text.strip():
-        raise InputError(f"feedback with {value!r}: expected a text, or a prediction with {field!r}")
-    return text
+    def _answered(self, trace_id: str) -> str:
+        """What the user answered so far in place of that draft."""
+        if self.online is not None:
+            self.online.refresh(self)
+        known = self.memory.get(trace_id)
+        return known.response if known is not None else ""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from persona_dspy.core import ResponseKind
+from persona_dspy.core import FieldsKind, ResponseKind
 
 __all__ = ["described", "judged_by", "with_order_told", "with_task_told"]
 
@@ -26,7 +27,9 @@ _IN_ORDER = (
 
 
 def judged_by(kind: ResponseKind) -> str:
-    """How an answer of this kind is compared with the user's own, in a sentence."""
+    """How an answer of this kind is compared with the user's own, in a sentence; of several fields, each in one."""
+    if isinstance(kind, FieldsKind):
+        return "\n".join(f"{name}: {judged_by(one)}" for name, one in kind.fields)
     if kind.name == "label":
         return (
             "An answer counts only if it is exactly the user's own; where several would be true, give the one that "
@@ -60,22 +63,32 @@ def with_order_told(signature: Any) -> Any:
     return signature.with_instructions(signature.instructions + _IN_ORDER)
 
 
-def described(signature: Any, query: str, response: str, kind: ResponseKind) -> str:
+def described(
+    signature: Any, query: str, response: str, kind: ResponseKind, outputs: Mapping[str, Any] | None = None
+) -> str:
     """A program's task, for an LM that reflects on its answers.
+
+    Args:
+        outputs: of several responses the fields by name; None for one that is known by its name alone.
 
     Example:
         >>> import dspy
         >>> kind = ResponseKind(name="label", labels=("horror", "comedy"))
-        >>> text = described(dspy.Signature("film -> tag", "Tag the film."), "film", "tag", kind)
-        >>> text.splitlines()[:2]
+        >>> asked = dspy.Signature("film -> tag", "Tag the film.")
+        >>> described(asked, "film", "tag", kind).splitlines()[:2]
         ['Tag the film.', 'Given: film. To be answered: tag, one of: horror, comedy.']
     """
     inputs = ", ".join(_field(name, field) for name, field in signature.input_fields.items()) or query
-    output = signature.output_fields.get(response)
-    asked = _field(response, output) if output is not None else response
-    if kind.labels and kind.name == "label":
-        asked += f", one of: {', '.join(kind.labels)}"
-    return f"{signature.instructions}\nGiven: {inputs}. To be answered: {asked}.\n{judged_by(kind)}"
+    fields = outputs or {response: signature.output_fields.get(response)}
+    kinds = dict(kind.fields) if isinstance(kind, FieldsKind) else {}
+    asked = "; ".join(_asked(name, field, kinds.get(name, kind)) for name, field in fields.items())
+    form = "\nThe answer is written as one object of these fields." if kinds else ""
+    return f"{signature.instructions}\nGiven: {inputs}. To be answered: {asked}.{form}\n{judged_by(kind)}"
+
+
+def _asked(name: str, field: Any, kind: ResponseKind) -> str:
+    asked = name if field is None else _field(name, field)
+    return f"{asked}, one of: {', '.join(kind.labels)}" if kind.labels and kind.name == "label" else asked
 
 
 def _field(name: str, field: Any) -> str:

@@ -15,8 +15,9 @@ from persona_dspy.agent.history import memory_of
 from persona_dspy.agent.program import PersonalProgram
 from persona_dspy.agent.prompt import as_persona
 from persona_dspy.agent.recall import Recall
+from persona_dspy.agent.responses import joint_kind, joint_name, outputs_of
 from persona_dspy.agent.steps import Ask, Steps, adrive, drive, drop_last, within_context
-from persona_dspy.core import Episode, Interaction, Persona, ResponseKind, answer_text
+from persona_dspy.core import Episode, Interaction, Persona, answer_text
 from persona_dspy.errors import InputError
 from persona_dspy.memory import EpisodicMemory
 
@@ -35,7 +36,7 @@ class Personalized(PersonalProgram):
         memory: EpisodicMemory,
         persona: Persona | None = None,
         user_id: str | None = None,
-        fields: tuple[str, str] | None = None,
+        fields: Sequence[str] | None = None,
         recall_k: int = 0,
         adapter: Adapter | None = None,
     ) -> None:
@@ -58,12 +59,15 @@ class Personalized(PersonalProgram):
                 f"program {type(program).__name__!r}: expected predictors with an input and an output, such as "
                 "'question -> answer', or personalize(program, fields=('question', 'answer'))"
             )
-        query, response = fields or (inputs[0], outputs[0])
-        self.query_field, self.response_field = query, response
-        found = [p.signature.output_fields[response] for p in predictors if response in p.signature.output_fields]
-        responses = [i.response for i in memory.interactions]
+        query, *responses = fields or (inputs[0], outputs[0])
+        if isinstance(fields, str) or not responses or len({query, *responses}) < 1 + len(responses):
+            raise InputError(
+                f"fields {fields!r}: expected the name of the query, and of one response or more, each once, such as "
+                f"fields=({inputs[0] if inputs else 'question'!r}, {outputs[0] if outputs else 'answer'!r})"
+            )
+        self.query_field, self.response_field = query, joint_name(responses)
         # A field that no predictor has may be one that the program's own code writes.
-        self.kind = ResponseKind.of_field(found[-1], responses) if found else ResponseKind.of(str, responses)
+        self.kind = joint_kind(outputs_of(predictors, responses), [i.response for i in memory.interactions])
         self.adapter = adapter
         plain = (dspy.Predict, dspy.ChainOfThought)
         self._calls_tools = not isinstance(self.program, plain)  # what a program's own code calls, only calling shows
@@ -74,8 +78,8 @@ class Personalized(PersonalProgram):
                 raise
             named = f"personalize(program, fields=({query!r}, '...'))"
             raise InputError(
-                f"{error}. The response was taken to be {response!r}, the last output of the last predictor; where it "
-                f"is another, name it: {named}"
+                f"{error}. The response was taken to be {outputs[0]!r}, the last output of the last predictor; where "
+                f"it is another, name it: {named}"
             ) from None
 
     def forward(self, *args: Any, **inputs: Any) -> Any:
@@ -122,14 +126,18 @@ class Personalized(PersonalProgram):
 
     def _asked_signature(self) -> Any:
         signatures: list[Any] = [predictor.signature for predictor in self.program.predictors()]
-        return next((s for s in signatures if self.response_field in s.output_fields), signatures[-1])
+        return next((s for s in signatures if self.response_fields[0] in s.output_fields), signatures[-1])
+
+    def _outputs(self) -> dict[str, Any]:
+        return outputs_of(self.program.predictors(), self.response_fields)
 
     def _input_fields(self) -> dict[str, Any]:
         predictors: list[Any] = self.program.predictors()
         fields: dict[str, Any] = {}
         for predictor in predictors:
             for name, field in predictor.signature.input_fields.items():
-                fields.setdefault(name, field)
+                if name not in self.response_fields:  # one step's response may be the next one's input
+                    fields.setdefault(name, field)
         return fields
 
     def _field_names(self) -> list[str]:
@@ -146,7 +154,7 @@ def personalize(
     persona: Persona | None = None,
     history: Iterable[Interaction | Mapping[str, Any]] | EpisodicMemory = (),
     user_id: str | None = None,
-    fields: tuple[str, str] | None = None,
+    fields: Sequence[str] | None = None,
     recall_k: int = 0,
     adapter: Adapter | None = None,
 ) -> Personalized:
@@ -157,7 +165,9 @@ def personalize(
         persona: by default one of facts counted in ``history``.
         history: the user's interactions; needed for alignment and for past turns.
         fields: names of the query (an input) and of the response (a field of what the program returns); by default
-            the first input of the first predictor and the last output of the last.
+            the first input of the first predictor and the last output of the last. More names are more responses, such
+            as a label that an inner predictor gives beside a reply: ``fields=("message", "reply", "label")``. A user's
+            answer is then an object of one or more of them, and plain text is the first's.
         recall_k: how many recalled episodes go in as past turns of predictors that have both fields; 0 = none.
 
         adapter: by default the one the program has without us: the configured one, else ChatAdapter.

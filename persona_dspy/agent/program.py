@@ -22,7 +22,7 @@ from persona_dspy.agent.inputs import json_safe, other_inputs, shown_input, type
 from persona_dspy.agent.instructions import described
 from persona_dspy.agent.offered import OPTIONS, shown_options
 from persona_dspy.agent.pickling import pickled
-from persona_dspy.agent.prediction import PersonaPrediction, as_prediction, response_text
+from persona_dspy.agent.prediction import PersonaPrediction, as_prediction
 from persona_dspy.agent.recall import Recall
 from persona_dspy.agent.steering import Steering
 from persona_dspy.agent.trace import Trace
@@ -183,12 +183,12 @@ class PersonalProgram(TakesFeedback, dspy.Module):
             values[OPTIONS], others = list(interaction.signal.options), [*others, OPTIONS]
         values[self.query_field] = interaction.query
         if interaction.answered:
-            values[self.response_field] = self.kind.typed(interaction.response)
+            values |= self.response_values(interaction.response)
         return dspy.Example(**values, interaction_id=interaction.id).with_inputs(self.query_field, *others)
 
     def metadata_of(self, example: dspy.Example) -> dict[str, Any]:
         """What ``example`` would read back from an interaction's metadata: the other input fields."""
-        own = (self.query_field, self.response_field)
+        own = (self.query_field, *self.response_fields)
         names = [n for n in self._input_fields() if n not in own and example.get(n) is not None]
         return {name: json_safe(example[name]) for name in names}
 
@@ -203,6 +203,7 @@ class PersonalProgram(TakesFeedback, dspy.Module):
         """
         with answering(cut=self._cut(example, exclude), simulated=True):
             answer = self(**example.inputs())
+        self.narrow(answer, example)
         fields = list(answer.keys())
         if self.response_field not in fields:
             raise InputError(
@@ -275,7 +276,7 @@ class PersonalProgram(TakesFeedback, dspy.Module):
 
     def asked(self) -> str:
         """What the program is asked, in words, for an LM that reflects on its answers."""
-        return described(self._asked_signature(), self.query_field, self.response_field, self.kind)
+        return described(self._asked_signature(), self.query_field, self.response_field, self.kind, self._outputs())
 
     def _asked_signature(self) -> Any:
         """The signature that asks for the response."""
@@ -324,7 +325,7 @@ class PersonalProgram(TakesFeedback, dspy.Module):
                 },
                 **self._options(e.interaction),
                 self.query_field: clip_tokens(e.interaction.query, tokens) + self._offer(e.interaction),
-                self.response_field: self.kind.shown(e.interaction.response),
+                **self.response_shown(e.interaction.response),
             }
             for e in order
         ]
@@ -352,7 +353,7 @@ class PersonalProgram(TakesFeedback, dspy.Module):
             cut = self._as_new(query)
         tag_trace(self._user_id)
         with (
-            recording(tools=self._has_tools()),
+            recording(tools=self._has_tools(), fields=self.response_fields),
             answering(
                 user_id=self._user_id,
                 persona=persona,
@@ -390,7 +391,7 @@ class PersonalProgram(TakesFeedback, dspy.Module):
             persona=answer.prompt,
             steps=tuple(sorted(recorder.steps, key=lambda step: step.at)),
             calls=tuple(sorted(recorder.calls, key=lambda call: call.at)),
-            response=response_text(answer_given, self.response_field),
+            response=self.given_in(answer_given, recorder.outputs),
             started=recorder.started,
             seconds=round(recorder.now, 6),
             inputs=other_inputs(inputs, [n for n in (*self._input_fields(), OPTIONS) if n != self.query_field]),
@@ -408,7 +409,7 @@ class PersonalProgram(TakesFeedback, dspy.Module):
         if isinstance(answer_given, dspy.Prediction):  # of a class of the user's own
             vars(answer_given)["_trace"] = trace
         elif delivery.simulated:
-            return PersonaPrediction.of(as_prediction(answer_given, self.response_field), trace)
+            return PersonaPrediction.of(as_prediction(answer_given, self.response_fields[0]), trace)
         return answer_given
 
     def load_state(self, state: Any, **options: Any) -> None:

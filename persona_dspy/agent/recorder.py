@@ -24,9 +24,14 @@ class Recorder(BaseCallback):
     """Steps and LM calls of one answer, in the order they began; may be written to by several threads.
 
     It listens to the meter for LM calls, and to DSPy's callbacks for tools.
+
+    Args:
+        fields: of these the latest value that a predictor gave is kept, in ``outputs``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, fields: Sequence[str] = ()) -> None:
+        self.fields = tuple(fields)
+        self.outputs: dict[str, Any] = {}
         self.started = time.time()
         self.calls: list[Call] = []
         self.steps: list[Step] = []
@@ -74,6 +79,10 @@ class Recorder(BaseCallback):
         )
 
     # --- Tool calls: DSPy's callbacks, installed only where there are tools ---------------------------------------
+
+    def on_module_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
+        if isinstance(outputs, dspy.Prediction):
+            self.outputs |= {name: outputs[name] for name in self.fields if name in outputs}
 
     def on_tool_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         told: dict[str, Any] = inputs.get("kwargs", inputs)

@@ -94,18 +94,20 @@ def ask(  # noqa: PLR0913 - a command's options
     echo(f"{document.user_id}, {version}; model {model_name}; {named}", err=True)
     with dspy.context(lm=model), _sent(tracking_uri), lm_errors(model):  # one call: no probe before it
         answer = agent(**{agent.query_field: query})
+    several = len(agent.response_fields) > 1
+    response = agent.kind.shown(answer.trace.response) if several else answer[agent.response_field]
     if trace_json is not None:
         from persona_dspy.core import write_text
 
         write_text(trace_json, answer.trace.to_json() + "\n")
     if json_output:
         fields = {"user_id": document.user_id, "version": document.version, "query": query}
-        fields |= {"response": answer[agent.response_field], "model": model_name, "with_persona": not without_persona}
+        fields |= {"response": response, "model": model_name, "with_persona": not without_persona}
         print_json(fields | ({"trace": answer.trace.to_dict()} if trace else {}))
     elif trace:
         _show_trace(answer, agent)
     else:
-        typer.echo(printable(str(answer[agent.response_field])))
+        typer.echo(printable(answer.trace.response if several else str(response)))
 
 
 def _query(text: str) -> str:

@@ -4,6 +4,7 @@ from .alignment import AlignmentStep as AlignmentStep
 from .alignment import Outcome as Outcome
 from .alignment import Scores as Scores
 from .alignment import Trial as Trial
+from .answer_fields import FieldsKind as FieldsKind
 from .answer_types import answer_text as answer_text
 from .answers import FREE_TEXT as FREE_TEXT
 from .answers import ResponseKind as ResponseKind

@@ -140,6 +140,19 @@ class ResponseKind:
         """Any text is an answer as it is."""
         return self.name == "text" and unwrapped(self.annotation)[0] is str
 
+    @property
+    def needs_judge(self) -> bool:
+        """Whether how near an answer comes is better judged by reading it than by a score."""
+        return self.name == "text"
+
+    def beside(self, answer: str, gold: str) -> str:
+        """The part of an answer that ``gold`` is an answer to: all of it."""
+        return answer
+
+    def anew(self, responses: Iterable[Any]) -> ResponseKind:
+        """The kind of the same declared type, with what was answered so far."""
+        return ResponseKind.of(self.annotation, map(answer_text, responses))
+
     def for_user(self, responses: Iterable[Any]) -> Self:
         """The same kind for another user's answers: never another kind, and no label of somebody else's. Of a kind that
         nothing has decided yet, these answers decide."""

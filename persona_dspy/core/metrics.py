@@ -1,4 +1,4 @@
-"""Accuracy, macro-F1, MAE, RMSE, ROUGE, METEOR: pure functions over answers.
+"""Accuracy, macro-F1, MAE, RMSE, chrF, ROUGE, METEOR: pure functions over answers.
 
 Corpus metrics take ``golds`` and ``answers`` of one length, both as text, and follow LaMP's official evaluation
 (arXiv 2304.11406, ``eval/evaluation.py`` of LaMP-Benchmark/LaMP); where they differ, ``official`` has its figures.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -20,6 +21,7 @@ from persona_dspy.errors import InputError
 __all__ = [
     "HIGHER_IS_BETTER",
     "accuracy",
+    "chrf",
     "closeness",
     "exact_match",
     "macro_f1",
@@ -36,7 +38,8 @@ __all__ = [
 ]
 
 HIGHER_IS_BETTER = {
-    "accuracy": True, "macro_f1": True, "mae": False, "rmse": False, "rouge1": True, "rougeL": True, "meteor": True,
+    "accuracy": True, "macro_f1": True, "mae": False, "rmse": False, "chrf": True, "rouge1": True, "rougeL": True,
+    "meteor": True,
 }  # fmt: skip
 """Direction of every corpus metric, by the name ``Task.evaluate`` reports it under."""
 
@@ -224,6 +227,34 @@ def rmse(golds: Sequence[str], answers: Sequence[str], low: float = 1, high: flo
     return math.sqrt(sum(e * e for e in errors) / len(errors))
 
 
+def chrf(golds: Sequence[str], answers: Sequence[str]) -> float:
+    """Mean chrF of each answer (Popović, 2015; sacrebleu's chrF2), in [0, 1]; higher is better. The F-score, recall
+    weighing twice, of shared runs of 1 to 6 characters, white space left out: it needs no words, so it reads every
+    script, and a word in another form counts in part. Equal texts score 1. Two unlike texts of one language share
+    letters: some 0.1 to 0.2.
+
+    Example:
+        >>> chrf(["тихий фильм"], ["тихий фильм"]), round(chrf(["тихий фильм"], ["тихие фильмы"]), 2)
+        (1.0, 0.47)
+    """
+    scores = [_chrf(gold, answer) for gold, answer in _paired(golds, answers)]
+    return sum(scores) / len(scores)
+
+
+def _chrf(gold: str, answer: str) -> float:
+    gold, answer = (" ".join(unicodedata.normalize("NFC", text).split()) for text in (gold, answer))
+    if gold == answer:
+        return float(bool(gold))
+    return min(1.0, float(_character_scorer().sentence_score(answer, [gold]).score) / 100)
+
+
+@cache
+def _character_scorer() -> Any:
+    from sacrebleu.metrics.chrf import CHRF
+
+    return CHRF()
+
+
 def rouge1(golds: Sequence[str], answers: Sequence[str]) -> float:
     """Mean F1 of shared single words, in [0, 1]; higher is better (LaMP-4 to LaMP-7). No stemming, as in LaMP.
 
@@ -253,26 +284,31 @@ def rouge_scores(kind: str, golds: Sequence[str], answers: Sequence[str]) -> lis
 
 
 def meteor(golds: Sequence[str], answers: Sequence[str], *, wordnet: Any = None) -> float:
-    """Mean METEOR (Banerjee and Lavie, 2005), in [0, 1]; higher is better (LongLaMP). Equal words and stems match.
+    """Mean METEOR (Banerjee and Lavie, 2005), in [0, 1]; higher is better (LongLaMP). Equal words and stems match;
+    words are those of LongLaMP's script, in other scripts than Latin those of ``words_of``.
 
     Args:
-        wordnet: ``nltk.corpus.wordnet``: synonyms match too, as in LongLaMP's script; None = they do not, and the score
-            needs no corpus on this machine.
+        wordnet: ``nltk.corpus.wordnet``: to the letter as in LongLaMP's script, where synonyms match too, only Latin
+            script is cut into words, and a text against itself scores 0.5 (one word) to 1 (many). None = equal texts
+            score 1, in any script, and no corpus is needed on this machine.
 
     Example:
-        >>> round(meteor(["a quiet film about cats"], ["quiet film of cat"]), 3)
-        0.522
+        >>> round(meteor(["a quiet film about cats"], ["quiet film of cat"]), 3), meteor(["静かな映画"], ["静かな映画"])
+        (0.522, 1.0)
     """
+    scores = [_meteor(gold, answer, wordnet) for gold, answer in _paired(golds, answers)]
+    return sum(scores) / len(scores)
+
+
+def _meteor(gold: str, answer: str, wordnet: Any) -> float:
     from nltk.tokenize import NLTKWordTokenizer
     from nltk.translate.meteor_score import single_meteor_score
 
-    tokenizer = NLTKWordTokenizer()
+    if wordnet is None and gold == answer:
+        return float(bool(gold))
+    tokenizer: Any = NLTKWordTokenizer() if wordnet is not None or _is_latin(gold) else _Words()
     source: Any = _NoSynonyms() if wordnet is None else wordnet
-    scores = [
-        float(single_meteor_score(tokenizer.tokenize(g), tokenizer.tokenize(a), wordnet=source))
-        for g, a in _paired(golds, answers)
-    ]
-    return sum(scores) / len(scores)
+    return float(single_meteor_score(tokenizer.tokenize(gold), tokenizer.tokenize(answer), wordnet=source))
 
 
 class _NoSynonyms:

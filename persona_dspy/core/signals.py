@@ -61,7 +61,7 @@ class Signal:
     """What a user said about our draft, or chose among drafts. JSON-safe; every field may be left out.
 
     Args:
-        draft: what we answered.
+        draft: what we answered; of several response fields an object, kept as JSON, as in ``preferred``, ``rejected``.
         version: of the persona that the draft was given under; None = not known.
         comment: the user's own words about the draft ("too long").
         thumbs: "up" or "down"; True, False, 1, -1 and the two emoji are read as those.
@@ -213,14 +213,18 @@ def _word(value: object) -> str:
     return "_".join(str(value).split()).casefold()
 
 
-def _text(name: str, value: object) -> str:
+def _text(name: str, value: Any) -> str:
+    if isinstance(value, Mapping) and value and name != "comment":
+        return json.dumps(dict(value), ensure_ascii=False)
     if not isinstance(value, str):
         raise InputError(f"Signal.{name} {value!r}: expected text")
     return value if value.strip() else ""
 
 
 def _texts(name: str, value: Any) -> tuple[str, ...]:
-    texts: Sequence[Any] = [value] if isinstance(value, str) else [] if value is None else value
+    texts: Sequence[Any] = [value] if isinstance(value, str | Mapping) else [] if value is None else value
+    if isinstance(texts, list | tuple):
+        texts = [_text(name, text) if isinstance(text, Mapping) else text for text in texts]
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
         raise InputError(f"Signal.{name} {value!r}: expected texts, such as ['one', 'another']")
     return tuple(text for text in texts if text.strip())

@@ -308,7 +308,7 @@ def infer_task(
     query_field, response_field = _field_names(signature or "query -> response")
     responses = [i.response for i in interactions if i.answered]
     kind = (answers or ResponseKind.of_values(responses)).observing(responses)
-    metrics = {"rating": ("mae", "rmse"), "label": ("accuracy", "macro_f1"), "text": ("rouge1", "rougeL")}
+    metrics = {"rating": ("mae", "rmse"), "label": ("accuracy", "macro_f1"), "text": ("chrf", "rouge1", "rougeL")}
     if any(i.signal is not None and i.signal.options for i in interactions):
         return Task(
             name="custom",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -317,8 +318,10 @@ def checked_text(value: object, at: Place, field: str, expected: str = "text tha
 
 
 def answered(value: object, at: Place, field: str = "response") -> str:
-    """``checked_text`` of a user's response; JSON's true and false are answers too."""
+    """``checked_text`` of a user's response; JSON's true and false are answers too, and objects of several fields."""
     plain = str(value).lower() if isinstance(value, bool) else value
+    if isinstance(value, dict) and value:
+        plain = json.dumps(value, ensure_ascii=False)
     return checked_text(plain, at, field, "the user's own response, as text")
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from statistics import fmean, median
 from typing import Any
 
@@ -14,6 +15,7 @@ import regex
 from persona_dspy.core import (
     Bullet,
     Counts,
+    FieldsKind,
     Interaction,
     ResponseKind,
     Section,
@@ -47,9 +49,21 @@ def facts(interactions: Sequence[Interaction], kind: ResponseKind) -> list[Bulle
         >>> facts(past, ResponseKind.of(str, ()))[0].text
         'Typical response: 1 word.'
     """
+    if isinstance(kind, FieldsKind):
+        return [bullet for name, one in kind.fields for bullet in _field_facts(interactions, kind, name, one)]
     if len(interactions) < 3:
         return []
     return {"label": _label_facts, "rating": _rating_facts, "text": _text_facts}[kind.name](interactions, kind)
+
+
+def _field_facts(past: Sequence[Interaction], kind: FieldsKind, name: str, one: ResponseKind) -> list[Bullet]:
+    """What can be counted of one of several response fields; its name opens each sentence."""
+    values = [(i, kind.values(i.response).get(name)) for i in past]
+    answered = [replace(i, response=str(value)) for i, value in values if value is not None]
+    return [
+        Bullet.model_validate({**b.model_dump(exclude={"id", "counts"}), "text": f"{name}: {b.text}"})
+        for b in facts(answered, one)
+    ]
 
 
 def _label_facts(past: Sequence[Interaction], kind: ResponseKind) -> list[Bullet]:

@@ -8,7 +8,7 @@ import time
 from typing import Any, Protocol
 
 from persona_dspy.agent import PersonalProgram
-from persona_dspy.core import Interaction, Persona, ResponseKind, parse_document
+from persona_dspy.core import Interaction, Persona, parse_document
 from persona_dspy.errors import InputError, StoreError, UnknownUser, UserForgotten
 from persona_dspy.memory import EpisodicMemory, Retriever, StoredMemory
 from persona_dspy.service.reach import StoreReach
@@ -171,4 +171,4 @@ class OpenUser:
             vars(self.program).pop("alignment", None)
         self._persona, self._memory = persona or self.first, memory
         if before is None or _version(before) != _version(state):
-            self._kind = ResponseKind.of(self._kind.annotation, (i.response for i in memory.interactions))
+            self._kind = self._kind.anew(i.response for i in memory.interactions)
