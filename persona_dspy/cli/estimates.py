@@ -18,11 +18,13 @@ __all__ = [
     "ColumnsOption",
     "DatasetOption",
     "EstimateOption",
+    "HistoryColumns",
     "Knowledge",
     "Retrieval",
     "estimate_compile",
     "one_input",
     "print_estimate",
+    "history_columns",
 ]
 
 EstimateOption = Annotated[bool, typer.Option("--estimate", help="Say calls, tokens and money; spend nothing.")]
@@ -44,6 +46,10 @@ DatasetOption = Annotated[
 ColumnsOption = Annotated[
     str | None,
     typer.Option(metavar="FIELD=COLUMN,...", help="Names of columns: user_id=author,query=text,time=created."),
+]
+HistoryColumns = Annotated[
+    str | None,
+    typer.Option(metavar="FIELD=COLUMN,...", help="Of --history, names of columns: user_id=author,query=text."),
 ]
 CallsPerSecond = Annotated[float, typer.Option(min=0.001, help="For --estimate: LM calls a second, workers together.")]
 
@@ -114,3 +120,17 @@ def print_estimate(estimate: Estimate, calls_per_second: float, *, as_json: bool
         "model's thoughts are not counted",
         soft_wrap=True,
     )
+
+
+def history_columns(columns: str | None, history: Path | None) -> dict[str, str] | None:
+    """``--columns`` of a command that reads a file only where ``--history`` names one.
+
+    Raises:
+        InputError: columns of no file, or not in their form.
+    """
+    from persona_dspy.data import columns_from_text
+    from persona_dspy.errors import InputError
+
+    if columns is not None and history is None:
+        raise InputError(f"--columns {columns!r}: expected --history FILE too, the file whose columns they are")
+    return columns_from_text(columns)

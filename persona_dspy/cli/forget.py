@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from persona_dspy.cli.estimates import HistoryColumns, history_columns
 from persona_dspy.cli.output import JsonOption, echo, print_json
 from persona_dspy.cli.store import StoreOption, open_store, queue_folder, sqlite_file
 
@@ -43,6 +44,7 @@ def forget(  # noqa: PLR0913 - a place an option
         Path | None,
         typer.Option(help="A file with the user's interactions: what still holds their words is named. Only read."),
     ] = None,
+    columns: HistoryColumns = None,
     json_output: JsonOption = False,
 ) -> int:
     """Remove everything kept of a user, for good: interactions, vectors, all versions, exports, MLflow runs, cached
@@ -55,6 +57,7 @@ def forget(  # noqa: PLR0913 - a place an option
     from persona_dspy.errors import ForgettingIncomplete
     from persona_dspy.fleet import dspy_cache_entries, forget_user
 
+    named_columns = history_columns(columns, history)
     places, missing = _places(store, out, tracking_uri)
     caches = _caches(store, pages, queue)
     named = [*places["names"], *caches]
@@ -62,7 +65,7 @@ def forget(  # noqa: PLR0913 - a place an option
         echo("nothing was removed", err=True)
         return 1
     forgettable()
-    texts = _texts(history, user)
+    texts = _texts(history, user, named_columns)
     opened = open_store(store) if places["store"] else None
     failure = ""
     try:
@@ -107,13 +110,13 @@ def _caches(store: str | None, pages: list[Path] | None, queue: list[Path] | Non
     return caches
 
 
-def _texts(history: Path | None, user: str) -> list[str]:
+def _texts(history: Path | None, user: str, columns: dict[str, str] | None) -> list[str]:
     """What the user wrote, as a file of interactions has it."""
     if history is None:
         return []
     from persona_dspy.data import read_users
 
-    own = read_users(history, users=[user], skip_bad_rows=True, group=True)
+    own = read_users(history, users=[user], columns=columns, skip_bad_rows=True, group=True)
     return [text for one in own for i in one.interactions for text in (i.query, i.response)]
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from persona_dspy.cli.estimates import Retrieval
+from persona_dspy.cli.estimates import HistoryColumns, Retrieval, history_columns
 from persona_dspy.cli.output import JsonOption, echo, print_json, terminal
 from persona_dspy.cli.settings import ProgramOption
 from persona_dspy.cli.store import StoreOption, document_of, is_file, open_store
@@ -57,6 +57,7 @@ def ask(  # noqa: PLR0913 - a command's options
     user: Annotated[str | None, typer.Option(help="A user in the store, instead of --persona and --history.")] = None,
     store: StoreOption = None,
     history: PastFile = None,
+    columns: HistoryColumns = None,
     task: Annotated[str | None, typer.Option(help="By default the persona's own.")] = None,
     lm: Model = None,
     program: ProgramOption = None,
@@ -83,7 +84,7 @@ def ask(  # noqa: PLR0913 - a command's options
 
     if knowledge and actions not in ("plan", "react") and not in_paper:
         raise InputError(f"--knowledge with --actions {actions}: expected --actions plan or react, which use tools")
-    document, past = _asked(persona, user, store, history, task)
+    document, past = _asked(persona, user, store, history, task, history_columns(columns, history))
     model_name = _model(lm, document)
     agent, named = _agent(document, past, task, program, (actions, knowledge, retrieval, in_paper))
     agent = agent.with_persona(Persona(user_id=document.user_id)) if without_persona else agent
@@ -178,7 +179,12 @@ def _sent(uri: str | None) -> Generator[None]:
 
 
 def _asked(
-    persona: Path | None, user: str | None, store: str | None, history: Path | None, task: str | None
+    persona: Path | None,
+    user: str | None,
+    store: str | None,
+    history: Path | None,
+    task: str | None,
+    columns: dict[str, str] | None,
 ) -> tuple[PersonaDocument, Any]:
     """The persona to answer with, and the interactions to recall from."""
     from persona_dspy.core import load_document
@@ -192,7 +198,7 @@ def _asked(
             return document_of(opened, user), opened.episodes(user)
     assert persona is not None
     document = load_document(persona)
-    histories = list(read_users(history, task=task, users=[document.user_id])) if history else []
+    histories = list(read_users(history, task=task, users=[document.user_id], columns=columns)) if history else []
     return document, histories[0].interactions if histories else ()
 
 

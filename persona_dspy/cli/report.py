@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from persona_dspy.cli.estimates import HistoryColumns, history_columns
 from persona_dspy.cli.output import JsonOption, echo, print_json
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def report(  # noqa: PLR0913 - a command's options
     history: Annotated[
         Path | None, typer.Option(help="The users' interactions (any INPUT format), where there is no store.")
     ] = None,
+    columns: HistoryColumns = None,
     evaluation: Annotated[Path | None, typer.Option(help="The --out of evaluate, or its table.csv.")] = None,
     traces: Annotated[Path | None, typer.Option(help="Traces as JSON or JSONL, a file or a folder.")] = None,
     users: Annotated[str | None, typer.Option(help="Only these, ids separated by commas.")] = None,
@@ -48,12 +50,13 @@ def report(  # noqa: PLR0913 - a command's options
     from persona_dspy.core import write_text
     from persona_dspy.report import read_evaluation, report_page
 
+    named = history_columns(columns, history)
     bad: list[str] = []
     skipped = bad.append if skip_bad_rows else None
     wanted = None if users is None else set(named_users(users))
     subjects, notes = _subjects(folder, store, wanted, skipped)
     if history is not None:
-        subjects = _with_history(subjects, history, skipped)
+        subjects = _with_history(subjects, history, named, skipped)
     if traces is not None:
         subjects = _with_traces(subjects, traces)
     systems = read_evaluation(evaluation) if evaluation is not None else ()
@@ -87,13 +90,15 @@ def _subjects(
     return subjects, [f"{without:,} users of the store have no persona yet."] if without else []
 
 
-def _with_history(subjects: list[Subject], path: Path, skipped: Skipped | None) -> list[Subject]:
+def _with_history(
+    subjects: list[Subject], path: Path, columns: dict[str, str] | None, skipped: Skipped | None
+) -> list[Subject]:
     from persona_dspy.data import BadRow, read_users
     from persona_dspy.report import with_episodes
 
     bad: list[BadRow] = []
     names = [s.user_id for s in subjects]
-    histories = read_users(path, users=names, skip_bad_rows=skipped is not None, bad_rows=bad)
+    histories = read_users(path, users=names, columns=columns, skip_bad_rows=skipped is not None, bad_rows=bad)
     episodes = {user.user_id: user.interactions for user in histories}
     for row in bad:
         if skipped is not None:

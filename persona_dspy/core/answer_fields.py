@@ -125,17 +125,16 @@ class FieldsKind(ResponseKind):
         return answer_text({name: values[name] for name in self.names if name in values})
 
     def for_user(self, responses: Iterable[Any]) -> Self:
-        return self._each(responses, lambda kind, values: kind.for_user(values))
+        columns = self.columns(responses)
+        return replace(self, fields=tuple((name, kind.for_user(columns[name])) for name, kind in self.fields))
 
     def observing(self, responses: Iterable[Any]) -> Self:
-        return self._each(responses, lambda kind, values: kind.observing(values))
+        columns = self.columns(responses)
+        return replace(self, fields=tuple((name, kind.observing(columns[name])) for name, kind in self.fields))
 
     def anew(self, responses: Iterable[Any]) -> Self:
-        return self._each(responses, lambda kind, values: kind.anew(values))
-
-    def _each(self, responses: Iterable[Any], change: Any) -> Self:
         columns = self.columns(responses)
-        return replace(self, fields=tuple((name, change(kind, columns[name])) for name, kind in self.fields))
+        return replace(self, fields=tuple((name, kind.anew(columns[name])) for name, kind in self.fields))
 
     def columns(self, responses: Iterable[Any]) -> dict[str, Sequence[str]]:
         """What was answered in each field."""

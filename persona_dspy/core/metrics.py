@@ -10,7 +10,7 @@ import inspect
 import math
 import unicodedata
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import regex
@@ -248,7 +248,7 @@ def _chrf(gold: str, answer: str) -> float:
     return min(1.0, float(_character_scorer().sentence_score(answer, [gold]).score) / 100)
 
 
-@cache
+@lru_cache(maxsize=1)
 def _character_scorer() -> Any:
     from sacrebleu.metrics.chrf import CHRF
 

@@ -149,7 +149,7 @@ class Experiment:
         self.bad_rows: list[BadRow] = []
         passed_over = self.bad_rows if skip_bad_rows else None
         text = task or getattr(self.setting.program, "fields", None) or _fields(self.setting.program)
-        if text and "," in text.partition("->")[2].partition(":")[0]:
+        if isinstance(text, str) and "," in text.partition("->")[2].partition(":")[0]:
             raise InputError(
                 f"program {text!r}: an evaluation compares answers of one field; expected a program of one, such as "
                 f"personalize(program, fields=({text.partition(' ')[0]!r}, '...'))"
