@@ -3,6 +3,7 @@
 import json
 import shutil
 import sqlite3
+from pathlib import Path
 
 import dspy
 import pytest
@@ -91,6 +92,30 @@ class Refusing:
 
     def complete(self, request):
         raise AuthError("no key")
+
+
+def test_columns_are_named_wherever_a_history_is_read(lm, data, tmp_path, capsys):
+    run(capsys, "compile", data, "--out", "p", "--users", "synthetic-1", "--tracking-uri", "off")
+    (file,) = (tmp_path / "p").iterdir()
+    past = [json.loads(line) for line in data.read_text().splitlines()]
+    named = [",".join([r["user_id"], r["id"], f'"{r["query"]}"', r["response"], r["time"]]) for r in past]
+    Path("past.csv").write_text("\n".join(["who,id,what,said,then", *named]))
+    queries = [r["query"] for r in past if r["user_id"] == "synthetic-1"]
+    columns = ("--columns", "user_id=who,query=what,response=said,time=then")
+    lm.engine.calls.clear()
+    code, out, _ = run(capsys, "ask", "--persona", file, "--history", "past.csv", *columns, "a rocket")
+    assert code == 0 and len(lm.engine.calls[0].turns) == 4
+    code, out, err = run(capsys, "report", "p", "--history", "past.csv", *columns, "--out", "r.html")
+    assert code == 0 and any(query in Path("r.html").read_text() for query in queries)
+    Path("p/notes.txt").write_text(f"someone said: {queries[0]}")
+    forget = ("forget", "synthetic-1", "--yes", "--out", "p", "--tracking-uri", "off", "--history", "past.csv")
+    code, out, _ = run(capsys, *forget, *columns)
+    assert code == 0 and "notes.txt holds" in out and not file.exists()
+    for command in (("ask", "--persona", "x.json", "q"), ("report", "p"), ("forget", "ana", "--yes")):
+        code, _, err = run(capsys, *command, "--columns", "user_id=who")
+        assert code == 2 and "expected --history FILE too" in err
+    code, _, err = run(capsys, *forget, "--columns", "user_id=nobody")
+    assert code == 2 and "who, id, what, said, then" in err
 
 
 def test_ask_and_show(lm, data, tmp_path, capsys, monkeypatch):
