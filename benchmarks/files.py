@@ -136,7 +136,9 @@ def main() -> None:
         child(options.child[0], *map(Path, options.child[1:]))
         return
     count = options.megabytes * 250
-    print("| file | step | MB of the file | users | interactions | MB at start | private MB more | whole MB | seconds |")
+    print(
+        "| file | step | MB of the file | users | interactions | MB at start | private MB more | whole MB | seconds |"
+    )
     print("|---|---|---|---|---|---|---|---|---|", flush=True)
     for form in options.form or FORMS:
         with tempfile.TemporaryDirectory() as folder:
@@ -151,7 +153,10 @@ def main() -> None:
                 assert step == "compile" or took["interactions"] == count, took
                 size = path.stat().st_size / 1e6
                 figures = (size, took["users"], took["interactions"], took["start"], took["private"], took["whole"])
-                print(f"| {form} | {step} | {' | '.join(f'{f:,.0f}' for f in figures)} | {took['seconds']:,.0f} |", flush=True)
+                print(
+                    f"| {form} | {step} | {' | '.join(f'{f:,.0f}' for f in figures)} | {took['seconds']:,.0f} |",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

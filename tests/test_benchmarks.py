@@ -45,3 +45,13 @@ def test_a_section_of_the_fleets_benchmark(section):
 
 def test_the_cpu_of_a_call():
     assert "unknown model: " in run("benchmarks.cpu", "--users", "2", "--rounds", "1")
+
+
+def test_the_memory_that_a_file_takes():
+    lines = run("benchmarks.files", "--megabytes", "10").splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    assert [cell[:2] for cell in cells] == [[f, s] for f in ("jsonl", "parquet") for s in ("read", "ingest", "compile")]
+    assert {tuple(cell[3:5]) for cell in cells if cell[1] != "compile"} == {("20", "2,500")}
+    assert {cell[3] for cell in cells if cell[1] == "compile"} == {"20"}
+    private = {(cell[0], cell[1]): int(cell[6]) for cell in cells}
+    assert private["jsonl", "read"] < 30 and private["parquet", "read"] < 100, "MB: no file is held in memory"

@@ -37,7 +37,8 @@ def assessment(name, value=None, *, at=1, rationale=None, source="HUMAN", expect
 
 
 def said(*assessments, seen=(), known=False, field=None):
-    return heard(assessments, field=field, scale=(1, 5), seen=seen, known=known)
+    fields = () if field is None else field if isinstance(field, tuple) else (field,)
+    return heard(assessments, fields=fields, scale=(1, 5), seen=seen, known=known)
 
 
 @pytest.mark.parametrize(
@@ -71,6 +72,14 @@ def test_the_latest_word_counts_and_each_is_heard_once():
     own = assessment("thumbs", True, metadata={OWN_MARK: "1"})
     assert said(own, known=True).ids == () and said(own).signal.thumbs == "up"
     assert said(assessment("x", expected={"tag": "crime", "why": "so"}), field="tag").response == "crime"
+    both = assessment("label", expected="return"), assessment("x", expected={"reply": "Hi.", "why": "so"}, at=2)
+    assert said(*both, field=("reply", "label")).response == '{"reply": "Hi.", "label": "return"}'
+    assert said(assessment("x", expected="Hi."), field=("reply", "label")).response == "Hi.", "the first one's"
+    inner = SimpleNamespace(name="triage", inputs={"message": "Lost?"}, outputs={"label": "order"})
+    outer = SimpleNamespace(name="Desk", inputs={"message": "Lost?", "tone": "kind"}, outputs={"reply": "Here."})
+    found = drafted_in([outer, inner], ("message", "reply", "label"))
+    assert (found.query, found.draft) == ("Lost?", '{"reply": "Here.", "label": "order"}')
+    assert found.inputs == {"tone": "kind"}
     assert said(assessment("x", expected={"a": 1, "b": 2})).passed_over
 
 

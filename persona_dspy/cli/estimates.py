@@ -22,9 +22,9 @@ __all__ = [
     "Knowledge",
     "Retrieval",
     "estimate_compile",
+    "history_columns",
     "one_input",
     "print_estimate",
-    "history_columns",
 ]
 
 EstimateOption = Annotated[bool, typer.Option("--estimate", help="Say calls, tokens and money; spend nothing.")]

@@ -145,7 +145,7 @@ def ingest_traces(
     from persona_dspy.tracking import learn_from_traces
 
     names = [name.strip() for name in fields.split(",")] if fields is not None else []
-    if fields is not None and (len(names) != 2 or not all(names)):
+    if fields is not None and (len(names) < 2 or not all(names) or len(set(names)) < len(names)):
         raise InputError(f"--fields {fields!r}: expected the names of query and response, such as question,answer")
     named: dict[str, Any] = {"experiment": experiment} if experiment is not None else {}
-    return learn_from_traces(store, uri, since=since, fields=(names[0], names[1]) if names else None, **named)
+    return learn_from_traces(store, uri, since=since, fields=names or None, **named)

@@ -202,8 +202,11 @@ class Personas:
 
     def learn_from_traces(self, uri: str, **options: Any) -> TracesRead:
         """Bring what people said on MLflow's traces into the store; users who are due by that are aligned in the
-        background. Arguments are those of ``persona_dspy.tracking.learn_from_traces``."""
+        background. Arguments are those of ``persona_dspy.tracking.learn_from_traces``; where the program has several
+        responses, ``fields`` are its own."""
         self._check_process()
+        if len(self.program.response_fields) > 1:
+            options = {"fields": (self.program.query_field, *self.program.response_fields), **options}
         return learn_from_traces(self.store, uri, **options)
 
     def align_now(self, user_id: str, *, timeout: float = 600.0) -> Outcome:

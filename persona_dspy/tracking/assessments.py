@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from persona_dspy.core import Interaction, Signal, answer_text, thumbs_of
+from persona_dspy.core import FieldsKind, Interaction, ResponseKind, Signal, answer_text, thumbs_of
 from persona_dspy.errors import InputError
 
-__all__ = ["OWN_MARK", "Assessed", "Drafted", "assessments_of", "drafted_in", "heard"]
+__all__ = ["OWN_MARK", "Assessed", "Drafted", "assessments_of", "drafted_in", "heard", "joined"]
 
 OWN_MARK = "persona_dspy.signal"
 """Metadata of the assessments that ``feedback()`` wrote: whoever keeps the signal knows it already."""
@@ -93,14 +93,15 @@ def assessments_of(said: Interaction) -> list[dict[str, Any]]:
     return [{"rationale": None, "metadata": {}, **one} for one in told]
 
 
-def drafted_in(spans: Iterable[Any], fields: tuple[str, str] | None = None) -> Drafted | None:
+def drafted_in(spans: Iterable[Any], fields: Sequence[str] | None = None) -> Drafted | None:
     """The answer in a trace's spans, outermost first: of our programs, or of any autologged DSPy program.
 
     Args:
         spans: with ``name``, ``inputs`` and ``outputs``.
         fields: names of the query and the response; by default the first input and the last output of the outermost
-            span that has both by name.
+            span that has both by name. Of several responses each is the outermost span's that has it.
     """
+    spans = list(spans)
     for span in spans:
         inputs, outputs = span.inputs, span.outputs
         if not isinstance(inputs, Mapping) or not isinstance(outputs, Mapping) or not inputs or not outputs:
@@ -110,19 +111,36 @@ def drafted_in(spans: Iterable[Any], fields: tuple[str, str] | None = None) -> D
         if set(given) >= {"query", "persona"} and set(answer) == {"response"}:  # of our own programs
             others = given.get("inputs")
             return _drafted(given["query"], answer["response"], others if isinstance(others, dict) else {})
-        query, response = fields or (next(iter(given)), list(answer)[-1])
-        if query in given and response in answer and query not in ("args", "messages"):
-            return _drafted(given.pop(query), answer[response], given)
+        query, *responses = fields or (next(iter(given)), list(answer)[-1])
+        if query in given and any(name in answer for name in responses) and query not in ("args", "messages"):
+            draft = answer[responses[0]] if len(responses) == 1 else _outputs(spans, responses)
+            return _drafted(given.pop(query), draft, given)
     return None
 
 
+def _outputs(spans: Iterable[Any], names: Sequence[str]) -> dict[str, Any]:
+    """The values of these outputs, each of the outermost span that has it."""
+    found: dict[str, Any] = {}
+    for outputs in (span.outputs for span in spans if isinstance(span.outputs, Mapping)):
+        found = {**{name: outputs[name] for name in names if name in outputs}, **found}
+    return {name: answer_text(found[name]) for name in names if found.get(name) is not None}
+
+
+def joined(names: Sequence[str], earlier: str, later: str) -> str:
+    """A response with what was expected later of it: of several fields, what is known of others stays."""
+    if len(names) < 2 or not (earlier and later):
+        return later or earlier
+    return FieldsKind.of_kinds(dict.fromkeys(names, ResponseKind(name="text"))).merged(earlier, later)
+
+
 def heard(
-    assessments: Iterable[Any], *, field: str | None, scale: tuple[float, float], seen: Iterable[str], known: bool
+    assessments: Iterable[Any], *, fields: Sequence[str], scale: tuple[float, float], seen: Iterable[str], known: bool
 ) -> Assessed:
     """What people - not judges that are programs - said, the latest word last.
 
     Args:
-        field: of an expected answer that is an object, which of its fields is the response.
+        fields: of an expected answer that is an object, which of its fields is the response, or which are. Where they
+            are several, an expectation may have the name of one of them.
         scale: of ratings that do not say theirs.
         seen: assessments that were read before, as ``id@milliseconds``.
         known: whether the signals that ``feedback()`` wrote are kept already.
@@ -138,7 +156,7 @@ def heard(
             continue
         try:
             if one.expectation is not None:
-                response = _expected(one.expectation.value, field) or response
+                response = joined(fields, response, _expected(one.name, one.expectation.value, fields))
             elif one.feedback is not None and one.feedback.error is None:
                 said, comment = _said(one.name, one.feedback.value, one.metadata or {}, scale)
                 signal = signal.updated(said)
@@ -181,11 +199,18 @@ def _is_thumb(value: Any) -> bool:
         return False
 
 
-def _expected(value: Any, field: str | None) -> str:
+def _expected(name: str, value: Any, fields: Sequence[str]) -> str:
+    if value is None:
+        return ""
+    several = len(fields) > 1
+    if several and name in fields and not isinstance(value, Mapping):
+        value = {name: value}
     if isinstance(value, Mapping):
-        values: dict[str, Any] = {str(name): one for name, one in value.items()}
-        name = field if field in values else next(iter(values), "") if len(values) == 1 else ""
-        if not name:
+        values: dict[str, Any] = {str(key): one for key, one in value.items()}
+        own = {key: answer_text(values[key]) for key in fields if values.get(key) is not None}
+        if own:
+            return answer_text(own) if several else next(iter(own.values()))
+        if several or len(values) != 1:
             raise InputError(f"expectation {values!r}: expected a text, or an object with the response's field")
-        value = values[name]
+        value = next(iter(values.values()))
     return "" if value is None else answer_text(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -10,7 +11,7 @@ from persona_dspy.core import Interaction, Signal, parse_time
 from persona_dspy.errors import InputError, UserForgotten
 from persona_dspy.store import Store
 from persona_dspy.tracking.assessed import assessed_traces, spans_of
-from persona_dspy.tracking.assessments import drafted_in, heard
+from persona_dspy.tracking.assessments import drafted_in, heard, joined
 from persona_dspy.tracking.failures import explained
 from persona_dspy.tracking.forgetting import USER_TAG
 from persona_dspy.tracking.tracker import EXPERIMENT, MlflowTracker
@@ -46,7 +47,7 @@ def learn_from_traces(
     *,
     experiment: str = EXPERIMENT,
     since: object = None,
-    fields: tuple[str, str] | None = None,
+    fields: Sequence[str] | None = None,
     scale: tuple[float, float] = (1.0, 5.0),
 ) -> TracesRead:
     """Bring what people said on MLflow's traces into the store: by ``mlflow.log_feedback`` and ``log_expectation``, or
@@ -62,7 +63,8 @@ def learn_from_traces(
         uri: tracking URI, such as ``http://localhost:5000``.
         experiment: name of the experiment that holds the traces.
         since: only traces from then on; anything ``parse_time`` takes.
-        fields: names of query and response in autologged traces; by default the first input and the last output.
+        fields: names of query and response in autologged traces; by default the first input and the last output. Those
+            of several responses, for programs that have them: a trace's expectation may have the name of one.
         scale: of ratings that do not say theirs.
 
     Raises:
@@ -78,7 +80,7 @@ class _Reading:
         store: Store,
         tracker: MlflowTracker,
         since: datetime | None,
-        fields: tuple[str, str] | None,
+        fields: Sequence[str] | None,
         scale: tuple[float, float],
     ) -> None:
         self._store, self._tracker, self._since, self._fields, self._scale = store, tracker, since, fields, scale
@@ -113,21 +115,23 @@ class _Reading:
             return
         before = self._store.episode(user_id, info.trace_id)
         seen: list[str] = list(before.metadata.get(_READ) or []) if before is not None else []
-        response_field = self._fields[1] if self._fields else None
-        said = heard(info.assessments, field=response_field, scale=self._scale, seen=seen, known=before is not None)
+        names = tuple(self._fields or ())[1:]
+        said = heard(info.assessments, fields=names, scale=self._scale, seen=seen, known=before is not None)
         self.read.passed_over += [f"trace {info.trace_id}: {reason}" for reason in said.passed_over]
         if not said.ids:
             return
         drafted = drafted_in(spans_of(self._client, info.trace_id), self._fields)
         if drafted is None:
-            names = f"; expected {self._fields!r}" if self._fields else "; name them: fields=('question', 'answer')"
-            raise InputError(f"no span with a query and a response by name{names}")
+            hint = f"; expected {self._fields!r}" if self._fields else "; name them: fields=('question', 'answer')"
+            raise InputError(f"no span with a query and a response by name{hint}")
         version = tags.get("persona_dspy.persona_version", "")
         given = Signal(draft=drafted.draft, version=int(version) if version.isdecimal() else None, trace=info.trace_id)
         interaction = Interaction(
             user_id=user_id,
             query=drafted.query,
-            response=said.response,
+            response=joined(names, before.response if before is not None else "", said.response)
+            if said.response
+            else "",
             time=datetime.fromtimestamp(info.request_time / 1000, UTC),
             id=info.trace_id,
             metadata={**drafted.inputs, _READ: [*seen, *said.ids]},
