@@ -50,10 +50,17 @@ def test_splits_are_chosen_by_name(tmp_path):
         list(read_users(splits))
 
 
-def test_the_names_of_classes_are_the_answers():
+def test_the_names_of_classes_are_the_answers(tmp_path):
     data = datasets.Dataset.from_dict({"user_id": ["u", "u"], "query": ["a", "b"], "response": [0, 1]})
     data = data.cast_column("response", datasets.ClassLabel(names=["no", "yes"]))
-    assert [i.response for i in next(read_users(data)).interactions] == ["no", "yes"]
+    data.to_parquet(tmp_path / "data.parquet")
+    for source in (data, tmp_path / "data.parquet"):
+        assert [i.response for i in next(read_users(source)).interactions] == ["no", "yes"]
+    data.select([]).to_parquet(tmp_path / "empty.parquet")
+    (tmp_path / "cut.parquet").write_bytes((tmp_path / "data.parquet").read_bytes()[:200])
+    for name, reason in (("empty", "no rows"), ("cut", "a parquet file with a row for each interaction")):
+        with pytest.raises(InputError, match=reason):
+            list(read_users(tmp_path / f"{name}.parquet"))
 
 
 def test_the_package_does_not_import_datasets():

@@ -214,7 +214,7 @@ def _word(value: object) -> str:
 
 
 def _text(name: str, value: Any) -> str:
-    if isinstance(value, Mapping) and value and name != "comment":
+    if isinstance(value, Mapping) and value and name in ("draft", "preferred", "rejected"):
         return json.dumps(dict(value), ensure_ascii=False)
     if not isinstance(value, str):
         raise InputError(f"Signal.{name} {value!r}: expected text")

@@ -21,6 +21,7 @@ _SUFFIXES: Mapping[str, Form] = {
     ".parquet": "parquet",
     ".arrow": "arrow",
 }
+_BUFFER, _BATCH = 1 << 20, 256  # bytes read of a Parquet column at once, rows written at once
 _MAGIC: Mapping[bytes, Form] = {b"PAR1": "parquet", b"ARROW1": "arrow"}
 
 
@@ -87,7 +88,7 @@ def open_table(source: Any, form: Form | None = None, split: str | None = None) 
             elif form == "arrow":
                 data = datasets.Dataset.from_file(str(path))
             elif form == "parquet":
-                data = datasets.Dataset.from_parquet(str(path), cache_dir=folder)
+                data = _from_parquet(datasets, path, folder)
             else:
                 data = _from_csv(datasets, path, folder)
         except (DatasetGenerationError, ValueError, OSError) as error:
@@ -95,6 +96,22 @@ def open_table(source: Any, form: Form | None = None, split: str | None = None) 
             reason = "no rows" if "corresponds to no data" in reason else reason
             raise at.error(None, reason, f"a {form} file with a row for each interaction") from None
         yield _one_split(data, split, at)
+
+
+def _from_parquet(datasets: Any, path: Path, folder: str) -> Any:
+    """The file's rows as an Arrow file that is mapped, written a few rows at a time: ``Dataset.from_parquet`` reads 16
+    row groups ahead, which takes more memory than the file is large."""
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetFile
+
+    mapped = Path(folder, "rows.arrow")
+    with ParquetFile(path, memory_map=True, buffer_size=_BUFFER) as file:
+        if not file.metadata.num_rows:
+            raise ValueError("no rows")
+        with pa.OSFile(str(mapped), "wb") as sink, pa.ipc.new_stream(sink, file.schema_arrow) as writer:
+            for batch in file.iter_batches(batch_size=_BATCH):
+                writer.write_batch(batch)
+    return datasets.Dataset.from_file(str(mapped))
 
 
 def _from_csv(datasets: Any, path: Path, folder: str) -> Any:
