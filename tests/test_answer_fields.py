@@ -1,6 +1,8 @@
 """Responses of several fields: a triage label that an inner step gives, beside a reply."""
 
+import copy
 import json
+import pickle
 from typing import Literal
 
 import dspy
@@ -117,6 +119,7 @@ def test_scores_compare_what_the_user_answered():
     assert KIND.needs_judge and not FieldsKind.of_kinds({"label": ResponseKind.of(Label)}).needs_judge
     assert KIND.read('{"other": 1}') == '{"reply": "{\\"other\\": 1}"}', "no object of these fields: a reply"
     assert KIND.read({"label": "neither"}) is None
+    assert pickle.loads(pickle.dumps(KIND)) == copy.deepcopy(KIND) == KIND  # noqa: S301 - our own
     assert KIND.beside('{"reply": "a", "label": "order"}', '{"label": "return"}') == '{"label": "order"}'
 
 

@@ -60,7 +60,7 @@ class Personalized(PersonalProgram):
                 "'question -> answer', or personalize(program, fields=('question', 'answer'))"
             )
         query, *responses = fields or (inputs[0], outputs[0])
-        if isinstance(fields, str) or not responses or len({query, *responses}) < 1 + len(responses):
+        if isinstance(fields, str) or not responses or len(set(responses)) < len(responses):
             raise InputError(
                 f"fields {fields!r}: expected the name of the query, and of one response or more, each once, such as "
                 f"fields=({inputs[0] if inputs else 'question'!r}, {outputs[0] if outputs else 'answer'!r})"
@@ -136,7 +136,9 @@ class Personalized(PersonalProgram):
         fields: dict[str, Any] = {}
         for predictor in predictors:
             for name, field in predictor.signature.input_fields.items():
-                if name not in self.response_fields:  # one step's response may be the next one's input
+                if (
+                    name == self.query_field or name not in self.response_fields
+                ):  # one step's response may be the next one's input
                     fields.setdefault(name, field)
         return fields
 
