@@ -6,7 +6,6 @@ import asyncio
 import copy
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Self
@@ -24,6 +23,7 @@ from persona_dspy.agent.offered import OPTIONS, shown_options
 from persona_dspy.agent.pickling import pickled
 from persona_dspy.agent.prediction import PersonaPrediction, as_prediction
 from persona_dspy.agent.recall import Recall
+from persona_dspy.agent.responses import respelled
 from persona_dspy.agent.steering import Steering
 from persona_dspy.agent.trace import Trace
 from persona_dspy.agent.watcher import Watcher
@@ -77,7 +77,7 @@ class PersonalProgram(TakesFeedback, dspy.Module):
         if not self.kind.is_free:
             for interaction in self.memory.interactions:
                 self._check_response(interaction)
-            self.memory.respell(partial(_respelled, self.kind))
+            self.memory.respell(partial(respelled, self.kind))
         given = self._given or Persona(user_id=self._user_id).with_facts(facts(self.memory.interactions, self.kind))
         self.persona = PersonaParameter(given)
 
@@ -442,10 +442,3 @@ class PersonalProgram(TakesFeedback, dspy.Module):
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled without what is this process's or nobody else's business: the memory, keys of LMs, locks."""
         return pickled(self)
-
-
-def _respelled(kind: ResponseKind, interaction: Interaction) -> Interaction:
-    """The interaction with its response as ``kind`` writes it."""
-    response = kind.read(interaction.response)
-    same = response is None or response == interaction.response
-    return interaction if same else replace(interaction, response=response)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import dspy
 
 from persona_dspy.agent.prediction import response_text, trace_of
-from persona_dspy.core import FieldsKind, ResponseKind, answer_text
+from persona_dspy.core import FieldsKind, Interaction, ResponseKind, answer_text
 from persona_dspy.errors import InputError
 
-__all__ = ["Responses", "joint_kind", "joint_name", "outputs_of"]
+__all__ = ["Responses", "joint_kind", "joint_name", "outputs_of", "respelled"]
 
 
 def joint_name(names: Sequence[str]) -> str:
@@ -46,6 +47,13 @@ def outputs_of(predictors: Iterable[Any], names: Sequence[str]) -> dict[str, Any
     """The fields of these names, each of the last predictor that gives it; None for one that none gives."""
     declared = {name: field for p in predictors for name, field in p.signature.output_fields.items()}
     return {name: declared.get(name) for name in names}
+
+
+def respelled(kind: ResponseKind, interaction: Interaction) -> Interaction:
+    """The interaction with its response as ``kind`` writes it."""
+    response = kind.read(interaction.response)
+    same = response is None or response == interaction.response
+    return interaction if same else replace(interaction, response=response)
 
 
 class Responses:
