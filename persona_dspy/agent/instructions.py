@@ -22,7 +22,8 @@ _VARIED = (
     "them"
 )
 _IN_ORDER = (
-    " Earlier turns stand oldest first; where later ones disagree with them, the user has changed: the later hold."
+    " Earlier turns stand oldest first; where later ones disagree with earlier ones, the user has changed: "
+    "the later ones hold."
 )
 
 
@@ -38,7 +39,7 @@ def judged_by(kind: ResponseKind) -> str:
     if kind.name == "rating":
         return (
             f"Answer from {kind.low:g} to {kind.high:g}; what counts is how far it is from the user's own answer, so "
-            "in doubt stay near the middle of what this user gives."
+            "in doubt give the value that would be least far off on average."
         )
     return "The nearer the answer comes to the user's own, in what it says and how it says it, the better."
 

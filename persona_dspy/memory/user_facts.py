@@ -7,7 +7,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from statistics import fmean, median
+from statistics import fmean, median_low
 from typing import Any
 
 import regex
@@ -30,7 +30,7 @@ from persona_dspy.memory.stop_words import function_words, without_function_word
 __all__ = ["facts", "mined_rules"]
 
 _EVIDENCE = 5  # ids a bullet keeps: enough to check it by, few enough to read
-_NAMED = 8  # answers counted by name; the rest as "other answers"
+_NAMED = 16  # answers counted by name; the rest as "other answers"
 _LATE = 6  # of the latest answers, at least so many tell a drift
 _CHANCE = 0.05
 _LATIN_LETTER = regex.compile(r"\p{Latin}")
@@ -133,7 +133,7 @@ def _rating_facts(past: Sequence[Interaction], kind: ResponseKind) -> list[Bulle
     if len(values) < 3:
         return []
     opening = f"On a scale from {kind.low:g} to {kind.high:g} the middle one of this user's answers is "
-    opening += f"{median(values):g}, their average {fmean(values):.1f}. "
+    opening += f"{median_low(values):g}, their average {fmean(values):.1f}. "
     lines = [_counts(past, opening, on_scale=True)]
     if len(values) >= 2 * _LATE:
         cut = len(values) - max(_LATE, len(values) // 3)
