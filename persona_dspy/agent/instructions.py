@@ -22,7 +22,7 @@ _VARIED = (
     "them"
 )
 _IN_ORDER = (
-    " Earlier turns stand oldest first; where later ones disagree with earlier ones, the user has changed: "
+    " Earlier turns stand oldest first; where several later ones disagree with earlier ones, the user has changed: "
     "the later ones hold."
 )
 

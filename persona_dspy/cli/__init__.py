@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         logging.getLogger("dspy.clients.lm").setLevel(logging.ERROR)  # a clipped critique is no news
     try:
         with ending_on_signals(), warnings.catch_warnings():
-            warnings.showwarning = _say
+            warnings.showwarning = _saying()
             remove_left_folders()
             code = app(args=list(argv) if argv is not None else None, prog_name="persona-dspy", standalone_mode=False)
     except PersonaError as error:
@@ -108,9 +108,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(code if isinstance(code, int) else 0)
 
 
-def _say(message: Warning | str, category: type[Warning], *place: Any) -> None:
-    """A warning as a line for people, without the place in our source."""
-    echo(f"note: {message}" if category is UserWarning else f"{category.__name__}: {message}", err=True)
+def _saying() -> Callable[..., None]:
+    """What says a warning as a line for people, without the place in our source; each once a command, though a file is
+    read twice."""
+    said: set[str] = set()
+
+    def say(message: Warning | str, category: type[Warning], *place: Any) -> None:
+        line = f"note: {message}" if category is UserWarning else f"{category.__name__}: {message}"
+        if line not in said:
+            said.add(line)
+            echo(line, err=True)
+
+    return say
 
 
 def _fail(message: str, code: int) -> None:

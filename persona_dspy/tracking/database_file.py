@@ -10,7 +10,7 @@ from pathlib import Path
 
 from persona_dspy.core import temporary_folder
 
-__all__ = ["file_of", "make_database", "set_aside_broken"]
+__all__ = ["absolute_uri", "file_of", "make_database", "set_aside_broken"]
 
 
 def file_of(uri: str) -> Path | None:
@@ -24,6 +24,19 @@ def file_of(uri: str) -> Path | None:
         return None
     name = uri.removeprefix("sqlite:///").partition("?")[0]
     return Path(name) if name and name != ":memory:" else None
+
+
+def absolute_uri(uri: str) -> str:
+    """The URI with its SQLite file named from the root: MLflow keeps connections by URI, and a relative one leads on to
+    the folder in which it was opened first.
+
+    Example:
+        >>> absolute_uri("http://localhost:5000"), absolute_uri("sqlite:///m.db").endswith("/m.db")
+        ('http://localhost:5000', True)
+    """
+    file = file_of(uri)
+    _, has_options, options = uri.partition("?")
+    return uri if file is None else f"sqlite:///{file.absolute()}{has_options}{options}"
 
 
 def make_database(file: Path) -> None:

@@ -29,7 +29,7 @@ from persona_dspy.core import (
 from persona_dspy.errors import InputError, RunError
 from persona_dspy.report import FleetFigures, curve, learning_curve_json
 from persona_dspy.tracking.assessed import write_assessments
-from persona_dspy.tracking.database_file import file_of, make_database, set_aside_broken
+from persona_dspy.tracking.database_file import absolute_uri, file_of, make_database, set_aside_broken
 from persona_dspy.tracking.failures import explained, mlflow_failures, reason_of
 from persona_dspy.tracking.prompts import move_prompt, register_prompt
 from persona_dspy.tracking.protocol import Ended, NullTracker, Tracker, is_off, prompt_name
@@ -84,6 +84,7 @@ class MlflowTracker:
         if runs not in ("all", "sampled", "none"):
             raise InputError(f"runs {runs!r}: expected 'all', 'sampled' or 'none'")
         self.uri, self.experiment, self.runs, self.register = uri, experiment, runs, register
+        self._absolute_uri = absolute_uri(uri)
         self.optional, self.set_aside = optional, ""
         self.run_id = self.trouble = ""
         self.lost = self._written = 0
@@ -200,7 +201,7 @@ class MlflowTracker:
         trace_id, spans = wire_spans(trace)
         where = TraceLocation.from_experiment_id(self._experiment_id)
         info = TraceInfo(trace_id=trace_id, trace_location=where, state=TraceState.OK, **information(trace))
-        client = TracingClient(self.uri)
+        client = TracingClient(self._absolute_uri)
         with explained(self.uri, "did not take a trace"):
             client.start_trace(info)
             client.log_spans(self._experiment_id, [Span.from_dict(span) for span in spans])
@@ -218,7 +219,7 @@ class MlflowTracker:
         """
         self._connect()
         with explained(self.uri, "did not take an assessment"):
-            return write_assessments(self.uri, said)
+            return write_assessments(self._absolute_uri, said)
 
     def reading(self) -> tuple[Any, str]:
         """MLflow's client, and the id of an experiment that is there.
@@ -276,7 +277,7 @@ class MlflowTracker:
 
         client, failures = self._connect(), mlflow_failures()
         try:
-            return forget_tracked(client, self.uri, user_id, (*failures, ImportError), texts)
+            return forget_tracked(client, self._absolute_uri, user_id, (*failures, ImportError), texts)
         except failures as failure:
             raise RunError(
                 f"MLflow at {self._shown_uri!r} did not forget {user_id!r} wholly: {reason_of(failure)}; expected a "
@@ -339,7 +340,7 @@ class MlflowTracker:
         """As ``MlflowClient.log_artifacts``, which asks for the run again to learn where its artifacts are."""
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-        get_artifact_repository(run.artifact_uri, tracking_uri=self.uri).log_artifacts(folder)
+        get_artifact_repository(run.artifact_uri, tracking_uri=self._absolute_uri).log_artifacts(folder)
 
     def _curves(self) -> None:
         """The totals so far, by how many users they are of."""
@@ -377,7 +378,7 @@ class MlflowTracker:
 
         try:
             self._whole_file()
-            client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+            client = MlflowClient(tracking_uri=self._absolute_uri, registry_uri=self._absolute_uri)
             experiment = client.get_experiment_by_name(self.experiment)
             if experiment is not None and experiment.lifecycle_stage == "deleted":
                 raise RunError(
