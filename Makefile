@@ -35,6 +35,10 @@ demo: .venv/ready
 	@echo "2. Six users, who tag films; a model that runs here"
 	@$(BIN)/persona-dspy models pull smol
 	@$(BIN)/persona-dspy compile examples/movie_tags.jsonl --lm local --out personas/ --resume
+	@echo "What next:"
+	@echo "  $(BIN)/persona-dspy report personas-support/ --history examples/support_agents.jsonl --out report.html"
+	@echo "  $(BIN)/persona-dspy evaluate examples/movie_tags.jsonl --systems persona,rag --users 2 --queries 3 --lm local"
+	@echo "  $(BIN)/persona-dspy ask --persona examples/agent-03.json --lm local \"From: Dana. My tent is broken.\""
 
 test: .venv/ready
 	@$(IN_MEMORY) $(BIN)/python -m pytest -n 2 --dist worksteal -m "not model and not postgres and not ray and not notebook and not browser and not loopback and not slow"

@@ -22,6 +22,7 @@ from optimizers.reflection import ask, current_sizes
 from persona_dspy.core import Bullet, Edit, Persona, ResponseKind, Section, clip_tokens, fenced, one_line
 from persona_dspy.errors import InputError
 from persona_dspy.lm import role
+from persona_dspy.memory import content_words
 
 __all__ = ["KeywordProposer"]
 
@@ -157,7 +158,16 @@ def _asked(
     predict = dspy.Predict(_asking(signature, _own(evidence), most))
     answer = ask(predict, bound=80 * most, **{n: fenced(text, n) for n, text in inputs.items()})
     bullets = [bullet for rule in (answer.edits or [] if answer else []) if (bullet := _bullet(rule))]
-    return [Edit(op="add", bullet=b) for b in bullets if not _parroted(b, inputs.values())]
+    queries = [i.query for i in evidence.past] + [s.query for s in evidence.simulated]
+    return [Edit(op="add", bullet=b) for b in bullets if not (_parroted(b, inputs.values()) or _hollow(b, queries))]
+
+
+def _hollow(bullet: Bullet, queries: Iterable[str]) -> bool:
+    """Whether a rule's condition names nothing that stands in any query, such as the words of its own form."""
+    if not bullet.when or bullet.words or bullet.is_default:
+        return False
+    named = content_words(bullet.when)
+    return not any(named & content_words(query) for query in queries)
 
 
 def _parroted(bullet: Bullet, shown: Iterable[str]) -> bool:

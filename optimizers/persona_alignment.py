@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal, Self
@@ -228,7 +229,7 @@ class PersonaAlignment(Teleprompter):
             if judged is fit and spoken:  # a metric of the user's own judges; drafts are learned from all the same
                 splits = [replace(split, fit=in_order(program, [*split.fit, *spoken])) for split in splits]
             run = Run(self, gate, program, splits, ledger, watching)
-            run.notes += dict.fromkeys([*notes, *more])
+            run.notes += dict.fromkeys([*notes, *more, *self._unheard(program, said=parent is None)])
             try:
                 run.loop()
             except BudgetExceeded as spent:
@@ -243,13 +244,30 @@ class PersonaAlignment(Teleprompter):
     ) -> list[dspy.Example]:
         """Drafts that the user judged without an answer, up to the last interaction that compile was given; none for a
         small LM, which reads mistakes only."""
-        if is_small(self.reflection_lm or program.own_lm()):
+        if self._is_deaf(program):
             return []
         given = in_order(program, [*fit, *held])
         latest = program.memory.interactions[-1:]
         if not latest or (given and given[-1].interaction_id == latest[0].id):
             return spoken_of(program)
         return spoken_of(program, given[-1]) if given else []
+
+    def _is_deaf(self, program: PersonalProgram) -> bool:
+        """Whether the LM that learns is too small to make anything of what users say in words."""
+        return is_small(self.reflection_lm or program.own_lm())
+
+    def _unheard(self, program: PersonalProgram, *, said: bool) -> list[str]:
+        """A note on what the user said that no small LM learns from; ``said``: as a warning too."""
+        drafts = spoken_of(program) if self._is_deaf(program) else []
+        if not drafts:
+            return []
+        model = getattr(self.reflection_lm or program.own_lm(), "model", "the LM")
+        note = f"{len(drafts)} drafts that user {program.user_id!r} only commented on, rated or gave a thumb were not "
+        note += f"used: {model} counts as too small to learn from them; give the user's own answers or edits, or "
+        note += "PersonaAlignment(reflection_lm=...) a larger LM"
+        if said:
+            warnings.warn(note, stacklevel=3)
+        return [note]
 
 
 def _split(fit: list[dspy.Example], val: list[dspy.Example], gate: Gate) -> Split:

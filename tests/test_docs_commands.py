@@ -25,7 +25,7 @@ from persona_dspy.cli import app
 from persona_dspy.testing.fake_lm import FakeLM
 from persona_dspy.testing.synthetic import RuleFollower
 
-OTHERS = {"ollama", "vllm", "createdb", "curl"}  # programs of other makers; curl runs in test_serve.py
+OTHERS = {"source", "ollama", "vllm", "createdb", "curl"}  # programs of other makers; curl runs in test_serve.py
 
 
 def commands(page):

@@ -89,6 +89,14 @@ def test_each_signal_is_learned_from(given):
     assert true_score(found, user) > 0.9
 
 
+def test_a_small_lm_says_what_it_does_not_learn_from():
+    with pytest.warns(UserWarning, match="8 drafts that user .* were not used: .* too small"):
+        found, _, _ = aligned("topic rule", "comments", n=8, lm=rule_following_lm(small=True))
+    assert any("reflection_lm" in note for note in found.alignment.notes)
+    found, _, _ = aligned("topic rule", "comments", n=8)
+    assert not any("not used" in note for note in found.alignment.notes)
+
+
 def test_free_text_is_learned_from_comments_and_the_judge_is_named():
     found, user, _ = aligned("style", "comments", n=16)
     assert true_score(found, user) == 1.0

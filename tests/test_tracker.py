@@ -124,7 +124,8 @@ def test_a_parent_with_curves_and_a_table_and_a_run_a_user(tracked):
     page = Path(client.download_artifacts(tracker.run_id, "figures/figures.html")).read_text()
     assert "3 users" in page
     assert not any(name in page for name in ("c/../d", SECRET))
-    assert tracker.where == f"mlflow ui --backend-store-uri sqlite:///{path}/mlflow.db"
+    assert f"mlflow ui --backend-store-uri sqlite:///{path}/mlflow.db" in tracker.where
+    assert tracker.where.endswith(f", then http://127.0.0.1:5000/#/experiments/{tracker._experiment_id}/runs")
 
 
 def test_prompts_have_hashed_names_and_an_alias_that_rolls_back(tracked):
@@ -362,7 +363,7 @@ def mlflow_server(tmp_path_factory):
 def test_a_server_over_postgresql_gets_the_same(mlflow_server):
     tracker = track(MlflowTracker(mlflow_server, runs="all", register=True), ["ann", "bob", "bad-user"])
     assert tracker.trouble == ""
-    assert tracker.where == mlflow_server
+    assert tracker.where.startswith(f"{mlflow_server}/#/experiments/")
     client = tracker._connect()
     parent = client.get_run(tracker.run_id)
     assert {"users": 2.0, "failed": 1.0, "calls": 18.0}.items() <= parent.data.metrics.items()

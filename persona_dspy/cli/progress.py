@@ -73,6 +73,7 @@ class View:
         self.failures: list[str] = []
         self.done = self.failed = self.stopped = self.better = self.accepted = self.skipped = self.made = 0
         self.calls = self.tokens = self.judged = self.worse = self.unread = self.unheard = 0
+        self.by_pairs, self.deaf = False, ""
         self.expected = 20.0  # LM calls a user, until users who are finished say better
         self._began, self._told = time.monotonic(), 0.0
         self._rate = _Rate()
@@ -187,6 +188,8 @@ class View:
             self.better += gain is not None and gain > 0
             self.worse += gain is not None and gain < 0
             self.unread += record.unread
+            self.by_pairs = self.by_pairs or "judge" in record.usage
+            self.deaf = self.deaf or next((note for note in record.notes if "too small to learn" in note), "")
             if len(self.rows) < ROWS:
                 self.rows.append(_row(result))
         elif not result.stopped:
@@ -223,6 +226,12 @@ class View:
         self.console.print(table)
         if self.made > len(self.rows):
             self.console.print(f"and {self.made - len(self.rows)} more users")
+        if self.by_pairs:
+            self.console.print(
+                "texts are compared by pairs with those given without a persona: 0.50 is as good as these"
+            )
+        if self.deaf:
+            self.console.print(self.deaf, highlight=False, soft_wrap=True)
         if self.unread:
             self.console.print(f"{self.unread} answers of the reflecting LM could not be read; the personas say which")
         if self.skipped:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
 import sqlite3
+import sys
 import time
 from contextlib import closing
 from pathlib import Path
 
 from persona_dspy.core import temporary_folder
 
-__all__ = ["absolute_uri", "file_of", "make_database", "set_aside_broken"]
+__all__ = ["absolute_uri", "file_of", "make_database", "opened_by", "set_aside_broken"]
 
 
 def file_of(uri: str) -> Path | None:
@@ -37,6 +40,20 @@ def absolute_uri(uri: str) -> str:
     file = file_of(uri)
     _, has_options, options = uri.partition("?")
     return uri if file is None else f"sqlite:///{file.absolute()}{has_options}{options}"
+
+
+def opened_by(uri: str) -> str:
+    """The command that shows the runs of a file.
+
+    Example:
+        >>> opened_by("sqlite:///mlflow.db").endswith("mlflow ui --backend-store-uri sqlite:///mlflow.db")
+        True
+    """
+    beside = Path(sys.executable).with_name("mlflow")
+    program = "mlflow"
+    if shutil.which("mlflow") is None and beside.exists():  # an environment that is not activated
+        program = os.path.relpath(beside) if beside.is_relative_to(Path.cwd()) else str(beside)
+    return f"{program} ui --backend-store-uri {shlex.quote(uri)}"
 
 
 def make_database(file: Path) -> None:

@@ -29,7 +29,7 @@ from persona_dspy.core import (
 from persona_dspy.errors import InputError, RunError
 from persona_dspy.report import FleetFigures, curve, learning_curve_json
 from persona_dspy.tracking.assessed import write_assessments
-from persona_dspy.tracking.database_file import absolute_uri, file_of, make_database, set_aside_broken
+from persona_dspy.tracking.database_file import absolute_uri, file_of, make_database, opened_by, set_aside_broken
 from persona_dspy.tracking.failures import explained, mlflow_failures, reason_of
 from persona_dspy.tracking.prompts import move_prompt, register_prompt
 from persona_dspy.tracking.protocol import Ended, NullTracker, Tracker, is_off, prompt_name
@@ -181,8 +181,9 @@ class MlflowTracker:
         if self.trouble and not self.run_id:
             return self.trouble
         uri = self._shown_uri
-        command = f"mlflow ui --backend-store-uri {shlex.quote(uri)}" if file else uri
-        return f"{command} ({self.trouble})" if self.trouble else command
+        page = f"/#/experiments/{self._experiment_id}/runs" if self._experiment_id else ""
+        address = f"{opened_by(uri)}, then http://127.0.0.1:5000{page}" if file else uri.rstrip("/") + page
+        return f"{address} ({self.trouble})" if self.trouble else address
 
     def trace(self, trace: Trace) -> str:
         """Write down how one answer came about, as a trace with spans; its id. Takes some 50 ms: see ``tracing``.
