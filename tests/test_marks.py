@@ -11,9 +11,11 @@ import pytest
 
 import optimizers
 import persona_dspy
-from persona_dspy.core import marks
+from persona_dspy.core import count_characters, marks, metrics, normalized, words_of
+from persona_dspy.core.spelling import bare
 from persona_dspy.core.text import data_text, defused, one_line
 from persona_dspy.data import get_task, task_names
+from persona_dspy.memory import content_words
 
 ROOTS = [Path(persona_dspy.__file__).parent, Path(optimizers.__file__).parent]
 STAND_INS = "persona_dspy/testing"  # read what tests send, never what users do
@@ -96,6 +98,28 @@ def test_a_quadratic_pattern_would_be_seen():
     bad = re.compile(r"<\s*/?\s*data\b")
     text = next(t for t in hurting(bad) if t(4).startswith("a <   "))
     assert seconds(bad, "finditer", text(2 * N)) > QUICK
+
+
+@pytest.mark.parametrize("marks_of_a_run", ["\u0315\u0316", "\u0345\u0315\u0316\u031b", "\uff9e\u0316", "\u0f73"])
+@pytest.mark.parametrize(
+    "read", [bare, content_words, count_characters, words_of, lambda text: metrics.chrf([text], [text + "b"])]
+)
+def test_a_run_of_combining_marks_is_read_in_time_proportional_to_it(read, marks_of_a_run):
+    def took(n):
+        text = "\u03b1" + marks_of_a_run * (n // len(marks_of_a_run))
+        start = time.thread_time()
+        read(text)
+        return time.thread_time() - start
+
+    read("\u03b1\u0315 b")  # lists and tables are read once
+    if took(2 * N) > QUICK:
+        assert min(took(2 * N) for _ in range(3)) < 3 * max(min(took(N) for _ in range(3)), QUICK / 4)
+
+
+def test_only_one_function_puts_users_text_into_a_normal_form():
+    at = {path.name for path, _ in sources() if "unicodedata.normalize(" in path.read_text()}
+    assert at == {"words.py", "marks.py"}  # marks.py: of single characters
+    assert normalized("e\u0301 " + "a" + "\u0315" * 30, "NFC") == "\u00e9 " + "a" + "\u0315" * 30
 
 
 @pytest.mark.slow

@@ -85,5 +85,6 @@ from .text import shared_runs as shared_runs
 from .text import unheard as unheard
 from .words import count_characters as count_characters
 from .words import is_spaceless as is_spaceless
+from .words import normalized as normalized
 from .words import split_words as split_words
 from .words import words_of as words_of

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import inspect
 import math
-import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
 from typing import Any
 
 import regex
 
-from persona_dspy.core.words import words_of
+from persona_dspy.core.words import normalized, words_of
 from persona_dspy.errors import InputError
 
 __all__ = [
@@ -242,7 +241,7 @@ def chrf(golds: Sequence[str], answers: Sequence[str]) -> float:
 
 
 def _chrf(gold: str, answer: str) -> float:
-    gold, answer = (" ".join(unicodedata.normalize("NFC", text).split()) for text in (gold, answer))
+    gold, answer = (" ".join(normalized(text, "NFC").split()) for text in (gold, answer))
     if gold == answer:
         return float(bool(gold))
     return min(1.0, float(_character_scorer().sentence_score(answer, [gold]).score) / 100)

@@ -7,12 +7,12 @@ stay apart, "Comedy." is "comedy".
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 
 from persona_dspy.core.text import one_line
+from persona_dspy.core.words import normalized
 
 __all__ = ["LONG_LABEL", "bare", "folded", "match_label", "own_labels", "spellings", "truth"]
 
@@ -33,7 +33,7 @@ def folded(text: str) -> str:
         >>> folded("  Ｓci\\u00a0FI ")
         'sci fi'
     """
-    plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    plain = normalized(normalized(text, "NFKC").casefold(), "NFKC")
     return " ".join(plain.replace("\ufe0f", "").split())
 
 

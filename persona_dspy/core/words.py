@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import unicodedata
 from itertools import pairwise
+from typing import Literal
 
 import regex
 
-__all__ = ["count_characters", "is_spaceless", "split_words", "words_of"]
+__all__ = ["count_characters", "is_spaceless", "normalized", "split_words", "words_of"]
 
 _WORD_CHARACTER = r"[\p{L}\p{M}\p{N}]"
 _SCRIPTS = ("Han", "Hiragana", "Katakana", "Thai", "Lao", "Khmer", "Myanmar")
@@ -18,6 +19,21 @@ _SPACELESS_CHARACTER = regex.compile(rf"(?V1){_SPACELESS}")
 _WITH_MARKS = regex.compile(r"\P{M}\p{M}*|\p{M}+")
 # Inside words: soft hyphens, and the joiners of Persian and Indic scripts.
 _JOINERS: dict[int, None] = dict.fromkeys((0xAD, 0x200C, 0x200D))
+_COMBINING = r"[\P{ccc=0}\u0f73\u0f75\u0f81\uff9e\uff9f]"  # the named ones become such in a normal form
+_TOO_MANY_MARKS = regex.compile(rf"({_COMBINING}{{30}}){_COMBINING}+")
+
+
+def normalized(text: str, form: Literal["NFC", "NFD", "NFKC"]) -> str:
+    """``text`` in a Unicode form, in time proportional to it: of a run of combining marks the first 30 are kept
+    (Unicode's stream-safe limit), because a run is sorted in time quadratic in its length.
+
+    Example:
+        >>> normalized("e\\u0301", "NFC"), len(normalized("a" + "\\u0315\\u0316" * 1000, "NFC"))
+        ('é', 31)
+    """
+    if text.isascii():
+        return text
+    return unicodedata.normalize(form, _TOO_MANY_MARKS.sub(r"\1", text))
 
 
 def words_of(text: str) -> list[str]:
@@ -30,7 +46,7 @@ def words_of(text: str) -> list[str]:
         >>> words_of("Alien (1979): L'ÉTÉ हिन्दी 東京都 猫")
         ['alien', '1979', 'l', 'été', 'हिन्दी', '東京', '京都', '猫']
     """
-    return split_words(unicodedata.normalize("NFKC", text).casefold())
+    return split_words(normalized(text, "NFKC").casefold())
 
 
 def split_words(text: str) -> list[str]:
@@ -72,4 +88,4 @@ def count_characters(text: str) -> int:
         >>> count_characters("ที่ 你好！")
         4
     """
-    return len(regex.findall(r"\S\p{M}*", unicodedata.normalize("NFC", text)))
+    return len(regex.findall(r"\S\p{M}*", normalized(text, "NFC")))

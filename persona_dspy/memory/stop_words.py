@@ -6,13 +6,14 @@ lacks, and single characters of Chinese, of which it has too many: short lists o
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter
 from collections.abc import Collection
 from functools import lru_cache
 from typing import Any
 
 import regex
+
+from persona_dspy.core import normalized
 
 __all__ = ["function_words", "without_function_words"]
 
@@ -78,7 +79,7 @@ def _without_accents(word: str) -> str:
     """A Greek, Arabic or Hebrew word without accents or vowel points, which lists and people may leave out."""
     if word.isascii() or not regex.search(r"[\p{Greek}\p{Arabic}\p{Hebrew}]", word):
         return word
-    return regex.sub(r"\p{M}", "", unicodedata.normalize("NFD", word))
+    return regex.sub(r"\p{M}", "", normalized(word, "NFD"))
 
 
 @lru_cache(maxsize=1)
@@ -103,4 +104,4 @@ def _spaceless_function_words() -> Any:
 def _listed(language: str) -> set[str]:
     from stopwordsiso import stopwords
 
-    return {unicodedata.normalize("NFC", word).lower() for word in stopwords(language)}
+    return {normalized(word, "NFC").lower() for word in stopwords(language)}

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -21,6 +20,7 @@ from persona_dspy.core import (
     Section,
     count_characters,
     is_spaceless,
+    normalized,
     number_of,
     parse_number,
     split_words,
@@ -229,7 +229,7 @@ def content_words(text: str) -> set[str]:
         >>> sorted(content_words("The robots of 1984, été")), sorted(content_words("это фильм о войне"))
         (['robots'], ['войне', 'фильм'])
     """
-    letters = regex.sub(r"\p{N}+", " ", unicodedata.normalize("NFC", text).lower())
+    letters = regex.sub(r"\p{N}+", " ", normalized(text, "NFC").lower())
     words = split_words(without_function_words(letters))
     return {word for word in words if _says_something(word)} - function_words(words)
 
