@@ -29,6 +29,32 @@ def test_names_are_printed_as_they_are(name, capsys):
         assert out.count(name.replace("\\", "\\")) >= 3
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_bar_of_an_evaluation_shows_names_as_they_are(name):
+    import io
+    from types import SimpleNamespace
+
+    from rich.console import Console
+
+    from persona_dspy.cli.judging import _View
+
+    view = _View(SimpleNamespace(), as_json=False)
+    view.bar = view.progress.add_task("answers", total=2)
+    view.row(SimpleNamespace(system="rag", user_id=name, kind="answer"))
+    shown = Console(width=80, file=io.StringIO())
+    shown.print(view.progress.get_renderable())
+    text = shown.file.getvalue()
+    assert not any(c in text for c in "\x1b\x9b\u202e\ud800\r\x07")
+    if name.isascii() and name.isprintable():
+        assert f"rag, {name}" in text
+
+
+def test_json_is_printed_without_secrets(capsys):
+    print_json({"upstream": "https://ana:hunter2@up/v1", "rows": [{"why": 'refused: "sk-hunter2secret12"'}]})
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == {"upstream": "https://ana:***@up/v1", "rows": [{"why": 'refused: "***"'}]}
+
+
 def test_the_bar_of_a_fleet_is_whole_in_80_columns(monkeypatch):
     import io
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from persona_dspy.cli.ending import at_the_latest
 from persona_dspy.cli.output import echo, print_json, terminal
+from persona_dspy.core import printable
 
 if TYPE_CHECKING:
     from persona_dspy.judge import Evaluation, Experiment, Judged, Results, Standing
@@ -101,7 +102,7 @@ class _View:
 
         self.as_json, self.console = as_json, terminal(stderr=as_json)
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -124,9 +125,8 @@ class _View:
 
     def row(self, row: Judged) -> None:
         if self.bar is not None:
-            self.progress.update(
-                self.bar, advance=row.kind == "answer", description=f"{row.system}, {row.user_id[:20]}"
-            )
+            name = printable(f"{row.system}, {row.user_id[:20]}")
+            self.progress.update(self.bar, advance=row.kind == "answer", description=name)
 
     def close(
         self,

@@ -34,10 +34,19 @@ def terminal(*, stderr: bool = False, highlight: bool = False) -> Any:
 
 
 def print_json(value: Any) -> None:
-    """One JSON value on one line of standard output, text as it is (not escaped to ASCII).
+    """One JSON value on one line of standard output, text as it is (not escaped to ASCII), without secrets.
 
     Example:
         >>> print_json({"user_id": "zoë", "versions": 2})
         {"user_id": "zoë", "versions": 2}
     """
-    typer.echo(printable(json.dumps(value, ensure_ascii=False)))
+    typer.echo(printable(json.dumps(_scrubbed(value), ensure_ascii=False)))
+
+
+def _scrubbed(value: Any) -> Any:
+    """Each text in ``value`` without secrets; by text, as a mask in the JSON of all could take its quotes along."""
+    if isinstance(value, str):
+        return scrubbed(value)
+    if isinstance(value, dict):
+        return {key: _scrubbed(one) for key, one in value.items()}
+    return [_scrubbed(one) for one in value] if isinstance(value, list | tuple) else value

@@ -11,6 +11,7 @@ import typer
 from persona_dspy.cli.ending import at_the_latest
 from persona_dspy.cli.estimates import CallsPerSecond, EstimateOption, Knowledge, Retrieval
 from persona_dspy.cli.output import JsonOption, print_json, terminal
+from persona_dspy.core import printable
 
 if TYPE_CHECKING:
     from persona_dspy.judge import Evaluation, Experiment, Judged, Results
@@ -158,7 +159,7 @@ class _Bar:
 
     def start(self, experiment: Experiment, results: Results) -> None:
         total = sum(len(p.queries) for p in experiment.people) * len(experiment.chosen)
-        name = "/".join(experiment.out.parts[-3:])
+        name = printable("/".join(experiment.out.parts[-3:]))
         self.bar = self.progress.add_task(name, total=total, completed=total - experiment.left(results))
 
     def row(self, row: Judged) -> None:
