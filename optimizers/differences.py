@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from difflib import SequenceMatcher
 
 import regex
@@ -10,6 +11,7 @@ __all__ = ["differences"]
 
 _ALIKE = 0.5  # share of words and signs in common from which on one text is a version of the other
 _MOST = 1200  # words and signs: longer texts are compared at both ends by whoever reads them
+_PAIRS = 150_000  # equal words, each place with each: prose of that length has a seventh; more takes seconds
 _CONTEXT = 3  # words around a change, so that it can be found
 _LONG = 240  # characters of one change; longer ones keep both ends
 # A character of a script without spaces is a word by itself; marks stay with the letter that they belong to.
@@ -20,7 +22,8 @@ _TOKEN = regex.compile(
 
 def differences(ours: str, own: str, *, most: int = 12) -> list[str]:
     """The changes that turn ``ours`` into ``own``, in order, at most ``most`` of them, the largest; line breaks as ⏎.
-    None where the texts share so little that one is not a version of the other, or are very long.
+    None where the texts share so little that one is not a version of the other, or are very long (1,200 words and
+    signs), or repeat few words over and over.
 
     Example:
         >>> differences("Dear Ana, thanks a lot for your mail.", "Hi Ana, thanks for your mail.")
@@ -29,7 +32,11 @@ def differences(ours: str, own: str, *, most: int = 12) -> list[str]:
     before, after = (list(_TOKEN.finditer(text)) for text in (ours, own))
     if max(len(before), len(after)) > _MOST:
         return []
-    matcher = SequenceMatcher(None, [_sign(m) for m in before], [_sign(m) for m in after], autojunk=False)
+    old_signs, new_signs = ([_sign(m) for m in found] for found in (before, after))
+    counted = Counter(new_signs)
+    if sum(counted[sign] for sign in old_signs) > _PAIRS:
+        return []
+    matcher = SequenceMatcher(None, old_signs, new_signs, autojunk=False)
     if matcher.real_quick_ratio() < _ALIKE or matcher.quick_ratio() < _ALIKE or matcher.ratio() < _ALIKE:
         return []
     changes: list[tuple[int, int, str]] = []

@@ -61,3 +61,8 @@ def test_scripts_without_spaces_are_compared_by_character_and_words_keep_their_m
     found = differences("您好，非常感谢您的来信，我们已经处理。", "您好，我们已经处理。")
     assert found and "非常感谢您的来信" in found[0]
     assert differences("नमस्ते हिन्दी भाषा बहुत अच्छी है", "नमस्ते हिन्दी भाषा अच्छी है")[0].startswith('dropped "बहुत"')
+
+
+def test_few_words_over_and_over_are_not_compared_for_seconds():
+    assert differences("a b " * 600, "b a a " * 400) == []
+    assert differences("a b " * 100, "b a a " * 66)

@@ -1,4 +1,6 @@
+import json
 import math
+import time
 import unicodedata
 
 import pytest
@@ -6,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score
 
-from persona_dspy.core import Interaction, metrics
+from persona_dspy.core import Interaction, ResponseKind, metrics
 from persona_dspy.data import get_task, infer_task
 from persona_dspy.errors import InputError
 
@@ -78,6 +80,22 @@ def test_text_overlap_is_symmetric_bounded_and_full_on_itself(a, b):
     assert metrics.rougeL([a], [b]) <= metrics.rouge1([a], [b]) + 1e-12
     if any(c in "ab" for c in a):
         assert metrics.text_overlap(a, a) == 1
+
+
+@settings(deadline=None)
+@given(prose, prose)
+def test_rouge_l_is_to_the_bit_that_of_the_official_package(a, b):
+    assert metrics._f1("rougeL", a, b, any_script=False) == metrics.rouge_scores("rougeL", [f"{a} "], [b])[0]
+
+
+def test_texts_of_any_length_are_scored_in_time():
+    long = [f"w{n}" for n in range(30_000)]
+    start = time.thread_time()
+    assert metrics.text_overlap(" ".join(long), " ".join(reversed(long))) < 0.001
+    assert metrics.text_overlap(" ".join(long), " ".join(["other", *long])) > 0.999
+    listed = [json.dumps(words) for words in (long, long[::-1])]
+    assert ResponseKind.of(list[str]).score(*listed) == 1
+    assert time.thread_time() - start < 3
 
 
 def test_rouge_does_not_stem():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from datetime import date, datetime, time
@@ -403,11 +404,7 @@ def _text_score(plain: Any, gold: Any, answer: Any) -> float:
 def _items_score(gold: list[str], answer: list[str]) -> float:
     if not gold or not answer:
         return float(gold == answer)
-    left, common = list(gold), 0
-    for item in answer:
-        if item in left:
-            left.remove(item)
-            common += 1
+    common = (Counter(gold) & Counter(answer)).total()
     return 2 * common / (len(gold) + len(answer))
 
 
