@@ -158,6 +158,15 @@ def test_no_text_reaches_another_user_and_none_is_lost(tmp_path_factory, given_r
     assert len(found) == (len({u for u, _ in kept}) or 1)
 
 
+def test_a_user_id_with_space_around_it_is_another_user(tmp_path):
+    path = tmp_path / "f.jsonl"
+    path.write_text("\n".join(line(user_id=u) for u in ("ana", "ana\u3000", " ana")))
+    assert [u.user_id for u in read_users(path)] == ["ana", "ana\u3000", " ana"]
+    path.write_text(line(user_id="\u3000 "))
+    with pytest.raises(DataError, match="not empty"):
+        next(read_users(path))
+
+
 # --- LaMP official
 
 

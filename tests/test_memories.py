@@ -54,6 +54,22 @@ def test_nobody_elses_memories_are_taken(tmp_path):
         read_memories(file, "Ana")
 
 
+def test_a_memory_that_names_nobody_is_not_taken_where_others_name_a_user(tmp_path):
+    file = tmp_path / "all.json"
+    file.write_text(json.dumps([*MEM0, {"memory": "Anybody's"}]), encoding="utf-8")
+    read = read_memories(file, "ana")
+    assert (read.lines, read.unnamed) == (TWO, 1)
+
+
+def test_a_word_that_all_namespaces_share_is_no_user(tmp_path):
+    file = tmp_path / "all.json"
+    rows = [*LANGMEM, {"namespace": ["memories", "bo"], "value": {"content": "Is broke"}}]
+    file.write_text(json.dumps(rows), encoding="utf-8")
+    assert read_memories(file, "ana").lines == TWO
+    with pytest.raises(DataError, match="field 'namespace'.*Type --user 'ana'"):
+        read_memories(file, "memories")
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

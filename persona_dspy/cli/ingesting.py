@@ -126,8 +126,8 @@ class Ingest:
                 row = json_line(line, Place(file=str(self.path), line=number))
             except DataError:
                 continue
-            same = str(row.get("user_id")).strip() == interaction.user_id.strip()
-            same &= str(row.get("id", interaction.id)).strip() == interaction.id.strip()
+            same = str(row.get("user_id")) == interaction.user_id
+            same &= str(row.get("id", interaction.id)) == interaction.id
             if same and ("id" in row or str(row.get("query")).strip() == interaction.query):
                 return number
         return None

@@ -355,6 +355,7 @@ def _import_memories(source: Path, user: str, url: str | None, json_output: bool
     for count, why in (
         (read.others, "passed over, of other users"),
         (read.disabled, "passed over, switched off by the user"),
+        (read.unnamed, "passed over, of nobody by name while others name a user"),
         (len(read.lines) - len(new), "in the persona already"),
         (cut, f"cut to {BULLET_TOKENS} tokens"),
     ):

@@ -84,7 +84,7 @@ class Rules:
 
 
 def text_id(row: Mapping[str, Any], key: str, at: Place) -> str:
-    """The id under ``key``, as text.
+    """The id under ``key``, as text; space around it is part of it, here as in a store and in the service.
 
     Raises:
         DataError: missing, blank, or neither text nor a whole number.
@@ -92,7 +92,8 @@ def text_id(row: Mapping[str, Any], key: str, at: Place) -> str:
     value = row.get(key)
     if isinstance(value, float) and not value.is_integer():  # 7.0 is how some tables write 7
         raise at.error(key, value, "a text or a whole number")
-    return checked_text(value, at, key, "a text or a whole number that is not empty")
+    text = checked_text(value, at, key, "a text or a whole number that is not empty")
+    return value if isinstance(value, str) else text
 
 
 class UniqueIds:

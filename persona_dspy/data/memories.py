@@ -32,11 +32,13 @@ class Memories:
         lines: each memory on one line, in the order of the file, each once.
         others: how many memories of other users were passed over.
         disabled: how many the user had switched off.
+        unnamed: how many were passed over since they name no user, where others of the file do.
     """
 
     lines: tuple[str, ...]
     others: int = 0
     disabled: int = 0
+    unnamed: int = 0
 
 
 def read_memories(source: str | Path, user_id: str) -> Memories:
@@ -45,10 +47,11 @@ def read_memories(source: str | Path, user_id: str) -> Memories:
     JSON or JSON lines as mem0 (``get_all``), LangMem (items of its store, or what a memory manager returns) and ChatGPT
     (``memory.json`` of a data export) write them, or plain text with a memory a line, such as a list copied from a
     settings page. Fields of a profile become a line each. Where rows name users (``user_id``, ``namespace``), those of
-    others are passed over; nothing is taken where none of them names this user.
+    others and those that name nobody are passed over; nothing is taken where none of them names this user.
 
     Raises:
-        DataError: the file is missing or no such file, a row has no memory, or none is this user's.
+        DataError: the file is missing or no such file, a row has no memory, none is this user's, or the user is named
+            in a part of the namespaces that all rows share while another part tells them apart.
 
     Example:
         >>> import json, tempfile
@@ -57,20 +60,25 @@ def read_memories(source: str | Path, user_id: str) -> Memories:
         ...     file = Path(folder) / "mem0.json"
         ...     _ = file.write_text(json.dumps({"results": rows}))
         ...     read_memories(file, "ana")
-        Memories(lines=('Is vegetarian',), others=1, disabled=0)
+        Memories(lines=('Is vegetarian',), others=1, disabled=0, unnamed=0)
     """
     path = Path(source)
     at = Place(file=str(path))
     lines: dict[str, None] = {}
-    others = disabled = 0
+    others = disabled = unnamed = 0
     names: dict[str, None] = {}
-    for row_at, row in _rows(_text(path, at), at):
+    rows = list(_rows(_text(path, at), at))
+    _check_namespaces([row["namespace"] for _, row in rows if _has_namespace(row)], user_id, at)
+    some_named = any(_owner(row, user_id) is not None for _, row in rows)
+    for row_at, row in rows:
         owner = _owner(row, user_id)
         if owner is not None and owner != user_id:
             names[owner] = None
             others += 1
         elif isinstance(row, dict) and row.get("enabled") is False:
             disabled += 1
+        elif owner is None and some_named:
+            unnamed += 1
         else:
             lines |= dict.fromkeys(_lines(row, row_at))
     if not lines:
@@ -78,7 +86,7 @@ def read_memories(source: str | Path, user_id: str) -> Memories:
             hint = f"Type --user {next(iter(names))!r}, or give the user's own file without these ids"
             raise at.error("user_id", ", ".join(list(names)[:5]), f"memories of {user_id!r}", hint)
         raise at.error(None, "no memories" + (f" but {disabled} switched off" if disabled else ""), _FORMS)
-    return Memories(lines=tuple(lines), others=others, disabled=disabled)
+    return Memories(lines=tuple(lines), others=others, disabled=disabled, unnamed=unnamed)
 
 
 def _text(path: Path, at: Place) -> str:
@@ -134,10 +142,27 @@ def _owner(row: Any, user_id: str) -> str | None:
     """Whose memory a row is, as it says; None where it does not."""
     if not isinstance(row, dict):
         return None
-    namespace = row.get("namespace")
-    if isinstance(namespace, list):
-        return user_id if user_id in namespace else "/".join(map(str, namespace))
+    if _has_namespace(row):
+        return user_id if user_id in row["namespace"] else "/".join(map(str, row["namespace"]))
     return None if row.get("user_id") is None else str(row["user_id"])
+
+
+def _has_namespace(row: Any) -> bool:
+    return isinstance(row, dict) and isinstance(row.get("namespace"), list)
+
+
+def _check_namespaces(namespaces: Sequence[list[Any]], user_id: str, at: Place) -> None:
+    """Raises ``DataError`` where all of them name the user in the same part while another part differs: then that one
+    may be the user, and this a word such as ``memories``."""
+    for place in range(min(map(len, namespaces), default=0)):
+        rest = {json.dumps(parts[:place] + parts[place + 1 :]): parts for parts in namespaces}
+        if len(rest) > 1 and all(parts[place] == user_id for parts in namespaces):
+            shown = ", ".join("/".join(map(str, parts)) for parts in list(rest.values())[:5])
+            columns = list(zip(*rest.values(), strict=False))
+            other = next((column[0] for column in columns if len(set(map(str, column))) > 1), None)
+            own = f"where all are of {user_id!r}, give the file without its namespaces"
+            hint = f"Type --user {str(other)!r}, or another of them; {own}" if other is not None else own[0].upper() + own[1:]
+            raise at.error("namespace", shown, f"a part that tells users apart, which {user_id!r} does not", hint)
 
 
 def _lines(row: Any, at: Place) -> list[str]:
