@@ -52,6 +52,11 @@ def run(capsys, *argv):
     return end.value.code, out.out, out.err
 
 
+def made(folder):
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 def lines(user_id, n=6, start=0):
     user = SyntheticUser(seed=1, user_id=user_id)
     return [
@@ -210,6 +215,22 @@ def test_nothing_is_imported_where_one_file_is_bad(home, capsys):
     assert "z.json" in err
     assert not (home / "s.db").exists()
     assert run(capsys, "import", home / "in" / "none.json", "--store", "s.db")[0] == 2
+
+
+def test_nothing_is_imported_where_one_version_is_taken(home, capsys):
+    save_persona(Persona.from_text("Old.", user_id="zed"), made(home / "before"))
+    assert run(capsys, "import", home / "before", "--store", "s.db")[0] == 0
+    for user, text in (("ana", "First."), ("zed", "New.")):
+        save_persona(Persona.from_text(text, user_id=user), made(home / "in"))
+    code, _, err = run(capsys, "import", home / "in", "--store", "s.db")
+    assert (code, "stored with other content" in err) == (2, True)
+    twice = [made(home / name) for name in ("a", "b")]
+    for folder in twice:
+        save_persona(Persona.from_text(f"From {folder.name}.", user_id="bo"), folder)
+    code, _, err = run(capsys, "import", *twice, "--store", "s.db")
+    assert (code, "version 0 twice" in err) == (2, True)
+    with Store.open("s.db") as store:
+        assert list(store.users()) == ["zed"]
 
 
 def test_export_of_one_of_all_and_of_nobody(home, capsys):

@@ -66,7 +66,7 @@ def test_a_word_that_all_namespaces_share_is_no_user(tmp_path):
     rows = [*LANGMEM, {"namespace": ["memories", "bo"], "value": {"content": "Is broke"}}]
     file.write_text(json.dumps(rows), encoding="utf-8")
     assert read_memories(file, "ana").lines == TWO
-    with pytest.raises(DataError, match="field 'namespace'.*Type --user 'ana'"):
+    with pytest.raises(DataError, match=r"field 'namespace'.*Type --user 'ana'"):
         read_memories(file, "memories")
 
 

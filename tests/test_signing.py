@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 
 from persona_dspy.cli import main
+from persona_dspy.cli.importing import import_personas
 from persona_dspy.core import private_key, public_key, sign_document, signature_path, verified_document
 from persona_dspy.core.document import save_persona
 from persona_dspy.core.persona import Bullet, Edit, Persona
@@ -118,6 +119,21 @@ def test_a_store_takes_only_signed_personas_and_no_older_version(tmp_path, capsy
     assert (both[0], (tmp_path / "new.db").exists()) == (2, False)
     with Store.open(here) as store:
         assert (list(store.users()), store.current("ana").version) == (["ana"], 1)
+
+
+def test_a_file_that_is_swapped_once_it_was_checked_is_not_put(tmp_path):
+    private, public = pair(tmp_path / "keys", "k")
+    first, second = personas("ana")
+    file = save_persona(second, tmp_path)
+    sign_document(file, private_key(private))
+
+    def swap():
+        sign_document(save_persona(first, tmp_path), private_key(private))
+        return Store.open(tmp_path / "s.db")
+
+    assert import_personas([file], public_key(public), swap) == [{"user_id": "ana", "version": 1}]
+    with Store.open(tmp_path / "s.db") as store:
+        assert [v.version for v in store.versions("ana")] == [1]
 
 
 def test_keys_that_openssl_makes_do(tmp_path):

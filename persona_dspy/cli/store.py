@@ -5,7 +5,6 @@ None of these commands calls an LM.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -276,13 +275,14 @@ def import_command(
     store: StoreOption = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Put persona JSONs into the store and make each its user's current version. All are read before any is put. With
-    --memories: add what another product remembers of a user to the user's persona, as given lines.
+    """Put persona JSONs into the store and make each its user's current version. All are read and checked before any is
+    put. With --memories: add what another product remembers of a user to the user's persona, as given lines.
 
     Example: persona-dspy import personas/ --store personas.db
     """
-    from persona_dspy.core import load_document, public_key, verified_document
-    from persona_dspy.errors import InputError, PersonaFormatError
+    from persona_dspy.cli.importing import import_personas
+    from persona_dspy.core import public_key
+    from persona_dspy.errors import InputError
 
     if memories is not None or user is not None:
         if memories is None or user is None or files or verify is not None:
@@ -292,22 +292,8 @@ def import_command(
             )
         _import_memories(memories, user, store, json_output)
         return
-    listed = list(_json_files(files or ()))
-    if not listed:
-        raise PersonaFormatError(f"{[str(f) for f in files or ()]!r}: expected at least one persona JSON")
     key = public_key(verify) if verify is not None else None
-    read = load_document if key is None else partial(verified_document, key=key)
-    for file in listed:
-        read(file).persona()
-    put: list[dict[str, Any]] = []
-    with open_store(store, new=True) as opened:
-        if key is not None:
-            _refuse_replays(opened, map(read, listed))
-        for file in listed:
-            document = read(file)
-            record = document.alignment.model_dump(mode="json") if document.alignment else None
-            imported = opened.put_persona(document.user_id, document.to_json(), record)
-            put.append({"user_id": imported.user_id, "version": imported.version})
+    put = import_personas(files or (), key, partial(open_store, store, new=True))
     if json_output:
         print_json({"imported": put})
         return
@@ -367,30 +353,6 @@ def _import_memories(source: Path, user: str, url: str | None, json_output: bool
     echo(f"{user!r}: {len(new):,} lines added, version {version} is current")
 
 
-def _refuse_replays(store: Store, documents: Iterable[PersonaDocument]) -> None:
-    """What was signed once stays signed: an older version is refused, whoever sends it.
-
-    Raises:
-        InputError: the store, or another of the files, has a later version of a user.
-    """
-    from persona_dspy.errors import InputError, UnknownUser
-
-    latest: dict[str, int] = {}
-    for document in documents:
-        user = document.user_id
-        if user in latest:
-            raise InputError(f"user {user!r}: versions {latest[user]} and {document.version} at once; expected one")
-        try:
-            latest[user] = max((v.version for v in store.versions(user)), default=-1)
-        except UnknownUser:
-            latest[user] = document.version
-        if document.version < latest[user]:
-            raise InputError(
-                f"version {document.version} of {user!r}: the store has version {latest[user]}; expected that or a "
-                f"later one; to go back type: persona-dspy rollback {user!r} --to {document.version}"
-            )
-
-
 def _registry(uri: str | None) -> MlflowTracker | None:
     """Where prompts are registered; None = nowhere.
 
@@ -427,11 +389,6 @@ def _prompt_moved(tracker: MlflowTracker, user: str, version: int) -> bool:
             f"same with --to {version}"
         ) from failure
     return True
-
-
-def _json_files(paths: Iterable[Path]) -> Iterator[Path]:
-    for path in paths:
-        yield from sorted(path.glob("*.json")) if path.is_dir() else (path,)
 
 
 def parsed(stored: StoredPersona) -> PersonaDocument:

@@ -161,7 +161,11 @@ def _check_namespaces(namespaces: Sequence[list[Any]], user_id: str, at: Place) 
             columns = list(zip(*rest.values(), strict=False))
             other = next((column[0] for column in columns if len(set(map(str, column))) > 1), None)
             own = f"where all are of {user_id!r}, give the file without its namespaces"
-            hint = f"Type --user {str(other)!r}, or another of them; {own}" if other is not None else own[0].upper() + own[1:]
+            hint = (
+                f"Type --user {str(other)!r}, or another of them; {own}"
+                if other is not None
+                else own[0].upper() + own[1:]
+            )
             raise at.error("namespace", shown, f"a part that tells users apart, which {user_id!r} does not", hint)
 
 

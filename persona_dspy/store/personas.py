@@ -69,14 +69,24 @@ class PersonaTable:
             stored = self._version(connection, user_id, uid, version)
             if stored is None:
                 self._insert(connection, uid, (text, version, parent), record)
-            elif stored.document != json.loads(text):
-                next_version = max(v.version for v in self._versions(connection, user_id, uid)) + 1
-                raise InputError(
-                    f"persona of {user_id!r}: version {version} is stored with other content; versions are immutable: "
-                    f"give the new one version {next_version}"
-                )
+            else:
+                self._check_same(connection, uid, stored, text)
             self._set_current(connection, uid, version)
         return self.version(user_id, version)
+
+    def check_persona(self, user_id: str, persona: str | Mapping[str, Any]) -> None:
+        """Keeps nothing.
+
+        Raises:
+            InputError: as ``put_persona`` would.
+        """
+        checked_key(user_id, "user_id")
+        text, version, _ = document_of(user_id, persona)
+        with self._database.reading() as connection:
+            uid = self._database.uid(connection, user_id)
+            stored = None if uid is None else self._version(connection, user_id, uid, version)
+            if uid is not None and stored is not None:
+                self._check_same(connection, uid, stored, text)
 
     def append_persona(
         self,
@@ -197,6 +207,15 @@ class PersonaTable:
             raise VersionConflict(
                 f"persona of {user_id!r}: version {current_version} became current while this was under way: expected "
                 f"{since.version}, which it rests on; nothing was written; begin again from the current version"
+            )
+
+    def _check_same(self, connection: sa.Connection, uid: int, stored: StoredPersona, text: str) -> None:
+        if stored.document != json.loads(text):
+            user_id = stored.user_id
+            next_version = max(v.version for v in self._versions(connection, user_id, uid)) + 1
+            raise InputError(
+                f"persona of {user_id!r}: version {stored.version} is stored with other content; versions are "
+                f"immutable: give the new one version {next_version}"
             )
 
     def _insert(
