@@ -346,6 +346,44 @@ def test_feedback_that_cannot_be_used_is_refused_whole(store, upstream, wrong, n
     assert len(store.episodes("ana")) == 2
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        '"metadata": {"x": NaN}', '"metadata": {"x": [-1e999]}', '"metadata": {"k\\ud800": "v"}', '"query": "a\\ud800"',
+        '"options": ["\\udfff", "b"]', f'"metadata": {{"x": {"[" * 101}{"]" * 101}}}', f'"scale": [0, {"9" * 400}]',
+    ],
+)  # fmt: skip
+def test_feedback_that_no_json_can_hold_is_refused(store, upstream, wrong):
+    body = '{"user": "ana", "query": "q", "draft": "r", "rating": 3, ' + wrong + "}"
+    refused, export = asked(
+        store, upstream, ("POST", "/feedback", {"content": body.encode()}), ("GET", "/users/ana", {})
+    )
+    field = wrong.partition(":")[0].strip('"')
+    assert refused.status_code == 400 and field in refused.json()["error"]["message"]
+    assert export.status_code == 200 and len(export.json()["interactions"]) == 2
+
+
+def test_a_user_is_exported_with_whatever_was_stored_before(store, upstream):
+    odd = {"score": float("nan"), "most": float("inf"), "half": "\ud800", "name": "NaN"}
+    store.add_episodes("eve", [Interaction(user_id="eve", query="q", response="zoë", metadata=odd)])
+    export = asked(store, upstream, ("GET", "/users/eve", {}))
+    (kept,) = export.json()["interactions"]
+    assert kept["metadata"] == {**odd, "score": "NaN", "most": "Infinity"} and "zoë" in export.text
+
+
+def test_a_header_in_utf_8_names_the_user(store, upstream):
+    headers = {**OURS, "X-Persona-User": "zoë".encode()}
+    feedback = ("POST", "/feedback", {"json": {"query": "q", "response": "r"}, "headers": headers})
+    kept, export = asked(store, upstream, feedback, ("GET", "/users/zo%C3%AB", {}))
+    assert kept.json()["user"] == "zoë" and export.status_code == 200
+
+
+def test_an_unknown_user_is_named_and_the_store_is_not(store, upstream, tmp_path):
+    answer = asked(store, upstream, ("GET", "/users/nobody", {}))
+    assert answer.status_code == 404 and "nobody" in answer.text
+    assert str(tmp_path) not in answer.text and "sqlite" not in answer.text
+
+
 def test_what_a_user_says_of_a_draft_is_no_answer(store, upstream):
     body = {"user": "ana", "query": "q", "draft": "We are so sorry!", "version": 1}
     said = [

@@ -28,6 +28,7 @@ DAY = [datetime(2026, 1, n, tzinfo=UTC) for n in range(1, 10)]
         {"rating": 7},
         {"rating": True},
         {"rating": 3, "scale": (5, 1)},
+        {"rating": 3, "scale": (0, 10**400)},
         {"version": -1},
         {"draft": 3},
         {"rejected": [1]},

@@ -253,7 +253,7 @@ def _scale(scale: Any, rating: Any) -> tuple[float, float] | None:
         return None if rating is None else (1.0, 5.0)
     try:
         low, high = (float(end) for end in scale)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InputError(f"Signal.scale {scale!r}: expected lowest and highest rating, such as (1, 5)") from None
     if not low < high or not math.isfinite(high - low):
         raise InputError(f"Signal.scale {scale!r}: expected lowest before highest rating, such as (1, 5)")

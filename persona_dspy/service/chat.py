@@ -9,10 +9,11 @@ from typing import Any
 from persona_dspy.core import Episode, clip_tokens, data_text
 from persona_dspy.errors import InputError
 
-__all__ = ["parse_body", "query_of", "user_of", "with_persona"]
+__all__ = ["check_plain_json", "header_text", "parse_body", "query_of", "user_of", "with_persona"]
 
 _INSTRUCTIONS = ("system", "developer")
 _TURN_TOKENS = 192  # estimated tokens of a past query or answer that is shown as a turn; more is cut
+_DEEPEST = 100  # lists or objects that a kept value may lie in: whoever reads it needs a stack for each
 
 
 def parse_body(content: bytes) -> dict[str, Any]:
@@ -28,6 +29,49 @@ def parse_body(content: bytes) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise InputError(f"body: {type(body).__name__}: expected a JSON object")
     return body
+
+
+def check_plain_json(body: dict[str, Any]) -> None:
+    """Refuse what Python reads as JSON and cannot give back as JSON in UTF-8: NaN, infinite numbers, lone surrogates,
+    values in more than 100 lists or objects.
+
+    Raises:
+        InputError: one of these, in the field that is named.
+
+    Example:
+        >>> check_plain_json({"user": "ana", "metadata": {"score": float("nan")}})
+        Traceback (most recent call last):
+        ...
+        persona_dspy.errors.InputError: 'metadata': NaN, an infinite number or half of a surrogate pair: expected ...
+    """
+    for name, value in body.items():
+        level, values = 0, [value]
+        while values and level <= _DEEPEST:
+            level += 1
+            inner = [one.values() if isinstance(one, dict) else one for one in values if isinstance(one, dict | list)]
+            values = [one for several in inner for one in several]
+        if values:
+            raise InputError(f"{name!r}: expected values in at most {_DEEPEST} lists or objects; nothing was kept")
+        try:
+            json.dumps({name: value}, ensure_ascii=False, allow_nan=False).encode()
+        except ValueError:  # also of a text that UTF-8 has no form for
+            raise InputError(
+                f"{name!r}: NaN, an infinite number or half of a surrogate pair: expected finite numbers and valid "
+                "Unicode; nothing was kept"
+            ) from None
+
+
+def header_text(value: str | None) -> str | None:
+    """A header's text as it was sent: UTF-8, which HTTP servers read as Latin-1; Latin-1 where it is no UTF-8.
+
+    Example:
+        >>> header_text("zoÃ«"), header_text("zoë")
+        ('zoë', 'zoë')
+    """
+    try:
+        return value and value.encode("latin-1").decode()
+    except UnicodeError:
+        return value
 
 
 def user_of(body: dict[str, Any], header: str | None) -> str:

@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from persona_dspy.core import SIGNAL_FIELDS, scrubbed
 from persona_dspy.errors import InputError, PersonaError, StoreError, UnknownUser
-from persona_dspy.service.chat import parse_body, query_of, user_of, with_persona
+from persona_dspy.service.chat import check_plain_json, header_text, parse_body, query_of, user_of, with_persona
 from persona_dspy.service.metrics import Metrics
 from persona_dspy.service.personas import Personas
 from persona_dspy.service.tokens import allowed, checked_token
@@ -35,6 +35,7 @@ _RETURNED = ("content-type", "retry-after", "x-request-id", "openai-processing-m
 _RETURNED_PREFIX = "x-ratelimit-"
 _MOST_RECALLED = 16
 _LONG = 65_536  # bytes of a body that is parsed outside the event loop
+_UNKNOWN = "nothing is kept of them: expected an id as it was given (case, accents and blanks count)"
 _SIGNAL = frozenset(SIGNAL_FIELDS) - {"trace"}
 _FEEDBACK = {"user", "query", "response", "id", "time", "metadata", *_SIGNAL}
 
@@ -122,8 +123,8 @@ class _Proxy:
                 response = _error(refusal.status_code, refusal.detail)
             except ClientDisconnect:
                 response = _error(400, "the connection was closed before the body ended")
-            except UnknownUser as unknown:
-                response = _error(404, str(unknown))
+            except UnknownUser:  # its own message names the store's path
+                response = _error(404, f"user {request.path_params['user_id']!r}: {_UNKNOWN}")
             except InputError as refusal:
                 response = _error(400, str(refusal))
             except StoreError as failure:
@@ -148,6 +149,7 @@ class _Proxy:
         unknown = sorted(set(body) - _FEEDBACK)
         if unknown:
             raise InputError(f"feedback {unknown!r}: expected only {sorted(_FEEDBACK)}; nothing was kept")
+        check_plain_json(body)
         signal = {name: body[name] for name in _SIGNAL if body.get(name) is not None}
         texts = {name: body.get(name) for name in ("query", "response")}
         if signal:
@@ -175,7 +177,8 @@ class _Proxy:
         if request.method == "DELETE":
             erasures = await self.personas.aforget(user_id)
             return JSONResponse({"user": user_id, "removed": [erasure.to_dict() for erasure in erasures]})
-        return JSONResponse(await asyncio.to_thread(self.personas.export, user_id))
+        kept = await asyncio.to_thread(lambda: _any_json(self.personas.export(user_id)))
+        return Response(kept, media_type="application/json")
 
     async def health(self, request: Request) -> Response:
         """Whether the server answers, and whether the store does; for anybody, so nothing else."""
@@ -192,7 +195,7 @@ class _Proxy:
             self._check_token(request, None)
         content = await self._content(request)
         body = await asyncio.to_thread(parse_body, content) if len(content) > _LONG else parse_body(content)
-        user_id = checked_key(user_of(body, _only(request, "x-persona-user")), "user")
+        user_id = checked_key(user_of(body, header_text(_only(request, "x-persona-user"))), "user")
         self._check_token(request, user_id)
         return body, user_id
 
@@ -241,6 +244,15 @@ def _only(request: Request, name: str) -> str | None:
     if len(values) > 1:
         raise InputError(f"{name}: given {len(values)} times: expected it once")
     return values[0] if values else None
+
+
+def _any_json(value: Any) -> bytes:
+    """JSON also of what JSON has no form for: NaN and infinite numbers as text, lone surrogates escaped."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    if "NaN" in text or "Infinity" in text:
+        plain = json.loads(text, parse_constant=str)
+        text = json.dumps(plain, ensure_ascii=False, separators=(",", ":"))
+    return text.encode("utf-8", "backslashreplace")
 
 
 def _recalled(header: str | None) -> int:
