@@ -25,6 +25,8 @@ from .document import save_persona as save_persona
 from .erasure import Erasure as Erasure
 from .erasure import Forgets as Forgets
 from .erasure import Removal as Removal
+from .erasure import clear_remembered_texts as clear_remembered_texts
+from .erasure import remember_short_texts as remember_short_texts
 from .interactions import Episode as Episode
 from .interactions import Feedback as Feedback
 from .interactions import Interaction as Interaction

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from functools import lru_cache, wraps
+from typing import Any, Protocol, TypeVar
 
-__all__ = ["Erasure", "Forgets", "Removal"]
+__all__ = ["Erasure", "Forgets", "Removal", "clear_remembered_texts", "remember_short_texts"]
+
+_SHORT = 200  # characters: labels, titles; a user's mails and documents are read anew
+_Read = TypeVar("_Read")
+_REMEMBERED: list[Callable[[], None]] = []  # what empties each cache
 
 
 class Removal(Protocol):
@@ -47,3 +52,34 @@ class Erasure:
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe form."""
         return {"place": self.place, "removed": dict(self.removed), "note": self.note}
+
+
+def remember_short_texts(maxsize: int) -> Callable[[Callable[[str], _Read]], Callable[[str], _Read]]:
+    """Decorates a function of one text: what it made of the latest ``maxsize`` texts of at most 200 characters is kept
+    in this process, until somebody is forgotten.
+
+    Example:
+        >>> @remember_short_texts(maxsize=2)
+        ... def shout(text: str) -> str:
+        ...     return text.upper()
+        >>> shout("tea")
+        'TEA'
+    """
+
+    def decorate(read: Callable[[str], _Read]) -> Callable[[str], _Read]:
+        remembered = lru_cache(maxsize)(read)
+        _REMEMBERED.append(remembered.cache_clear)
+
+        @wraps(read)
+        def read_or_recall(text: str) -> _Read:
+            return remembered(text) if len(text) <= _SHORT else read(text)
+
+        return read_or_recall
+
+    return decorate
+
+
+def clear_remembered_texts() -> None:
+    """Empties every cache of ``remember_short_texts``: nobody knows whose texts are in them."""
+    for clear in _REMEMBERED:
+        clear()

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
 
+from persona_dspy.core.erasure import remember_short_texts
 from persona_dspy.core.text import one_line
 from persona_dspy.core.words import normalized
 
@@ -25,7 +25,7 @@ _YES = "true yes y t 1 on like liked up thumbsup positive 👍 ✓ ✔ ✅".spli
 _NO = "false no n f 0 off dislike disliked down thumbsdown negative 👎 ✗ ✘ ❌".split()  # noqa: SIM905
 
 
-@lru_cache(maxsize=4096)
+@remember_short_texts(maxsize=4096)
 def folded(text: str) -> str:
     """``text`` without differences of case, white space and Unicode form.
 
@@ -37,7 +37,7 @@ def folded(text: str) -> str:
     return " ".join(plain.replace("\ufe0f", "").split())
 
 
-@lru_cache(maxsize=4096)
+@remember_short_texts(maxsize=4096)
 def bare(text: str) -> str:
     """``folded`` text without quotes, brackets and marks around it; as it is where nothing else is left.
 

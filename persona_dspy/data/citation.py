@@ -21,10 +21,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from hashlib import sha256
 
-from persona_dspy.core import Interaction
+from persona_dspy.core import Interaction, remember_short_texts
 
 __all__ = ["distractor", "pair", "query"]
 
@@ -97,7 +96,7 @@ _COMMON = frozenset(
 )
 
 
-@lru_cache(maxsize=8192)
+@remember_short_texts(maxsize=8192)
 def words(title: str) -> frozenset[str]:
     """The content words of a title, case-folded; what sharing a word means here."""
     return frozenset(_WORD.findall(title.casefold())) - _COMMON

@@ -18,7 +18,16 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, Protocol
 
-from persona_dspy.core import Erasure, Forgets, Removal, lock_file, persona_file_name, write_bytes, write_text
+from persona_dspy.core import (
+    Erasure,
+    Forgets,
+    Removal,
+    clear_remembered_texts,
+    lock_file,
+    persona_file_name,
+    write_bytes,
+    write_text,
+)
 from persona_dspy.errors import ForgettingIncomplete, InputError, PersonaError, UnknownUser
 from persona_dspy.fleet.folder import forget_in_fleet, has_running_fleet
 from persona_dspy.store import Store
@@ -85,6 +94,7 @@ def forget_user(
             wrote.add(place, lambda owner=owner: owner.forget(user_id))
     if tracker is not None:
         wrote.add("MLflow", lambda: tracker.forget(user_id, mentions.texts))
+    clear_remembered_texts()
     if wrote.failures:
         places = "; ".join(f"{place}: {failure}" for place, failure in wrote.failures.items())
         raise ForgettingIncomplete(

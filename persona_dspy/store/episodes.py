@@ -13,7 +13,7 @@ import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
-from persona_dspy.core import Interaction, answered, in_time_order
+from persona_dspy.core import Interaction, answered, clear_remembered_texts, in_time_order
 from persona_dspy.errors import InputError
 from persona_dspy.store.database import Database
 from persona_dspy.store.rows import Observed, UserState, body_of, checked_key, interactions_of
@@ -286,6 +286,7 @@ class EpisodeTable:
             uid, rows = self._rows_from(user_id, memory.next_seq)
             if memory.uid not in (None, uid):  # forgotten since, perhaps come back
                 memory.clear()
+                clear_remembered_texts()
                 uid, rows = self._rows_from(user_id, 0)
                 memory.next_seq = 0
             new, seq = interactions_of(user_id, rows), rows[-1][2] + 1 if rows else memory.next_seq

@@ -10,6 +10,7 @@ from os import PathLike, fspath
 
 import sqlalchemy as sa
 
+from persona_dspy.core import clear_remembered_texts
 from persona_dspy.store.database import Database
 from persona_dspy.store.drafts import DraftTable
 from persona_dspy.store.episodes import EpisodeTable
@@ -121,6 +122,7 @@ class Store(LeaseTable, EpisodeTable, PersonaTable, ProfileTable, DraftTable):
             with memory.syncing:
                 memory.clear()
                 memory.uid, memory.next_seq = None, 0
+        clear_remembered_texts()
         scrubbed = self._database.scrub()
         return Forgotten(
             user_id=user_id, removed=removed, scrubbed=scrubbed, is_read=self._database.sqlite and not scrubbed
