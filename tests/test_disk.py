@@ -3,13 +3,14 @@
 import os
 import stat
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
 
 from persona_dspy.agent import PageCache
-from persona_dspy.core import lock_file, lock_open_file, write_bytes, write_text
+from persona_dspy.core import alone_with, lock_file, lock_open_file, write_bytes, write_text
 
 
 def mode(path):
@@ -38,6 +39,21 @@ def test_files_are_readable_to_all_unless_told_otherwise_and_cached_pages_to_one
     PageCache(tmp_path / "pages").put("ana", "key", [])
     (page,) = (tmp_path / "pages").rglob("*.json")
     assert (mode(page), mode(page.parent)) == (0o600, 0o700)
+
+
+def test_one_at_a_time_reads_a_file_and_writes_it_anew(tmp_path):
+    file, waited = tmp_path / "count.txt", []
+    file.write_text("0")
+
+    def count(_):
+        with alone_with(file, lambda: waited.append(1)):
+            number = int(file.read_text())
+            time.sleep(0.001)
+            write_text(file, str(number + 1))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(count, range(24)))
+    assert (file.read_text(), os.listdir(tmp_path), bool(waited)) == ("24", ["count.txt"], True)
 
 
 @pytest.mark.parametrize("windows", [False, True])

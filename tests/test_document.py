@@ -111,6 +111,12 @@ def test_another_users_file_is_refused(tmp_path):
         (lambda d: d.update(version="one"), "version"),
         (lambda d: d.update(system_prompt="something else"), "say different things"),
         (lambda d: d["sections"][0]["bullets"][0].update(extra=1), "extra"),
+        (
+            lambda d: d["sections"][0]["bullets"][0].update(evidence=["i", "\ud800"]),
+            r"sections\.0\.bullets\.0\.evidence\.1",
+        ),
+        (lambda d: d.update(model="\udfff"), "'model' holds half a surrogate"),
+        (lambda d: d.update(version=2**31), r"version.*below 2\*\*31"),
     ],
 )
 def test_what_is_not_a_persona_json_is_named(tmp_path, change, says):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from persona_dspy.cli.output import echo, print_json, terminal
+from persona_dspy.cli.output import echo, print_json, terminal, within_line
 
 NAMES = ["[/x]", "[bold]a", ":smile: \\[", "a\x1b[2Jb", "a\x9b31mb", "a\u202eb", "a\ud800b", "a\rb\x07"]
 
@@ -91,3 +91,7 @@ def test_a_fleet_says_what_was_spent_and_whose_price_is_not_known(capsys):
     free.add("respond", Usage(calls=1))
     View(1, free, "quiet").close(Path("out"), "")
     assert "spent" not in capsys.readouterr().out
+
+
+def test_a_text_within_a_line_makes_no_line():
+    assert within_line("ana\n1 user\u2028forgotten\u2029\x85") == r"ana\n1 user\u2028forgotten\u2029\u0085"

@@ -76,12 +76,16 @@ def edit(  # noqa: PLR0913 - a command's options
 
 
 def _in_file(path: Path, change: Callable[[Persona], Persona], who: str) -> tuple[PersonaDocument, PersonaDocument]:
-    from persona_dspy.core import load_document, write_text
+    from persona_dspy.core import alone_with, load_document, read_document, write_text
 
-    old = load_document(path)
-    new = _document(old, change(old.persona()), who, old.version + 1)
-    if new is not old:
-        write_text(path, new.to_json())
+    load_document(path)  # what is no persona is refused before anything lies beside it
+    with alone_with(path, lambda: echo(f"{path}: waits until another edit of it ends", err=True)):
+        old = load_document(path)
+        new = _document(old, change(old.persona()), who, old.version + 1)
+        if new is not old:
+            text = new.to_json()
+            read_document(text.encode(), str(path))  # what is written can be read again
+            write_text(path, text)
     return old, new
 
 

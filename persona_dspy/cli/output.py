@@ -12,7 +12,7 @@ import typer
 
 from persona_dspy.core import printable, scrubbed
 
-__all__ = ["JsonOption", "echo", "print_json", "terminal"]
+__all__ = ["JsonOption", "echo", "print_json", "terminal", "within_line"]
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, and nothing else there.")]
 
@@ -31,6 +31,17 @@ def terminal(*, stderr: bool = False, highlight: bool = False) -> Any:
             return super().render_str(printable(text), **options)
 
     return Terminal(stderr=stderr, highlight=highlight, markup=False, emoji=False)
+
+
+def within_line(text: str) -> str:
+    """``text`` of anybody within a line of ours: a line break in it is shown, not made.
+
+    Example:
+        >>> print(within_line("ana\\n1 user forgotten"))
+        ana\\n1 user forgotten
+    """
+    breaks = {"\n": "\\n", "\t": "\\t", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+    return printable(text).translate(str.maketrans(breaks))
 
 
 def print_json(value: Any) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from persona_dspy.cli.estimates import HistoryColumns, Retrieval, history_columns
-from persona_dspy.cli.output import JsonOption, echo, print_json, terminal
+from persona_dspy.cli.output import JsonOption, echo, print_json, terminal, within_line
 from persona_dspy.cli.settings import ProgramOption
 from persona_dspy.cli.store import StoreOption, document_of, is_file, open_store
 from persona_dspy.core import printable
@@ -218,15 +218,15 @@ def show(
         return
     console = terminal(highlight=False)
     value = document.persona()
-    console.print(f"{value.user_id}, version {value.version}, made {value.created_at}")
-    console.print(f"model {document.model or 'not recorded'}; task {document.task or 'not recorded'}")
+    console.print(within_line(f"{value.user_id}, version {value.version}, made {value.created_at}"))
+    console.print(within_line(f"model {document.model or 'not recorded'}; task {document.task or 'not recorded'}"))
     for section in document.sections:
         console.print(f"\n{section.name}", style="bold")
         for bullet in section.bullets:
             marks = [bullet.source, f"{bullet.hits} times" if bullet.hits else "", "locked" if bullet.locked else ""]
             evidence = f"; {', '.join(bullet.evidence)}" if bullet.evidence else ""
             console.print(f"- {bullet.sentence}")
-            console.print(f"  {bullet.id}: {', '.join(m for m in marks if m)}{evidence}", style="dim")
+            console.print(within_line(f"  {bullet.id}: {', '.join(m for m in marks if m)}{evidence}"), style="dim")
     if a := document.alignment:
         pairs = [
             f"{name.replace('_', ' ')} {value:.2f}"
@@ -234,7 +234,8 @@ def show(
             if value is not None
         ]
         console.print(f"\nheld-out scores over {a.gate_size} interactions: {', '.join(pairs) or 'none'}")
-        console.print(f"{a.accepted} edits accepted in {len(a.steps)} steps, {a.total.calls} LM calls; {a.stopped}")
+        stopped = within_line(a.stopped)
+        console.print(f"{a.accepted} edits accepted in {len(a.steps)} steps, {a.total.calls} LM calls; {stopped}")
         console.print(_outcome(a.scores.gain))
 
 

@@ -8,6 +8,7 @@ from .answer_fields import FieldsKind as FieldsKind
 from .answer_types import answer_text as answer_text
 from .answers import FREE_TEXT as FREE_TEXT
 from .answers import ResponseKind as ResponseKind
+from .disk import alone_with as alone_with
 from .disk import lock_file as lock_file
 from .disk import lock_open_file as lock_open_file
 from .disk import persona_file_name as persona_file_name
@@ -21,6 +22,7 @@ from .document import PersonaDocument as PersonaDocument
 from .document import load_document as load_document
 from .document import load_persona as load_persona
 from .document import parse_document as parse_document
+from .document import read_document as read_document
 from .document import save_persona as save_persona
 from .erasure import Erasure as Erasure
 from .erasure import Forgets as Forgets

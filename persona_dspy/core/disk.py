@@ -8,12 +8,14 @@ import re
 import shutil
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import IO, Any
 
 __all__ = [
+    "alone_with",
     "lock_file",
     "lock_open_file",
     "persona_file_name",
@@ -105,6 +107,42 @@ def lock_file(file: Path) -> IO[Any] | None:
         return handle
     handle.close()
     return None
+
+
+@contextmanager
+def alone_with(file: Path, waiting: Callable[[], None] = lambda: None) -> Generator[None]:
+    """Between reading a file and writing it anew: other processes that do so wait until the block ends.
+
+    The lock is a file beside it, ``.NAME.lock``, removed at the end: one on the file itself is lost with a rename.
+
+    Args:
+        waiting: called once where another holds it.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    beside = file.with_name(f".{file.name}.lock")
+    handle = open(beside, "a")  # noqa: SIM115 - open as long as the lock is held
+    if not lock_open_file(handle, wait=False):
+        waiting()
+        lock_open_file(handle, wait=True)
+    while not _is_still(handle, beside):  # the one before us removed it
+        handle.close()
+        handle = open(beside, "a")  # noqa: SIM115
+        lock_open_file(handle, wait=True)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows removes no open file; the next one takes it over
+            beside.unlink()
+        handle.close()
+
+
+def _is_still(handle: IO[Any], file: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle.fileno()), file.stat())
+    except FileNotFoundError:
+        return False
 
 
 def lock_open_file(handle: IO[Any], *, wait: bool) -> bool:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from persona_dspy.core.alignment import Alignment
 from persona_dspy.core.disk import persona_path, write_text
 from persona_dspy.core.html import alignment_html, persona_html
+from persona_dspy.core.marks import printable
 from persona_dspy.core.persona import SCHEMA, SECTIONS, Bullet, Persona, Section
 from persona_dspy.core.upgrade import OLD_SCHEMA, upgraded_document
 from persona_dspy.errors import InputError, PersonaFormatError
@@ -29,6 +30,9 @@ __all__ = [
     "read_document",
     "save_persona",
 ]
+
+
+_VERSIONS = 2**31  # a store keeps none from there on
 
 
 class SectionDocument(BaseModel):
@@ -141,8 +145,8 @@ def load_document(path: str | os.PathLike[str]) -> PersonaDocument:
     """Read a persona JSON with everything in it.
 
     Raises:
-        PersonaFormatError: not there, not JSON, another schema, a missing or wrong field (named), a section over its
-            cap of tokens.
+        PersonaFormatError: not there, not JSON, another schema, a missing or wrong field (named), half a surrogate
+            pair, a version of 2**31 or more, a section over its cap of tokens.
     """
     try:
         content = Path(path).read_bytes()
@@ -171,12 +175,36 @@ def read_document(content: bytes, name: str) -> PersonaDocument:
         raise PersonaFormatError(f"{name!r}: not JSON, line {failure.lineno}: {failure.msg}") from None
     except ValueError as failure:  # a number of thousands of digits
         raise PersonaFormatError(f"{name!r}: {failure}; expected a persona JSON") from None
+    if (field := _field_with_surrogate(data)) is not None:
+        raise PersonaFormatError(
+            f"{name!r}: field {printable(field)!r} holds half a surrogate pair; expected text that UTF-8 can hold"
+        )
     document = parse_document(data, name)
+    for field, number in (("version", document.version), ("parent", document.parent or 0)):
+        if number >= _VERSIONS:
+            raise PersonaFormatError(f"{name!r}: field {field!r}: {number}; expected a number below 2**31")
     try:
         document.of_sections().check_sizes()
     except InputError as refusal:
         raise PersonaFormatError(f"{name!r}: {refusal}") from None
     return document
+
+
+def _field_with_surrogate(data: Any) -> str | None:
+    """Where the first lone surrogate of parsed JSON is, such as ``sections.0.bullets.0.text``; None where none is."""
+    try:
+        json.dumps(data, ensure_ascii=False).encode()
+        return None
+    except UnicodeEncodeError:
+        left: list[tuple[str, Any]] = [("", data)]
+    for where, value in left:
+        if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
+            return where
+        inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        for key, part in inner:
+            place = f"{where}.{key}" if where else str(key)
+            left += [(place, key), (place, part)]
+    return None
 
 
 def parse_document(data: Any, name: str = "<persona>") -> PersonaDocument:

@@ -7,13 +7,13 @@ import os
 from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from persona_dspy.core.disk import persona_path, write_text
 from persona_dspy.core.html import diff_html, persona_html
-from persona_dspy.core.text import clip_tokens, count_tokens, mentions, one_line
+from persona_dspy.core.text import clip_tokens, count_tokens, id_lines, mentions, one_line
 from persona_dspy.core.upgrade import OLD_SECTIONS, upgraded
 from persona_dspy.core.words import is_spaceless, split_words
 from persona_dspy.errors import InputError
@@ -101,7 +101,7 @@ class Bullet(BaseModel):
     opening: str = ""
     ending: str = ""
     shift: float | None = None
-    evidence: tuple[str, ...] = ()
+    evidence: Annotated[tuple[str, ...], AfterValidator(id_lines)] = ()
     hits: int = Field(default=0, ge=0)
     strength: Strength = ""
     locked: bool = False
@@ -114,7 +114,7 @@ class Bullet(BaseModel):
     def _of_today(cls, values: Any) -> Any:
         return upgraded(values)
 
-    @field_validator("text", "when", "then", "opening", "ending")
+    @field_validator("text", "when", "then", "opening", "ending", "id")
     @classmethod
     def _is_one_line_of_data(cls, value: str) -> str:
         return _line(value)

@@ -21,6 +21,7 @@ __all__ = [
     "defused_tags",
     "echoes",
     "fenced",
+    "id_lines",
     "indented",
     "mentions",
     "one_line",
@@ -70,6 +71,17 @@ def one_line(text: str, tokens: int | None = None) -> str:
     if len(text) > 64 * tokens and count_tokens(head) <= tokens:
         head = one_line(text)
     return clip_tokens(head, tokens)
+
+
+def id_lines(ids: Sequence[str]) -> tuple[str, ...]:
+    """The latest 64 of the ids that a file names, each without what no reader sees, on one line, 1,200 characters at
+    most; ids that a store takes as a rule stay as they are.
+
+    Example:
+        >>> id_lines(["i1", "i2\\n[id 3] x"])
+        ('i1', 'i2 [id 3] x')
+    """
+    return tuple(visible(one[:1200]).replace("\n", " ") for one in ids[-64:])
 
 
 def count_tokens(text: str) -> int:

@@ -243,11 +243,11 @@ def document_of(user_id: str, persona: str | Mapping[str, Any]) -> tuple[str, in
         raise InputError(f"persona says user_id {document['user_id']!r}: expected {user_id!r}")
     if not _is_number(version) or not (parent is None or (_is_number(parent) and parent != version)):
         raise InputError(
-            f"persona of {user_id!r}: version {version!r}, parent {parent!r}: expected a version of 0 or more, and "
-            "another one or null as parent"
+            f"persona of {user_id!r}: version {version!r}, parent {parent!r}: expected a version of 0 or more, "
+            "below 2**31, and another one or null as parent"
         )
     return text, version, parent
 
 
 def _is_number(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
