@@ -1,5 +1,7 @@
 """PersonaAlignment: loop, stops, options, other DSPy optimizers beside it, warm start."""
 
+from dataclasses import replace
+from datetime import timedelta
 from statistics import fmean
 
 import dspy
@@ -714,6 +716,23 @@ def test_no_drafts_are_compared_by_a_small_lm_or_where_a_metric_says(options):
     assert "judge" not in aligned.alignment.usage
     assert aligned.alignment.accepted
     assert "compared" not in " ".join(aligned.alignment.notes)
+
+
+@pytest.mark.slow
+def test_after_forty_texts_in_another_style_the_persona_holds_that_one_alone():
+    before, after = (SyntheticUser(seed=seed, kind="style") for seed in (1, 5))
+    old, lm = before.interactions(40), rule_following_lm(small=False)
+    start = old[-1].time
+    new = [
+        replace(i, user_id=before.user_id, id=f"new{n}", time=start + timedelta(days=n + 1))
+        for n, i in enumerate(after.interactions(40, start=100))
+    ]
+    first, _ = align(PersonaAgent(before.signature, history=old), lm)
+    then, _ = align(PersonaAgent(before.signature, history=[*old, *new], persona=first.persona.value), lm)
+    for program, holds, lacks in ((first, before, after), (then, after, before)):
+        text = program.persona.value.render()
+        assert all(phrase in text for phrase in holds.preference.values())
+        assert not any(phrase in text for phrase in lacks.preference.values())
 
 
 def test_a_line_that_quotes_what_judges_is_left_out_and_counted():
