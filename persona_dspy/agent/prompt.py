@@ -21,6 +21,7 @@ import dspy
 from dspy.adapters.base import Adapter
 from dspy.adapters.types.base_type import CUSTOM_TYPE_END_IDENTIFIER, CUSTOM_TYPE_START_IDENTIFIER
 from dspy.adapters.utils import parse_value, serialize_for_json
+from dspy.utils.exceptions import AdapterParseError
 from pydantic import BaseModel
 
 from persona_dspy.agent.context import Turn, answering, current_answer
@@ -29,6 +30,8 @@ from persona_dspy.core import data_text, defused, defused_tags, fenced
 from persona_dspy.lm import TerseJSON, able, adapter_call, prompt_ready, reply_ready, reserved
 
 __all__ = ["as_persona", "personal_adapter"]
+
+_READ_BACK = 2_000  # characters of an answer that an error repeats
 
 
 class _PersonaMixin(AdapterHooks):
@@ -92,6 +95,18 @@ class _PersonaMixin(AdapterHooks):
         """Past answers may have been written by anybody too."""
         safe = self._guarded(signature, outputs)
         return super().format_assistant_message_content(signature, safe, *args, **options)  # type: ignore[misc]
+
+    def parse(self, signature: Any, completion: str) -> dict[str, Any]:
+        """As the adapter does; what it fails over, such as a thousand brackets, is an answer that cannot be read."""
+        try:
+            return super().parse(signature, completion)  # type: ignore[misc]
+        except (RecursionError, ValueError) as failure:
+            raise AdapterParseError(
+                adapter_name=type(self).__name__,
+                signature=signature,
+                lm_response=completion[:_READ_BACK],
+                message=f"{type(failure).__name__}: {failure}",
+            ) from None
 
     def _field_tags(self, signature: Any) -> frozenset[str]:
         """Names that the adapter writes as tags."""

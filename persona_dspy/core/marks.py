@@ -42,13 +42,17 @@ _HTML = frozenset(
     rt ruby samp script section select slot small source span strike strong style sub summary sup svg table tbody td
     template textarea tfoot th thead time title tr tt u ul var video wbr""".split()  # noqa: SIM905 - a list of words
 )
-_KNOWN = frozenset("bos eos s pad unk sop eop mask cls sep think user assistant system human bot sys image".split())  # noqa: SIM905
+_KNOWN = frozenset(
+    """bos eos s pad unk sop eop mask cls sep think user assistant system human bot sys image eot eod eoh eoa eosys soh
+    turn role instruction instructions inst channel message tool tools function parameter invoke""".split()  # noqa: SIM905
+)
 
 _QUIET = re.compile(r"[^\[\]<>|#`]*")
 _BAR = re.compile(r"(?<=<)(?=\|)|(?<=\|)(?=>)")
-_TAG = re.compile(r"<(?=/?([A-Za-z0-9_.:=+-]+)/?>)")
+_TAG = re.compile(r"<(?=/?([A-Za-z0-9_.:=+-]+)(\s[^<>\n]{0,200})?/?>)")
 _FENCE = re.compile(r"<(?=/?data\b)", re.IGNORECASE)
 _BRACKET = re.compile(r"\[(?=/?([A-Za-z0-9_]+)\])")
+_BARRED = re.compile(r"\[(?=\|/?[A-Za-z0-9_]{1,40}\|\])")
 _TILDE = re.compile(r"[\[\]](?=[a-z!]*~[a-z!]*[\[\]])")
 _OPENS = re.compile(r"(?=((?:\[\[|\x01)\s*##))")
 _CLOSES = re.compile(r"(?=(##\s*(?:\]\]|\x02)))")
@@ -87,8 +91,11 @@ def _places(shadow: str, fences: bool) -> Iterator[int]:
     for match in _TAG.finditer(shadow):
         name = match[1].lower()
         is_generic = match.start() > 0 and shadow[match.start() - 1].isalnum() and "_" not in name  # List<int>
-        if name not in _HTML and (not is_generic or name in _KNOWN):
+        doubtful = is_generic or (match[2] and "_" not in name)  # as in "if a <b and c> d"
+        if name not in _HTML and (not doubtful or name in _KNOWN):
             yield match.end()
+    for match in _BARRED.finditer(shadow):
+        yield match.end()
     if fences:
         yield from (match.end() for match in _FENCE.finditer(shadow))
     for match in _BRACKET.finditer(shadow):
