@@ -97,6 +97,7 @@ def test_an_optimizers_own_budget_ends_it_and_not_the_run(tmp_path):
     assert all(r.calls <= 12 for r in results.rows if r.kind == "prepared")
 
 
+@pytest.mark.slow
 def test_ablations_take_away_what_they_say(tmp_path):
     chosen, lm = variants(["persona"], references=False, ablations=ABLATIONS), fake_lm()
     _, results = run(tmp_path, chosen, lm, people=PEOPLE[:1])

@@ -56,6 +56,7 @@ def kept(tracker, user):
     return sorted(mine, key=lambda t: t.info.request_time)
 
 
+@pytest.mark.slow
 def test_spans_have_the_traces_parents_times_and_tokens(tracker):
     with dspy.context(lm=seen_lm(says)), tracker.tracing() as sender:
         agent = agent_of(actions=Act(policy="plan", tools=[asks_a_model]))
