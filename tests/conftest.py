@@ -27,7 +27,7 @@ os.environ.setdefault(
 
 # Examples a property test tries: some on each run, many in CI (HYPOTHESIS_PROFILE=thorough). No deadline: a machine may
 # be busy.
-settings.register_profile("quick", max_examples=40, deadline=None)
+settings.register_profile("quick", max_examples=20, deadline=None)
 settings.register_profile("thorough", max_examples=200, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
