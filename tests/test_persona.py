@@ -244,10 +244,11 @@ def test_the_parameter_is_listed_copied_saved_loaded_and_reset(tmp_path):
     assert twin.persona.value == first
     assert program.persona.value.version == 1
     program.save(tmp_path / "p.json")
-    other = Program(Persona.from_text("Somebody else.", user_id="x"))
+    somebody = Persona.from_text("Somebody else.", user_id="x")
+    other = Program(somebody)
     with pytest.raises(InputError, match="persona of user 'u': expected user 'x'"):
         other.load(tmp_path / "p.json")
-    assert other.persona.value == other.persona.initial == Persona.from_text("Somebody else.", user_id="x")
+    assert other.persona.value == other.persona.initial == somebody
     loaded = Program(Persona.from_text("Something else.", user_id="u"))
     loaded.load(tmp_path / "p.json")
     assert loaded.persona.value == program.persona.value
