@@ -158,16 +158,15 @@ def _asked(
     predict = dspy.Predict(_asking(signature, _own(evidence), most))
     answer = ask(predict, bound=80 * most, **{n: fenced(text, n) for n, text in inputs.items()})
     bullets = [bullet for rule in (answer.edits or [] if answer else []) if (bullet := _bullet(rule))]
-    queries = [i.query for i in evidence.past] + [s.query for s in evidence.simulated]
-    return [Edit(op="add", bullet=b) for b in bullets if not (_parroted(b, inputs.values()) or _hollow(b, queries))]
+    words = {word for asked in (*evidence.past, *evidence.simulated) for word in content_words(asked.query)}
+    return [Edit(op="add", bullet=b) for b in bullets if not (_parroted(b, inputs.values()) or _hollow(b, words))]
 
 
-def _hollow(bullet: Bullet, queries: Iterable[str]) -> bool:
-    """Whether a rule's condition names nothing that stands in any query, such as the words of its own form."""
+def _hollow(bullet: Bullet, words: set[str]) -> bool:
+    """Whether a rule's condition names none of the ``words`` of the queries, such as those of its own form."""
     if not bullet.when or bullet.words or bullet.is_default:
         return False
-    named = content_words(bullet.when)
-    return not any(named & content_words(query) for query in queries)
+    return not content_words(bullet.when) & words
 
 
 def _parroted(bullet: Bullet, shown: Iterable[str]) -> bool:

@@ -13,7 +13,8 @@ from test_architecture import NAMES
 from tree import ROOT
 
 from persona_dspy.core import load_persona
-from persona_dspy.testing.fake_lm import FakeEngine, _AsyncFakeEngine
+from persona_dspy.lm import AsyncTextEngine
+from persona_dspy.testing.fake_lm import FakeEngine
 
 spec = importlib.util.spec_from_file_location("opening", ROOT / "docs" / "opening.py")
 opening = importlib.util.module_from_spec(spec)
@@ -38,7 +39,7 @@ def faked(handler):
     class Faked(dspy.LM):
         def __init__(self, model, **_):
             engine = FakeEngine([handler])
-            super().__init__(model, engine=engine, async_engine=_AsyncFakeEngine(engine), cache=False, num_retries=0)
+            super().__init__(model, engine=engine, async_engine=AsyncTextEngine(engine), cache=False, num_retries=0)
 
     return Faked
 

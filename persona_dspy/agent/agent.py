@@ -92,16 +92,13 @@ class PersonaAgent(PersonalProgram):
         declared: Any = dspy.ensure_signature(signature)
         if not declared.input_fields or not declared.output_fields:
             raise InputError(f"signature {signature!r}: expected an input and an output, such as 'question -> answer'")
-        query, *responses = fields or (next(iter(declared.input_fields)), next(iter(declared.output_fields)))
-        first, all_fields = (
-            next(iter(declared.output_fields)),
-            (next(iter(declared.input_fields)), *declared.output_fields),
-        )
+        asked, (first, *others) = next(iter(declared.input_fields)), declared.output_fields
+        query, *responses = fields or (asked, first)
         outputs = all(name in declared.output_fields for name in responses) and len(set(responses)) == len(responses)
         if query not in declared.input_fields or not outputs or responses[:1] != [first]:
             raise InputError(
                 f"fields {fields!r} of {declared.signature!r}: expected an input, the first output {first!r}, and any "
-                f"other outputs, each once, such as fields={all_fields!r}"
+                f"other outputs, each once, such as fields={(asked, first, *others)!r}"
             )
         self.query_field, self.response_field = query, joint_name(responses)
         self.kind = joint_kind(
@@ -109,9 +106,8 @@ class PersonaAgent(PersonalProgram):
         )
         field = declared.output_fields[responses[0]]
         chosen = OPTIONS in declared.input_fields or any(i.signal and i.signal.options for i in memory.signals)
-        if (
-            chosen and len(responses) == 1 and field.annotation is str
-        ):  # whatever was on offer, an answer is right or it is not
+        # whatever was on offer, an answer is right or it is not
+        if chosen and len(responses) == 1 and field.annotation is str:
             self.kind = ResponseKind(name="label")
         self.act = act
         self.respond = Respond(with_task_told(declared, self.kind), episodes_as=episodes_as)

@@ -42,6 +42,7 @@ from .intervals import Paired as Paired
 from .intervals import mean_interval as mean_interval
 from .intervals import paired_difference as paired_difference
 from .marks import printable as printable
+from .marks import spaced_at as spaced_at
 from .metrics import HIGHER_IS_BETTER as HIGHER_IS_BETTER
 from .metrics import metric_score as metric_score
 from .metrics import parse_number as parse_number

@@ -11,10 +11,10 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from functools import lru_cache
 
-__all__ = ["apart", "only_tags_apart", "printable", "visible"]
+__all__ = ["apart", "only_tags_apart", "printable", "spaced_at", "visible"]
 
 _ALIKE = {
     "[": "\uff3b\u2045\u3014\u2772\u3010\u301a\u27e6\u3016\u3018\u27ec\u2985\u298b\u298d\u298f\u2e22\u2e24\ufe47\ufe5d",
@@ -70,17 +70,23 @@ def apart(text: str, tags: Collection[str] = (), *, fences: bool = False) -> str
         return text
     shadow = text if text.isascii() else _shadow(text)
     places = sorted(set(_places(shadow, fences)) | set(_tag_places(shadow, tags)))
-    if not places:
-        return text
-    ends = [*places, len(text)]
-    return " ".join(text[start:end] for start, end in zip([0, *places], ends, strict=True))
+    return spaced_at(text, places)
 
 
 def only_tags_apart(text: str, tags: Collection[str]) -> str:
     """``text`` with these XML tags, and no other structure, broken up by spaces."""
     if not tags or _QUIET.fullmatch(text):
         return text
-    places = sorted(_tag_places(text, tags))
+    return spaced_at(text, sorted(_tag_places(text, tags)))
+
+
+def spaced_at(text: str, places: Sequence[int]) -> str:
+    """``text`` with a space before each of ``places``, in ascending order.
+
+    Example:
+        >>> spaced_at("<tag>", [1])
+        '< tag>'
+    """
     return " ".join(text[start:end] for start, end in zip([0, *places], [*places, len(text)], strict=True))
 
 

@@ -45,3 +45,5 @@ from .sizes import Sizes as Sizes
 from .sizes import is_small as is_small
 from .terse import TerseJSON as TerseJSON
 from .terse import able as able
+from .text_engine import AsyncTextEngine as AsyncTextEngine
+from .text_engine import TextEngine as TextEngine

@@ -234,8 +234,12 @@ def read_evaluation(path: Path | str) -> list[SystemScore]:
         low = _number(file, line, "low", row) if row.get("low") else score
         high = _number(file, line, "high", row) if row.get("high") else score
         columns = {k: v or "" for k, v in row.items() if isinstance(k, str)}
-        values: dict[str, Any] = {"metric": metric, "score": score, "low": low, "high": high, "columns": columns}
-        scores.append(SystemScore(system=row["system"], defaults=defaults, **values))
+        system = row["system"]
+        scores.append(
+            SystemScore(
+                system=system, metric=metric, score=score, low=low, high=high, columns=columns, defaults=defaults
+            )
+        )
     return scores
 
 

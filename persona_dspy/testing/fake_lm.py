@@ -9,14 +9,15 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import dspy
-from dspy.lm15 import Message, Request, Response, ServerError, TextPart, Usage, response_to_events
+from dspy.lm15 import Message, Request, Response, ServerError, TextPart, Usage
 
 from persona_dspy.core import count_tokens
+from persona_dspy.lm import AsyncTextEngine, TextEngine
 
 __all__ = ["FakeEngine", "FakeLM", "Handler", "Prompt", "UnseenPrompt"]
 
@@ -96,7 +97,7 @@ Handler = Callable[[Prompt], Mapping[str, Any] | str | None]
 """Answers a prompt by output fields (or with raw text), or gives None: not mine."""
 
 
-class FakeEngine:
+class FakeEngine(TextEngine):
     """A DSPy engine (``complete(Request) -> Response``) over handlers; the first that answers wins.
 
     ``small``: whether it stands for a small local model. ``calls``: every request that came, in order; ``misses``:
@@ -106,18 +107,11 @@ class FakeEngine:
         UnseenPrompt: nobody answered; the message holds the prompt's head.
     """
 
-    supports_response_schema = True
-    supports_function_calling = False
-    supported_params = frozenset({"temperature", "max_tokens", "response_format", "stop", "seed", "top_p"})
-
     def __init__(self, handlers: Sequence[Handler], *, small: bool = True) -> None:
         self.handlers, self.small = list(handlers), small
         self._lock = threading.Lock()
         self.calls: list[Prompt] = []
         self.misses: list[Prompt] = []
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> FakeEngine:
-        return self  # one account of calls, however often DSPy copies the LM
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.handlers,)  # another process has an account of its own
@@ -140,30 +134,6 @@ class FakeEngine:
             f"no handler answers outputs {prompt.outputs!r} for: {prompt.user[:300]!r}; add one to FakeLM"
         )
 
-    def stream(self, request: Request) -> Iterator[Any]:
-        return response_to_events(self.complete(request))
-
-    def close(self) -> None:
-        """Nothing to close."""
-
-
-class _AsyncFakeEngine:
-    def __init__(self, engine: FakeEngine) -> None:
-        self.engine = engine
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _AsyncFakeEngine:
-        return self
-
-    async def complete(self, request: Request) -> Response:
-        return self.engine.complete(request)
-
-    async def stream(self, request: Request) -> AsyncIterator[Any]:
-        for event in self.engine.stream(request):
-            yield event
-
-    async def aclose(self) -> None:
-        """Nothing to close."""
-
 
 def FakeLM(*handlers: Handler, model: str = "fake/lm", small: bool = True, **options: Any) -> dspy.LM:
     """A ``dspy.LM`` over ``FakeEngine(handlers)``; no cache, no retries. ``lm.engine.calls`` is what it was sent.
@@ -178,4 +148,4 @@ def FakeLM(*handlers: Handler, model: str = "fake/lm", small: bool = True, **opt
     """
     engine = FakeEngine(handlers, small=small)
     options = {"cache": False, "num_retries": 0, **options}
-    return dspy.LM(model, engine=engine, async_engine=_AsyncFakeEngine(engine), **options)
+    return dspy.LM(model, engine=engine, async_engine=AsyncTextEngine(engine), **options)

@@ -8,6 +8,7 @@ import struct
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
+from persona_dspy.core import spaced_at
 from persona_dspy.errors import ModelFileError
 
 __all__ = ["control_tokens", "without_control"]
@@ -53,9 +54,7 @@ def without_control(tokens: frozenset[str]) -> Callable[[str], str]:
     starts = re.compile(rf"(?=(?:{'|'.join(map(re.escape, longest_first))}))")
 
     def apart(text: str) -> str:
-        places = [match.start() + 1 for match in starts.finditer(text)]
-        ends = [*places, len(text)]
-        return " ".join(text[start:end] for start, end in zip([0, *places], ends, strict=True)) if places else text
+        return spaced_at(text, [match.start() + 1 for match in starts.finditer(text)])
 
     return apart
 
