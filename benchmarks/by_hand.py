@@ -1,7 +1,8 @@
 """Arms of personalization on real users, answered by whatever stands behind an OpenAI-compatible address.
 
 Made for a capable model that answers by hand: requests wait for hours, and everything goes to a file as it comes, so a run
-that was stopped goes on. ``learn`` aligns users and writes personas; ``ask`` answers held-out questions under each arm;
+that was stopped goes on. ``learn`` aligns users and writes personas (``--arm
+portrait``: one call a user, the lines of a portrait beside the counts, judged by nothing); ``ask`` answers held-out questions under each arm;
 ``judge`` has texts compared blindly by pairs;
 ``table`` prints scores with intervals over users. Of several ``--models`` (lanes, each with an answerer of its own) every one
 answers each arm for some users and no user's questions twice, so that no arm has the better answerer.
@@ -25,7 +26,8 @@ from typing import Any, Literal
 
 import dspy
 
-from optimizers import HeldOutGate, PersonaAlignment
+from optimizers import HeldOutGate, PersonaAlignment, Portrait
+from optimizers.reflection import reflecting
 from persona_dspy.agent import PersonaAgent
 from persona_dspy.core import (
     Interaction,
@@ -40,8 +42,11 @@ from persona_dspy.data import Task, get_task
 from persona_dspy.judge.baselines import ICL, RAG
 from persona_dspy.judge.optimized import GEPA
 
-ARMS = ("direct", "rag", "latest40", "unaligned", "aligned", "as_in_paper", "gepa")
-LEARNED = {"aligned": "personas", "as_in_paper": "personas-as-in-paper", "gepa": "personas-gepa"}
+ARMS = ("direct", "rag", "latest40", "unaligned", "aligned", "as_in_paper", "gepa", "portrait")
+LEARNED = {
+    "aligned": "personas", "as_in_paper": "personas-as-in-paper", "gepa": "personas-gepa",
+    "portrait": "personas-portrait",
+}  # fmt: skip
 # A task of one's own says what is asked; these data sets are not quite LaMP's.
 WORDS = {
     "rating": "Say how offensive this user, an annotator, finds the comment: 1 = not offensive at all, 5 = very offensive.",
@@ -107,13 +112,19 @@ def learn(task: Task, order: argparse.Namespace) -> None:
         "as_in_paper": PersonaAlignment.as_in_paper(concurrency=8, progress=False),
         "gepa": GEPA(gate=HeldOutGate(), calls=order.calls),
     }
-    alignment = alignments[order.arm]
+    alignment = alignments.get(order.arm)
 
     def one(person: Person, model: str) -> str:
         file = folder / f"{person.user_id}.json"
         if file.exists():
             return "there"
         agent = program(task, person, "unaligned", order, out)
+        if order.arm == "portrait":
+            with reflecting(lm_of(order, model)):
+                lines = Portrait()(agent.memory.interactions, agent.kind, agent.asked())
+            persona = agent.persona.value
+            persona.model_copy(update={"bullets": (*persona.bullets, *lines)}).to_json(file)
+            return f"{len(lines)} lines"
         with dspy.context(lm=lm_of(order, model)):
             aligned = alignment.compile(agent, trainset=agent.examples())
         record = aligned.alignment

@@ -37,7 +37,7 @@ class Mistakes:
 
     ``before``: the incumbent's scores on the mistakes. ``replayed``: a persona's scores on them. ``alike``: for the
     mistakes (by place) that were mended, the scores of (incumbent, challenger) on past interactions like these, which
-    the writer was not shown.
+    the writer was not shown and the challenger did not answer right.
     """
 
     before: Sequence[float]
@@ -70,7 +70,11 @@ def mistakes_of(
 
     def alike(old: Persona, new: Persona, mended: Sequence[int]) -> tuple[list[float], list[float]]:
         others = _nearest(simulator, [examples[n] for n in mended], unseen)
-        before, after = (simulator.run(as_now(persona), others) for persona in (old, new))
+        after = simulator.run(as_now(new), others)
+        # What the challenger answers right cannot have got worse: the incumbent is asked the rest.
+        asked = [n for n, (e, s) in enumerate(zip(others, after, strict=True)) if not s.right or _judged(judge, e)]
+        others, after = [others[n] for n in asked], [after[n] for n in asked]
+        before = simulator.run(as_now(old), others)
         return compared(judge, others, before, before), compared(judge, others, after, before)
 
     before = compared(judge, examples, [s for _, s in wrong], [s for _, s in wrong])
@@ -82,7 +86,8 @@ def compared(
 ) -> list[float]:
     """Scores of ``drafts``: their own, and those of the judge where it is needed; 0.5 for what is its own reference."""
     scores = [draft.score for draft in drafts]
-    if judge is None or not (at := [n for n, example in enumerate(examples) if judge.needed(example)]):
+    at = [n for n, example in enumerate(examples) if _judged(judge, example)]
+    if judge is None or not at:
         return scores
     if all(drafts[n] is references[n] for n in at):
         verdicts = [SAME] * len(at)
@@ -91,6 +96,10 @@ def compared(
     for n, verdict in zip(at, verdicts, strict=True):
         scores[n] = verdict
     return scores
+
+
+def _judged(judge: Judge | None, example: dspy.Example) -> bool:
+    return judge is not None and judge.needed(example)
 
 
 def _nearest(

@@ -33,7 +33,7 @@ __all__ = ["Observer", "PersonaAlignment"]
 Auto = Literal["light", "medium", "heavy"]
 
 _AUTO: dict[Auto, dict[str, int]] = {
-    "light": {"recent": 3, "epochs": 1, "patience": 1, "most": 5, "challengers": 1, "parts": 1},
+    "light": {"recent": 3, "epochs": 1, "patience": 1, "most": 4, "challengers": 1, "parts": 1},
     "medium": {"recent": 3, "epochs": 3, "patience": 2, "most": 8, "challengers": 1, "parts": 2},
     "heavy": {"recent": 4, "epochs": 6, "patience": 3, "most": 12, "challengers": 2, "parts": 4},
 }
@@ -76,7 +76,7 @@ class PersonaAlignment(Teleprompter):
         >>> PersonaAlignment(recent=3, epochs=3).get_params()["recent"]
         3
         >>> PersonaAlignment(auto="light").calls(40)
-        41
+        37
     """
 
     def __init__(  # noqa: PLR0913 - keyword-only, each with a default

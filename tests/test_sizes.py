@@ -1,5 +1,6 @@
 """How much text a request has room for, by the LM."""
 
+import pickle
 import sys
 from dataclasses import fields
 from types import SimpleNamespace
@@ -10,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from persona_dspy import Interaction, PersonaAgent
+from persona_dspy.agent.steering import Steering
+from persona_dspy.lm import lm_name, resolve_lm
 from persona_dspy.lm.sizes import Sizes, is_small
 from persona_dspy.testing.fake_lm import FakeLM
 
@@ -94,3 +97,44 @@ def test_an_agent_shows_as_much_as_suits_its_lm_unless_it_is_told():
     assert shown(answering(), sizes=told)[1] > short
     assert shown(answering(small=False), recall_k=3)[0] == 3
     assert shown(answering(small=False), recall_k=0)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "small"),
+    [
+        ("hosted_vllm/Qwen/Qwen2.5-0.5B-Instruct", True),
+        ("ollama_chat/llama3.2:1b", True),
+        ("ollama_chat/smollm2:135m", True),
+        ("openai/gemma-3-270m-it", True),
+        ("openai/qwen2.5-coder-1.5b-q4_k_m.gguf", True),
+        ("ollama_chat/llama3.2:3b", False),
+        ("openai/Qwen3-30B-A3B", False),
+        ("openai/qwen2.5-7b-instruct-1m", False),
+        ("gemini/some-model-1m", False),
+        ("openai/gpt-4.1-nano", False),
+        ("openai/gpt-4o-mini", False),
+        ("groq/mixtral-8x7b-32768", False),
+        ("openai/our-model", False),
+    ],
+)
+def test_a_served_model_is_small_where_its_name_says_so(name, small):
+    assert is_small(dspy.LM(name)) is small
+    assert Sizes.of(dspy.LM(name)) == Sizes.of(name), "a name says the same as the LM of that name"
+    assert (Sizes.of(name) == Sizes.small()) is small
+
+
+def test_what_was_said_of_a_model_rules_over_its_name_and_goes_with_it():
+    named = resolve_lm("small:openai/our-model")
+    assert named.model == "openai/our-model", "what is sent to the provider"
+    assert is_small(named) and is_small(named.copy(temperature=0.5)) and is_small(pickle.loads(pickle.dumps(named)))
+    assert lm_name(named) == "small:openai/our-model" and is_small(resolve_lm(lm_name(named)))
+    large = dspy.LM("openai/our-1b")
+    large.small = False
+    assert not is_small(large) and lm_name(large) == "openai/our-1b"
+    assert Steering.of(named) == Steering() and Steering.of(large) == Steering.off()
+
+
+def test_a_persona_names_a_small_served_model_so_that_it_is_asked_in_the_same_way_again():
+    agent = PersonaAgent("query -> response")
+    with dspy.context(lm=resolve_lm("small:openai/our-model")):
+        assert agent.lm_name() == "small:openai/our-model"

@@ -38,7 +38,7 @@ from persona_dspy.core import (
     clip_tokens,
 )
 from persona_dspy.errors import InputError
-from persona_dspy.lm import Sizes
+from persona_dspy.lm import Sizes, lm_name
 from persona_dspy.memory import EpisodicMemory, MemoryCut, facts
 
 __all__ = ["PersonalProgram", "Watcher"]
@@ -299,8 +299,8 @@ class PersonalProgram(TakesFeedback, dspy.Module):
         raise NotImplementedError
 
     def lm_name(self) -> str | None:
-        """The model that answers, as DSPy names it; None where none is configured."""
-        return getattr(self._lm(), "model", None)
+        """The model that answers, as ``resolve_lm`` takes it; None where none is configured."""
+        return lm_name(self._lm())
 
     def _lm(self) -> Any:
         return dspy.settings.get("lm") or next((p.lm for p in self.predictors() if p.lm), None)

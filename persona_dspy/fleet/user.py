@@ -17,7 +17,7 @@ import dspy
 from persona_dspy.agent import PersonalProgram
 from persona_dspy.core import Alignment, Interaction, PersonaDocument, parse_document, scrubbed
 from persona_dspy.errors import BudgetExceeded, PersonaError
-from persona_dspy.lm import CallLog, Ledger, UserCalls, recorded, recording_calls, unshared
+from persona_dspy.lm import CallLog, Ledger, UserCalls, lm_name, recorded, recording_calls, unshared
 from persona_dspy.memory import Profiles, SemanticMemory
 
 __all__ = ["History", "Optimizer", "Program", "UserResult", "UserWork", "made_from", "packed", "unpacked"]
@@ -181,7 +181,7 @@ class UserWork:
         alignment = alignment.model_copy(
             update={"options": {**alignment.options, "made_from": self.made_from(history)}}
         )
-        model = getattr(self.lm, "model", None) or aligned.lm_name()
+        model = lm_name(self.lm) or aligned.lm_name()
         return PersonaDocument.of(aligned.persona.value, alignment=alignment, task=self.task_of(history), model=model)
 
 
@@ -245,7 +245,7 @@ def _describe(value: Any, depth: int = 5) -> Any:
     if value is None or isinstance(value, str | int | float | bool):
         return value
     if isinstance(value, dspy.BaseLM):
-        return [value.model, _describe({k: v for k, v in value.kwargs.items() if k not in _CONNECTION_OPTIONS}, 2)]
+        return [lm_name(value), _describe({k: v for k, v in value.kwargs.items() if k not in _CONNECTION_OPTIONS}, 2)]
     if isinstance(value, type) and issubclass(value, dspy.Signature):
         return [value.instructions, [f"{n}: {f.annotation!r} {f.json_schema_extra!r}" for n, f in value.fields.items()]]
     if isinstance(value, Mapping):

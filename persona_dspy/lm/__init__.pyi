@@ -28,6 +28,7 @@ from .local.engine import local_lm as local_lm
 from .names import check_lm as check_lm
 from .names import home_dir as home_dir
 from .names import lm_errors as lm_errors
+from .names import lm_name as lm_name
 from .names import lm_spec as lm_spec
 from .names import resolve_lm as resolve_lm
 from .names import steady_lm as steady_lm

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import dspy
     from dspy.utils.exceptions import LMError
 
-__all__ = ["check_lm", "home_dir", "lm_errors", "lm_spec", "resolve_lm", "steady_lm"]
+__all__ = ["check_lm", "home_dir", "lm_errors", "lm_name", "lm_spec", "resolve_lm", "steady_lm"]
 
 
 def home_dir() -> Path:
@@ -38,7 +38,8 @@ def resolve_lm(spec: object = "local", **overrides: Any) -> dspy.LM:
         spec: ``"local"`` (the smallest catalogue model, fetched at first use), ``"local:half"`` (another one),
             ``"local:/path/model.gguf"``, ``"replayed:answers.jsonl"`` (recorded answers; with ``@openai/gpt-4o`` behind
             it, what is missing is asked there and added), any other name as ``dspy.LM`` takes it
-            (``"openai/gpt-4o-mini"``), or an LM object, returned as it is.
+            (``"openai/gpt-4o-mini"``), ``"small:openai/NAME"`` for a served one that is small and whose name does not
+            say so (``is_small``), or an LM object, returned as it is.
         overrides: arguments of ``dspy.LM`` (temperature, max_tokens, cache, seed, api_base, ...); an LM object is
             copied with them.
 
@@ -72,6 +73,10 @@ def resolve_lm(spec: object = "local", **overrides: Any) -> dspy.LM:
         path, _, source = name.removeprefix("replayed:").partition("@")
         overrides.pop("num_retries", None)  # a missing answer does not come by asking again
         return replayed_lm(path, source=resolve_lm(source, **overrides) if source else None, **overrides)
+    if name.startswith("small:"):
+        lm: Any = resolve_lm(name.removeprefix("small:"), **overrides)
+        lm.small = True
+        return lm
     if name.startswith("replayed/"):
         raise InputError(
             f"lm {name!r}: expected a model that runs; what was learned from recorded answers names no other. Type "
@@ -113,6 +118,17 @@ def lm_spec(model: str) -> str:
         if known.file == f"{stem}.gguf" and known.sha256.startswith(weights):
             return f"local:{known.name}"
     return f"local:{stem}.gguf"
+
+
+def lm_name(lm: Any) -> str | None:
+    """An LM as persona JSONs name it: as DSPy does, with ``small:`` before it where that was said; None without one.
+
+    Example:
+        >>> lm_name(resolve_lm("small:openai/our-model"))
+        'small:openai/our-model'
+    """
+    model = getattr(lm, "model", None)
+    return f"small:{model}" if model and getattr(lm, "small", None) is True else model
 
 
 def _local_file(name: str) -> Path:

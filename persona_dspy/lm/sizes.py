@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from typing import Any, Self
 __all__ = ["Sizes", "is_small"]
 
 _UNKNOWN = 32_768  # tokens of a hosted model that no list knows; less is rare by now
+_SMALL, _TINIEST = 2e9, 2e7  # parameters
+_PARAMETERS = re.compile(r"(?<![a-zA-Z0-9.])(\d{1,4}(?:\.\d{1,3})?)([bBmM])(?![a-zA-Z0-9])")
 _READ = 24_000  # tokens of past interactions in one request: more costs more than it teaches
 
 
@@ -50,11 +53,11 @@ class Sizes:
 
     @classmethod
     def of(cls, lm: Any) -> Self:
-        """The sizes that suit an LM, or a name such as ``"local"``: ``small()`` for a local engine, else by its context
-        window."""
+        """The sizes that suit an LM, or a name such as ``"local"``: ``small()`` for a small one (``is_small``), else by its
+        context window."""
         if isinstance(lm, str):
-            local = lm.startswith("local") or lm.endswith(".gguf")
-            return cls.small() if local else cls.within(_window(lm))
+            small = lm.startswith(("local", "small:")) or lm.endswith(".gguf") or _is_small_by_name(lm)
+            return cls.small() if small else cls.within(_window(lm))
         return cls.small() if is_small(lm) else cls.within(_window(str(getattr(lm, "model", ""))))
 
     @classmethod
@@ -69,15 +72,36 @@ class Sizes:
 
     @classmethod
     def small(cls) -> Self:
-        """For models of a billion parameters or less on a CPU, which read some hundred tokens a second."""
+        """For models of two billion parameters or fewer: on a CPU they read some hundred tokens a second."""
         return cls(
             query=60, response=60, turn=192, observation=200, line=60, section=240, answer=240, past=12, read=1_200, k=4
         )
 
 
 def is_small(lm: Any) -> bool:
-    """Whether the LM is a small one in this process, which is helped by steering (``agent.Steering``)."""
-    return bool(getattr(getattr(lm, "engine", None), "small", False))
+    """Whether the LM is a small one, which is helped by steering (``agent.Steering``): one in this process, or a served
+    one of two billion parameters or fewer, as its name says (``"ollama_chat/llama3.2:1b"``). Where the name says
+    nothing, or the wrong thing, the attribute does: ``lm.small = True``, or ``resolve_lm("small:openai/NAME")``.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> is_small(SimpleNamespace(model="hosted_vllm/Qwen/Qwen2.5-0.5B-Instruct"))
+        True
+        >>> is_small(SimpleNamespace(model="openai/gpt-4o-mini"))
+        False
+    """
+    said = getattr(lm, "small", None)
+    if not isinstance(said, bool):
+        said = getattr(getattr(lm, "engine", None), "small", None)
+    return said if isinstance(said, bool) else _is_small_by_name(str(getattr(lm, "model", "")))
+
+
+def _is_small_by_name(model: str) -> bool:
+    """By the largest number of parameters in a name: "30B-A3B" has 30 billion. Millions below 20 are something else, as
+    the million tokens of context in "7b-1m"."""
+    sizes = [float(number) * (1e9 if unit in "bB" else 1e6) for number, unit in _PARAMETERS.findall(model)]
+    sizes = [size for size in sizes if size >= _TINIEST]
+    return bool(sizes) and max(sizes) <= _SMALL
 
 
 def _window(model: str) -> int:
