@@ -93,14 +93,16 @@ def lm_of(order: argparse.Namespace, name: str) -> dspy.LM:
 def program(task: Task, person: Person, arm: str, order: argparse.Namespace, out: Path) -> Any:
     signature = task.signature(WORDS.get(Path(order.data).name))
     options: dict[str, Any] = {"history": person.past, "user_id": person.user_id}
+    arm, _, turns = arm.partition("@")
+    k = int(turns or order.k)
     if arm == "direct":
         return PersonaAgent(signature, recall_k=0, persona=Persona(user_id=person.user_id), **options)
     if arm == "rag":
-        return RAG(signature, k=order.k, turn_tokens=2000, **options)
+        return RAG(signature, k=k, turn_tokens=2000, **options)
     if arm == "latest40":
         return ICL(signature, k=40, turn_tokens=2000, **options)
     persona = load_persona(out / LEARNED[arm] / f"{person.user_id}.json") if arm in LEARNED else None
-    return PersonaAgent(signature, persona=persona, recall_k=order.k, **options)
+    return PersonaAgent(signature, persona=persona, recall_k=k, **options)
 
 
 def learn(task: Task, order: argparse.Namespace) -> None:
@@ -250,12 +252,22 @@ def table(task: Task, order: argparse.Namespace) -> None:
         print(f"| {arm} | {_written(mean)} ({len(by_user)} users) | {told} | {tokens[arm]:.0f} |")
 
 
+def arm_name(text: str) -> str:
+    arm, _, turns = text.partition("@")
+    if arm not in ARMS or (turns and not turns.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected one of {', '.join(ARMS)}, or one of them and @TURNS")
+    return text
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("command", choices=("learn", "ask", "judge", "table"))
     options.add_argument("--task", required=True)
     options.add_argument("--data", required=True, help="folder with users.json")
-    options.add_argument("--arms", nargs="+", choices=ARMS, default=["rag", "latest40", "unaligned", "aligned"])
+    options.add_argument(
+        "--arms", nargs="+", type=arm_name, default=["rag", "latest40", "unaligned", "aligned"],
+        help=f"of {', '.join(ARMS)}; aligned@4 = with 4 turns instead of --k",
+    )  # fmt: skip
     options.add_argument("--users", type=int, default=24)
     options.add_argument("--questions", type=int, default=4)
     options.add_argument("--least", type=int, default=12, help="interactions a user must have")

@@ -126,7 +126,7 @@ def test_a_served_model_is_small_where_its_name_says_so(name, small):
 def test_what_was_said_of_a_model_rules_over_its_name_and_goes_with_it():
     named = resolve_lm("small:openai/our-model")
     assert named.model == "openai/our-model", "what is sent to the provider"
-    assert is_small(named) and is_small(named.copy(temperature=0.5)) and is_small(pickle.loads(pickle.dumps(named)))
+    assert is_small(named) and is_small(named.copy(temperature=0.5)) and is_small(pickle.loads(pickle.dumps(named)))  # noqa: S301
     assert lm_name(named) == "small:openai/our-model" and is_small(resolve_lm(lm_name(named)))
     large = dspy.LM("openai/our-1b")
     large.small = False

@@ -53,8 +53,8 @@ class Sizes:
 
     @classmethod
     def of(cls, lm: Any) -> Self:
-        """The sizes that suit an LM, or a name such as ``"local"``: ``small()`` for a small one (``is_small``), else by its
-        context window."""
+        """The sizes that suit an LM, or a name such as ``"local"``: ``small()`` for a small one (``is_small``), else by
+        its context window."""
         if isinstance(lm, str):
             small = lm.startswith(("local", "small:")) or lm.endswith(".gguf") or _is_small_by_name(lm)
             return cls.small() if small else cls.within(_window(lm))
