@@ -39,10 +39,13 @@ from persona_dspy.core import (
     paired_difference,
 )
 from persona_dspy.data import Task, get_task
-from persona_dspy.judge.baselines import ICL, RAG
+from persona_dspy.judge.baselines import ICL, PAG, RAG, MemoryBank, ReAct
 from persona_dspy.judge.optimized import GEPA
 
-ARMS = ("direct", "rag", "latest40", "unaligned", "aligned", "as_in_paper", "gepa", "portrait")
+BASELINES: dict[str, Any] = {"rag": RAG, "pag": PAG, "membank": MemoryBank, "react": ReAct}
+ARMS = (
+    "direct", *BASELINES, "latest40", "unaligned", "no_persona", "aligned", "as_in_paper", "gepa", "portrait"
+)  # fmt: skip
 LEARNED = {
     "aligned": "personas", "as_in_paper": "personas-as-in-paper", "gepa": "personas-gepa",
     "portrait": "personas-portrait",
@@ -93,12 +96,13 @@ def lm_of(order: argparse.Namespace, name: str) -> dspy.LM:
 def program(task: Task, person: Person, arm: str, order: argparse.Namespace, out: Path) -> Any:
     signature = task.signature(WORDS.get(Path(order.data).name))
     options: dict[str, Any] = {"history": person.past, "user_id": person.user_id}
-    arm, _, turns = arm.partition("@")
-    k = int(turns or order.k)
-    if arm == "direct":
-        return PersonaAgent(signature, recall_k=0, persona=Persona(user_id=person.user_id), **options)
-    if arm == "rag":
-        return RAG(signature, k=k, turn_tokens=2000, **options)
+    arm, _, other = arm.partition("@")
+    k = int(other or order.k)
+    if arm in ("direct", "no_persona"):
+        turns = k if arm == "no_persona" else 0
+        return PersonaAgent(signature, recall_k=turns, persona=Persona(user_id=person.user_id), **options)
+    if arm in BASELINES:
+        return BASELINES[arm](signature, k=k, turn_tokens=2000, **options)
     if arm == "latest40":
         return ICL(signature, k=40, turn_tokens=2000, **options)
     persona = load_persona(out / LEARNED[arm] / f"{person.user_id}.json") if arm in LEARNED else None
@@ -145,6 +149,7 @@ def ask(task: Task, order: argparse.Namespace) -> None:
     out = Path(order.out) / Path(order.data).name
     out.mkdir(parents=True, exist_ok=True)
     persons, lock = people(task, order), threading.Lock()
+    preparing = {(arm, person.user_id): threading.Lock() for arm in order.arms for person in persons}
     work: list[tuple[str, str, Person, int]] = []
     for shift, arm in enumerate(order.arms):
         file = out / f"{arm}.jsonl"
@@ -154,11 +159,26 @@ def ask(task: Task, order: argparse.Namespace) -> None:
             model = order.models[(place + shift) % len(order.models)]
             work += [(arm, model, person, n) for n in range(len(person.queries)) if (person.user_id, n) not in done]
 
+    def prepared(arm: str, person: Person, lm: dspy.LM) -> Any:
+        """The program of an arm; what it makes of the past before the first query is made once and kept."""
+        made, kept = program(task, person, arm, order, out), out / "profiles" / arm / f"{person.user_id}.txt"
+        if not isinstance(made, PAG):
+            return made
+        with preparing[arm, person.user_id]:
+            if not kept.exists():
+                with dspy.context(lm=lm):
+                    made.prepare()
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                kept.write_text(made.profile, "utf-8")
+        made.profile = kept.read_text("utf-8")
+        return made
+
     def one(arm: str, model: str, person: Person, n: int) -> None:
         query, gold = person.queries[n]
         lm = lm_of(order, model)
+        asked = prepared(arm, person, lm)
         with dspy.context(lm=lm, disable_history=False):
-            answer = program(task, person, arm, order, out)(**{task.query_field: query})[task.response_field]
+            answer = asked(**{task.query_field: query})[task.response_field]
         values = {"user": person.user_id, "n": n, "query": query, "gold": gold, "answer": str(answer), "model": model}
         shown = sum(count_tokens(str(m)) for m in lm.history[-1]["messages"])
         with lock, (out / f"{arm}.jsonl").open("a", encoding="utf-8") as sink:
