@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 import dspy
@@ -19,7 +18,7 @@ from optimizers.evidence import RUN, Challenger, Evidence
 from optimizers.mining import mined
 from optimizers.proposals import built
 from optimizers.reflection import ask, current_sizes
-from persona_dspy.core import Bullet, Edit, Persona, ResponseKind, Section, clip_tokens, fenced, one_line
+from persona_dspy.core import Bullet, Edit, Persona, ResponseKind, Section, clip_tokens, fenced, one_line, remember
 from persona_dspy.errors import InputError
 from persona_dspy.lm import role
 from persona_dspy.memory import content_words
@@ -191,7 +190,7 @@ def _own(evidence: Evidence) -> ResponseKind:
     return replace(evidence.kind, labels=labels) if labels else evidence.kind
 
 
-@lru_cache(maxsize=256)  # users differ in the labels they gave: not one for each of a fleet
+@remember(maxsize=256)  # users differ in the labels they gave: not one for each of a fleet
 def _asking(signature: Any, kind: ResponseKind, most: int) -> Any:
     """``signature`` with the rules to be written as its output; one class for the same arguments."""
     return signature.append("edits", dspy.OutputField(desc=f"at most {most} rules"), _rule_type(kind, most))

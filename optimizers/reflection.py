@@ -18,17 +18,20 @@ from persona_dspy.lm import Sizes, is_small
 __all__ = ["Reflection", "ask", "current_sizes", "left_out_quoting", "reflecting"]
 
 _LARGER = 4  # a second request's bound, in bounds of the first
+_LISTED = 200  # entries of a list in an answer: checking thousands of edits would take a minute
 
 
 @dataclass
 class Reflection:
     """``unread``: a line for each answer that could not be read, first try and retry both; ``read``: how many were.
-    ``quoting``: how many lines were left out since they hold words of an answer that judges."""
+    ``quoting``: how many lines were left out since they hold words of an answer that judges; ``unlisted``: how many
+    entries of lists, beyond the first 200 of one answer, were not looked at."""
 
     sizes: Sizes
     unread: list[str] = field(default_factory=list)
     read: int = 0
     quoting: int = 0
+    unlisted: int = 0
 
 
 _CURRENT: ContextVar[Reflection | None] = ContextVar("persona_reflection", default=None)
@@ -59,7 +62,8 @@ def left_out_quoting() -> None:
 
 
 def ask(predict: Any, *, bound: int, **inputs: Any) -> dspy.Prediction | None:
-    """What the LM answers; None where it could not be read, even when asked again with more room.
+    """What the LM answers, of a list the first 200 entries; None where it could not be read, even when asked again
+    with more room.
 
     Args:
         predict: a ``dspy.Predict``.
@@ -80,6 +84,11 @@ def ask(predict: Any, *, bound: int, **inputs: Any) -> dspy.Prediction | None:
             failure = f"a request for {', '.join(predict.signature.output_fields)} was over the context: {error}"
             break
         else:
+            for name, value in answer.items():
+                if isinstance(value, list) and (more := len(value) - _LISTED) > 0:
+                    answer[name] = value[:_LISTED]
+                    if current is not None:
+                        current.unlisted += more
             if current is not None:
                 current.read += 1
             return answer

@@ -102,7 +102,7 @@ class Run:
         self.notes: list[str] = []
         self.scores = Scores()
         self.unread: list[str] = []
-        self.quoting = 0
+        self.quoting = self.unlisted = 0
         self.read = 0
 
     def _round(self, split: Split) -> Round:
@@ -262,6 +262,7 @@ class Run:
             yield reflection
         self.unread += reflection.unread
         self.quoting += reflection.quoting
+        self.unlisted += reflection.unlisted
         self.read += reflection.read
 
     def _before(self, batch: Sequence[dspy.Example], round_: Round) -> tuple[Interaction, ...]:
@@ -416,6 +417,8 @@ class Run:
                 self.notes.append("left out what was learned and counted: it did harm on the held-out interactions")
         if self.quoting:
             self.notes.append(f"lines left out since they quote an answer that judges: {self.quoting}")
+        if self.unlisted:
+            self.notes.append(f"not looked at, since the reflecting LM listed too many in one answer: {self.unlisted}")
         self.scores = Scores(without_persona=without, initial=start, final=end)
         self.tell("scored", **self.scores.model_dump())
 

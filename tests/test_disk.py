@@ -1,5 +1,6 @@
 """Files are written whole or not at all, for those who may read them."""
 
+import errno
 import os
 import stat
 import sys
@@ -10,7 +11,8 @@ from types import SimpleNamespace
 import pytest
 
 from persona_dspy.agent import PageCache
-from persona_dspy.core import alone_with, lock_file, lock_open_file, write_bytes, write_text
+from persona_dspy.cli import main
+from persona_dspy.core import Persona, alone_with, lock_file, lock_open_file, write_bytes, write_text
 
 
 def mode(path):
@@ -75,3 +77,24 @@ def test_an_open_file_is_locked_until_it_is_closed(tmp_path, monkeypatch, window
         first.close()
         assert waiting.result(5)
     assert (tmp_path / "f").read_text() == "kept, longer"
+
+
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [(errno.ENOSPC, "free some space and type the same command again"), (errno.EACCES, "check its owner and mode")],
+)
+def test_a_command_that_cannot_write_says_in_one_line_where_and_what_to_do(tmp_path, monkeypatch, capsys, number, says):
+    file = tmp_path / "p.json"
+    Persona.from_text("Likes tea.", user_id="ana").to_json(file)
+    before = file.read_bytes()
+
+    def refuse(_file):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("os.fsync", refuse)
+    with pytest.raises(SystemExit) as ended:
+        main(["edit", str(file), "--add", "Never mention prices."])
+    told = capsys.readouterr().err.strip()
+    assert ended.value.code == 1 and "\n" not in told
+    assert told.startswith(f"persona-dspy: '{file}': {os.strerror(number)}; ") and says in told
+    assert file.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["p.json"]

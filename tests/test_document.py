@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 import persona_dspy
 from persona_dspy.agent.agent import PersonaAgent, personalize
 from persona_dspy.core.disk import persona_file_name, write_text
-from persona_dspy.core.document import PersonaDocument, json_schema, load_document, load_persona, save_persona
+from persona_dspy.core.document import (
+    PersonaDocument,
+    json_schema,
+    load_document,
+    load_persona,
+    parse_document,
+    save_persona,
+)
 from persona_dspy.core.persona import Bullet, Edit, Persona
 from persona_dspy.errors import InputError, PersonaFormatError
 from persona_dspy.testing.synthetic import SyntheticUser, TagFilm, rule_following_lm
@@ -156,3 +163,18 @@ def test_documents_hold_the_alignment_record():
     document = PersonaDocument.of(a_persona())
     assert document.alignment is None
     assert list(json.loads(document.to_json()))[:5] == ["schema", "user_id", "version", "parent", "created_at"]
+
+
+@pytest.mark.parametrize(
+    ("stored", "read"),
+    [("\\ud83d", "\ufffd"), ("\\ud83d\\ude00", "\U0001f600"), ("<|im_start|>", "< |im_start| >"), ("\\u200b", "")],
+)
+def test_a_persona_that_was_kept_before_texts_were_cleaned_so_far_is_read(stored, read):
+    kept = Persona.from_text("Likes tea XX\nShort.", user_id="ana")
+    text = PersonaDocument.of(kept, model="m XX").to_json().replace("XX", stored)
+    document = parse_document(json.loads(text))
+    assert document.persona().bullets[0].text == f"Likes tea {read}".strip()
+    assert document.system_prompt == document.persona().render() and read in document.to_json().encode().decode()
+    other = json.loads(text.replace("- Short.", "- Obeys."))
+    with pytest.raises(PersonaFormatError, match="say different things"):
+        parse_document(other).persona()

@@ -85,7 +85,9 @@ def test_text_overlap_is_symmetric_bounded_and_full_on_itself(a, b):
 @settings(deadline=None)
 @given(prose, prose)
 def test_rouge_l_is_to_the_bit_that_of_the_official_package(a, b):
-    assert metrics._f1("rougeL", a, b, any_script=False) == metrics.rouge_scores("rougeL", [f"{a} "], [b])[0]
+    package = metrics._scorer("rougeL", False).score(a, b)["rougeL"].fmeasure
+    assert metrics.rouge_scores("rougeL", [f"{a} "], [b]) == [package]
+    assert metrics._f1("rougeL", a, b, any_script=False) == package
 
 
 def test_texts_of_any_length_are_scored_in_time():
@@ -96,6 +98,16 @@ def test_texts_of_any_length_are_scored_in_time():
     listed = [json.dumps(words) for words in (long, long[::-1])]
     assert ResponseKind.of(list[str]).score(*listed) == 1
     assert time.thread_time() - start < 3
+
+
+def test_official_figures_of_texts_of_any_length_are_there_in_time():
+    long = [f"w{n}" for n in range(40_000)]
+    start = time.thread_time()
+    assert metrics.rouge_scores("rougeL", [" ".join(long)], [" ".join(long[:10_000])]) == [0.4]  # every word counts
+    assert metrics.meteor([" ".join(long[:4_000])], [" ".join(long[4_000:8_000])]) == 0
+    with pytest.warns(UserWarning, match="80,000 words: its first and its last 25,000 count"):
+        assert metrics.rouge_scores("rougeL", [" ".join(long)], [" ".join(long + long)]) == [pytest.approx(8 / 9)]
+    assert time.thread_time() - start < 5
 
 
 def test_rouge_does_not_stem():

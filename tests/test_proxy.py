@@ -13,7 +13,7 @@ from test_personas import Cut, Slow, service
 from persona_dspy.core.document import PersonaDocument
 from persona_dspy.core.interactions import Interaction
 from persona_dspy.core.persona import Persona
-from persona_dspy.errors import InputError
+from persona_dspy.errors import ForgettingIncomplete, InputError, ModelError, StoreError, UserForgotten
 from persona_dspy.service.metrics import Metrics
 from persona_dspy.service.proxy import ProxyOptions, proxy_app
 from persona_dspy.service.tokens import user_token
@@ -82,14 +82,14 @@ def upstream():
     return Upstream()
 
 
-def asked(store, upstream, *calls, options=OPTIONS, optimizer=None, queue=None, metrics=None):
+def asked(store, upstream, *calls, options=OPTIONS, optimizer=None, queue=None, metrics=None, raises=True):
     """The answers to ``calls``, (method, path, arguments) each, in one life of the application."""
 
     async def ask():
         done = metrics.count_alignment if metrics else None
         personas = service(store, optimizer or Slow(go=True), queue=queue, on_done=done)
         app = proxy_app(personas, TOKEN, options, metrics=metrics, transport=upstream.transport)
-        transport = httpx.ASGITransport(app)
+        transport = httpx.ASGITransport(app, raise_app_exceptions=raises)
         async with (
             app.router.lifespan_context(app),
             httpx.AsyncClient(transport=transport, base_url="http://proxy") as client,
@@ -164,7 +164,7 @@ def test_episodes_become_turns_where_asked(store, upstream):
     turns = [[m["content"] for m in body_sent["messages"] if m["role"] != "system"] for body_sent in upstream.bodies]
     assert turns[0] == ["Some tea?"] and turns[1] == ["tea of ana", "reply tea", "Some tea?"]
     assert turns[2][2:] == turns[1]  # nearest last
-    for wrong in ("17", "-1", "x", "9999999999"):
+    for wrong in ("17", "-1", "x", "9999999999", "0000999", "0" * 5_000, b"\xc2\xb2"):
         assert asked(store, upstream, chat(body, **{"X-Persona-Recall": wrong})).status_code == 400
 
 
@@ -190,6 +190,27 @@ def test_only_what_the_upstream_needs_leaves(store, upstream, caplog):
 def test_an_upstream_that_fails_is_an_error_of_openais_form(store, fails, status):
     answer = asked(store, Upstream(fails), chat())
     assert answer.status_code == status and "upstream" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "words"),
+    [
+        (StoreError("store '/srv/x.db': disk is full"), 503, "nothing was kept"),
+        (ForgettingIncomplete("place /srv/x.db failed"), 503, "not wholly forgotten"),
+        (UserForgotten("user 'ana' was forgotten in '/srv/x.db'"), 409, "nothing was kept"),
+        (ModelError("/srv/x.gguf"), 500, "its log says why"),
+        (RecursionError("/srv/x.py"), 500, "its log says why"),
+    ],
+)
+def test_what_fails_here_is_said_without_names_of_files(store, upstream, monkeypatch, caplog, failure, status, words):
+    def fails(self, user_id):
+        raise failure
+
+    monkeypatch.setattr("persona_dspy.service.personas.Personas.forget", fails)
+    answer = asked(store, upstream, ("DELETE", "/users/ana", {}), raises=False)
+    assert answer.status_code == status and words in answer.json()["error"]["message"]
+    assert "srv" not in answer.text
+    assert isinstance(failure, UserForgotten | RecursionError) or "/srv/x" in caplog.text
 
 
 # -- who may ask for whom ------------------------------------------------------------------------------------------

@@ -102,3 +102,10 @@ def test_who_reflects_speaks_for_nobody():
     with as_persona("You answer as Ana."), reflecting(lm):
         ask(PREDICT, bound=100, question="How many?")
     assert "Ana" not in lm.engine.calls[0].system
+
+
+def test_of_an_endless_list_the_first_entries_are_read_and_the_others_counted():
+    lm = FakeLM(lambda prompt: {"lines": [f"line {n}" for n in range(5_000)]})
+    with reflecting(lm) as account, dspy.context(adapter=dspy.JSONAdapter()):
+        answer = ask(dspy.Predict("question -> lines: list[str]"), bound=100, question="Which?")
+    assert answer.lines == [f"line {n}" for n in range(200)] and account.unlisted == 4_800

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
 from typing import Annotated, Any, Literal, get_args
 
 import dspy
@@ -23,7 +22,7 @@ from persona_dspy.agent.steering import Steering
 from persona_dspy.agent.steps import Ask, Steps, adrive, drive
 from persona_dspy.agent.tools import Observation, ToolCall, past_lines, personal_tools
 from persona_dspy.agent.trace import Step
-from persona_dspy.core import Episode, fenced, one_line
+from persona_dspy.core import Episode, fenced, one_line, remember
 from persona_dspy.errors import InputError
 from persona_dspy.lm import role
 from persona_dspy.memory import ranked, varied
@@ -159,7 +158,7 @@ class Act(dspy.Module):
         return found
 
 
-@cache
+@remember(maxsize=256)
 def _plan_signature(tools: tuple[tuple[str, bool, str], ...]) -> Any:
     """The signature of the planning call: tools as a closed choice, so that any model's answer can be run."""
     names = tuple(name for name, _, _ in tools)

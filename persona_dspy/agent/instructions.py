@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any
 
-from persona_dspy.core import FieldsKind, ResponseKind
+from persona_dspy.core import FieldsKind, ResponseKind, remember
 
 __all__ = ["described", "judged_by", "with_order_told", "with_task_told"]
 
@@ -44,7 +43,7 @@ def judged_by(kind: ResponseKind) -> str:
     return "The nearer the answer comes to the user's own, in what it says and how it says it, the better."
 
 
-@lru_cache(maxsize=256)
+@remember(maxsize=256)
 def with_task_told(signature: Any, kind: ResponseKind) -> Any:
     """A user's signature whose instructions say, after the user's own words, what past turns are and what counts.
 
@@ -58,7 +57,7 @@ def with_task_told(signature: Any, kind: ResponseKind) -> Any:
     return signature.with_instructions(f"{signature.instructions}\n{turns} {judged_by(kind)}")
 
 
-@lru_cache(maxsize=256)
+@remember(maxsize=256)
 def with_order_told(signature: Any) -> Any:
     """The signature with a sentence that past turns stand oldest first."""
     return signature.with_instructions(signature.instructions + _IN_ORDER)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any, Literal
 
 import dspy
 
-from persona_dspy.core import Interaction, Signal, match_label, one_line
+from persona_dspy.core import Interaction, Signal, match_label, one_line, remember
 from persona_dspy.errors import InputError
 
 __all__ = ["OPTIONS", "answered_from", "narrowed_to", "options_of", "shown_options"]
@@ -44,7 +43,7 @@ def _as_label(option: str) -> str:
     return one_line(option, _MOST).replace("<", "‹").replace(">", "›")
 
 
-@lru_cache(maxsize=256)
+@remember(maxsize=256)
 def narrowed_to(signature: Any, options: tuple[str, ...]) -> Any:
     """The signature whose response is one of ``options``; itself where there are none, or its type is not text."""
     response, field = next(iter(signature.output_fields.items()))

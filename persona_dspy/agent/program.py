@@ -13,6 +13,7 @@ from typing import Any, Self
 import dspy
 
 from persona_dspy.agent.autologged import tag_trace
+from persona_dspy.agent.checkpoint import LoadsCheckpoints
 from persona_dspy.agent.context import Answering, Delivery, Turn, answering, current_answer, recording
 from persona_dspy.agent.drafts import OUTCOME, RecentDrafts, draft_of, looked_up
 from persona_dspy.agent.feedback import TakesFeedback
@@ -44,7 +45,7 @@ from persona_dspy.memory import EpisodicMemory, MemoryCut, facts
 __all__ = ["PersonalProgram", "Watcher"]
 
 
-class PersonalProgram(TakesFeedback, dspy.Module):
+class PersonalProgram(TakesFeedback, LoadsCheckpoints, dspy.Module):
     """What PersonaAgent and Personalized share: a persona parameter, a handle on one user's memory, and the names of
     the query and response fields. The predictors may be shared between users; a call changes nothing but contexts."""
 
@@ -411,21 +412,6 @@ class PersonalProgram(TakesFeedback, dspy.Module):
         elif delivery.simulated:
             return PersonaPrediction.of(as_prediction(answer_given, self.response_fields[0]), trace)
         return answer_given
-
-    def load_state(self, state: Any, **options: Any) -> None:
-        """DSPy's; nothing changes where it raises.
-
-        Raises:
-            InputError: the state is another user's, or no state of such a program.
-        """
-        missing = [name for name, _ in self.named_parameters() if name not in state]
-        if missing:
-            raise InputError(
-                f"saved state with {sorted(set(state) - {'metadata'})!r}: expected {missing!r} too, as "
-                f"{type(self).__name__}.save writes it; load a plain program's file into that: plain.load(path), then "
-                "personalize(plain, persona=...); a persona JSON is read by load_persona(path)"
-            )
-        super().load_state(state, **options)
 
     def __copy__(self) -> Self:
         twin = object.__new__(type(self))

@@ -26,7 +26,7 @@ from pydantic import BaseModel
 
 from persona_dspy.agent.context import Turn, answering, current_answer
 from persona_dspy.agent.dspy_private import AdapterHooks, adapter_class
-from persona_dspy.core import data_text, defused, defused_tags, fenced
+from persona_dspy.core import data_text, defused, defused_tags, fenced, remember
 from persona_dspy.lm import TerseJSON, able, adapter_call, prompt_ready, reply_ready, reserved
 
 __all__ = ["as_persona", "personal_adapter"]
@@ -162,7 +162,7 @@ def _is_answer(signature: Any, turn: Turn) -> bool:
     return _takes_part(signature, frozenset(turn))
 
 
-@lru_cache(maxsize=256)
+@remember(maxsize=256)
 def _takes_part(signature: Any, names: frozenset[str]) -> bool:
     if _only(signature, names) is None:
         return True  # another predictor's turn: it is not shown at all
@@ -292,7 +292,7 @@ def _slot(name: str) -> str:
     return f"\ue000{name}\ue001"  # private-use characters, which no cleaned text has
 
 
-@lru_cache(maxsize=256)
+@remember(maxsize=256)
 def _turn_form(base: type[Adapter], signature: Any) -> tuple[str, str]:
     """A turn's two messages with slots for values: DSPy's own way takes a fifth of a call's time, for four turns."""
     adapter, slots = base(), {name: _slot(name) for name in signature.fields}
@@ -317,7 +317,7 @@ _PLAIN: dict[type[Adapter], Callable[[str, Any, str], str]] = {
 }
 
 
-@lru_cache(maxsize=256)
+@remember(maxsize=256)
 def _only(signature: Any, names: frozenset[str]) -> Any:
     """``signature`` with the inputs in ``names`` and all outputs; None where no input or no output is in ``names``."""
     if not any(n in names for n in signature.input_fields) or not any(n in names for n in signature.output_fields):

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Literal, Self, get_args
 
-from persona_dspy.core import Persona, ResponseKind
+from persona_dspy.core import Persona, ResponseKind, remember
 from persona_dspy.lm import is_small
 from persona_dspy.memory import EpisodicMemory, MemoryCut, content_words, counted, favoured
 
@@ -111,7 +110,7 @@ def own_labels(
     return labels if len(labels) < len(kind.labels) else ()
 
 
-@lru_cache(maxsize=256)
+@remember(maxsize=256)
 def narrowed(signature: Any, labels: tuple[str, ...]) -> Any:
     """The signature whose response is one of ``labels``, as the declared type writes them; unchanged if none fit."""
     response, field = next(iter(signature.output_fields.items()))

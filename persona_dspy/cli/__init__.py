@@ -32,7 +32,7 @@ from persona_dspy.cli.ending import ending_on_signals
 from persona_dspy.cli.help import grouped
 from persona_dspy.cli.output import echo
 from persona_dspy.cli.settings import defaults, read_settings
-from persona_dspy.core import remove_left_folders
+from persona_dspy.core import advised, remove_left_folders
 from persona_dspy.errors import PersonaError
 
 __all__ = ["app", "main"]
@@ -102,6 +102,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         _fail("interrupted; what was finished is kept", 130)
+    except OSError as error:
+        _fail(advised(error), 1)
     except Exception as error:  # noqa: BLE001 - the outermost frame: one line instead of a traceback
         _fail(f"{type(error).__name__}: {error}", 1)
     else:

@@ -8,6 +8,7 @@ from .answer_fields import FieldsKind as FieldsKind
 from .answer_types import answer_text as answer_text
 from .answers import FREE_TEXT as FREE_TEXT
 from .answers import ResponseKind as ResponseKind
+from .disk import advised as advised
 from .disk import alone_with as alone_with
 from .disk import lock_file as lock_file
 from .disk import lock_open_file as lock_open_file
@@ -28,6 +29,7 @@ from .erasure import Erasure as Erasure
 from .erasure import Forgets as Forgets
 from .erasure import Removal as Removal
 from .erasure import clear_remembered_texts as clear_remembered_texts
+from .erasure import remember as remember
 from .erasure import remember_short_texts as remember_short_texts
 from .interactions import Episode as Episode
 from .interactions import Feedback as Feedback

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from datetime import date, time
 from enum import Enum
-from functools import lru_cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, TypeAdapter
 
+from persona_dspy.core.erasure import remember
 from persona_dspy.core.scales import written
 
 __all__ = ["SEQUENCES", "adapter_of", "answer_text", "is_many", "is_optional", "is_subclass", "unwrapped"]
@@ -79,6 +79,6 @@ def is_many(plain: Any) -> bool:
     return (get_origin(plain) or plain) in SEQUENCES
 
 
-@lru_cache(maxsize=256)
+@remember(maxsize=256)
 def adapter_of(plain: Any) -> TypeAdapter[Any]:
     return TypeAdapter(plain)

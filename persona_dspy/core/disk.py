@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import re
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 __all__ = [
+    "advised",
     "alone_with",
     "lock_file",
     "lock_open_file",
@@ -91,9 +93,37 @@ def write_bytes(path: Path, content: bytes, *, mode: int = 0o644) -> None:
                 os.replace(name, path)
         if os.name != "posix":  # Windows renames no open file
             os.replace(name, path)
-    except BaseException:
+    except BaseException as failure:
         Path(name).unlink(missing_ok=True)
+        if isinstance(failure, OSError) and failure.errno is not None:  # it names no file, or the temporary one
+            failure.filename = os.fspath(path)
         raise
+
+
+_ADVICE = {
+    errno.ENOSPC: "free some space and type the same command again: what was finished is kept",
+    errno.EDQUOT: "free some of this account's space and type the same command again: what was finished is kept",
+    errno.EROFS: "expected a place that can be written to: name another one",
+    errno.EACCES: "expected a place that this account may read and write: check its owner and mode",
+    errno.EPERM: "expected a place that this account may read and write: check its owner and mode",
+    errno.EMFILE: "this process has too many files open; type: ulimit -n 4096",
+    errno.ENAMETOOLONG: "expected a shorter name",
+    errno.ENOENT: "expected a file that is there",
+    errno.EIO: "the disk fails: is it full, or was it taken out?",
+}
+
+
+def advised(failure: OSError) -> str:
+    """A failure of the system in one line: where, what, and what to do.
+
+    Example:
+        >>> advised(OSError(errno.ENAMETOOLONG, "File name too long", "x.json"))
+        "'x.json': File name too long; expected a shorter name"
+    """
+    where = f"{failure.filename!r}: " if failure.filename else ""
+    advice = _ADVICE.get(failure.errno or 0)
+    what = failure.strerror or f"{type(failure).__name__}: {failure}"
+    return f"{where}{what}" + (f"; {advice}" if advice else "")
 
 
 def lock_file(file: Path) -> IO[Any] | None:

@@ -208,7 +208,14 @@ def _field_with_surrogate(data: Any) -> str | None:
 
 
 def parse_document(data: Any, name: str = "<persona>") -> PersonaDocument:
-    """A document from parsed JSON; older schemas are upgraded first."""
+    """A document from parsed JSON; older schemas are upgraded first.
+
+    A document that an older version wrote is read as today's rules for texts have it: half a surrogate pair becomes
+    U+FFFD, and where lines are cleaned of more than they were, ``system_prompt`` is too.
+    """
+    if _field_with_surrogate(data) is not None:
+        whole = json.dumps(data, ensure_ascii=False).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        data = json.loads(whole)
     schema = data.get("schema") if isinstance(data, dict) else None
     old = schema == OLD_SCHEMA
     if old:
@@ -219,11 +226,23 @@ def parse_document(data: Any, name: str = "<persona>") -> PersonaDocument:
         )
     try:
         document = PersonaDocument.model_validate(data)
-        return _in_order_of_today(document) if old else document
+        return _in_order_of_today(document) if old else _cleaned_as_today(document, data)
     except ValidationError as failure:
         first = failure.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise PersonaFormatError(f"{name}: field {where!r}: {first['msg']}, got {first.get('input')!r:.80}") from None
+
+
+def _cleaned_as_today(document: PersonaDocument, data: dict[str, Any]) -> PersonaDocument:
+    """A document whose prompt says what its own lines said, before they were cleaned, with the prompt cleaned as they
+    are; any other keeps it, for ``persona()`` to refuse."""
+    prompt = document.of_sections().render()
+    if prompt == document.system_prompt:
+        return document
+    lines = [line for section in data.get("sections", ()) for line in section["bullets"]]
+    written = tuple(Bullet.model_construct(**line) for line in lines if isinstance(line, dict) and "section" in line)
+    as_written = document.of_sections().model_copy(update={"bullets": written}).render()
+    return document.model_copy(update={"system_prompt": prompt}) if as_written == document.system_prompt else document
 
 
 def _in_order_of_today(document: PersonaDocument) -> PersonaDocument:

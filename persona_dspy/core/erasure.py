@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
+import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, wraps
-from typing import Any, Protocol, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
-__all__ = ["Erasure", "Forgets", "Removal", "clear_remembered_texts", "remember_short_texts"]
+__all__ = ["Erasure", "Forgets", "Removal", "clear_remembered_texts", "remember", "remember_short_texts"]
 
 _SHORT = 200  # characters: labels, titles; a user's mails and documents are read anew
-_Read = TypeVar("_Read")
+_Takes = ParamSpec("_Takes")
+_Gives = TypeVar("_Gives")
 _REMEMBERED: list[Callable[[], None]] = []  # what empties each cache
 
 
@@ -54,9 +57,28 @@ class Erasure:
         return {"place": self.place, "removed": dict(self.removed), "note": self.note}
 
 
-def remember_short_texts(maxsize: int) -> Callable[[Callable[[str], _Read]], Callable[[str], _Read]]:
-    """Decorates a function of one text: what it made of the latest ``maxsize`` texts of at most 200 characters is kept
-    in this process, until somebody is forgotten.
+def remember(maxsize: int) -> Callable[[Callable[_Takes, _Gives]], Callable[_Takes, _Gives]]:
+    """Decorates a function of hashable values in which texts of a user may be, such as labels in a signature: what it
+    gave for the latest ``maxsize`` is kept in this process, until somebody is forgotten.
+
+    Example:
+        >>> @remember(maxsize=2)
+        ... def choices(labels: tuple[str, ...]) -> str:
+        ...     return "|".join(labels)
+        >>> choices(("tea", "milk"))
+        'tea|milk'
+    """
+
+    def decorate(read: Callable[_Takes, _Gives]) -> Callable[_Takes, _Gives]:
+        remembered = lru_cache(maxsize)(read)
+        _REMEMBERED.append(remembered.cache_clear)
+        return wraps(read)(remembered)  # type: ignore[return-value]  # lru_cache has no types of arguments
+
+    return decorate
+
+
+def remember_short_texts(maxsize: int) -> Callable[[Callable[[str], _Gives]], Callable[[str], _Gives]]:
+    """``remember`` for a function of one text: longer ones than 200 characters are read anew each time.
 
     Example:
         >>> @remember_short_texts(maxsize=2)
@@ -66,12 +88,11 @@ def remember_short_texts(maxsize: int) -> Callable[[Callable[[str], _Read]], Cal
         'TEA'
     """
 
-    def decorate(read: Callable[[str], _Read]) -> Callable[[str], _Read]:
-        remembered = lru_cache(maxsize)(read)
-        _REMEMBERED.append(remembered.cache_clear)
+    def decorate(read: Callable[[str], _Gives]) -> Callable[[str], _Gives]:
+        remembered = remember(maxsize)(read)
 
         @wraps(read)
-        def read_or_recall(text: str) -> _Read:
+        def read_or_recall(text: str) -> _Gives:
             return remembered(text) if len(text) <= _SHORT else read(text)
 
         return read_or_recall
@@ -80,6 +101,7 @@ def remember_short_texts(maxsize: int) -> Callable[[Callable[[str], _Read]], Cal
 
 
 def clear_remembered_texts() -> None:
-    """Empties every cache of ``remember_short_texts``: nobody knows whose texts are in them."""
-    for clear in _REMEMBERED:
+    """Empties every cache of ``remember`` and ``remember_short_texts``: nobody knows whose texts are in them. Python's
+    own caches of types and patterns go too: a user's labels stand in ``Literal[...]``, the id in a pattern."""
+    for clear in [*_REMEMBERED, *getattr(typing, "_cleanups", ()), re.purge]:
         clear()

@@ -14,6 +14,8 @@ import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from functools import lru_cache
 
+from persona_dspy.core.erasure import remember
+
 __all__ = ["apart", "only_tags_apart", "printable", "spaced_at", "visible"]
 
 _ALIKE = {
@@ -119,7 +121,7 @@ def _tag_places(text: str, tags: Collection[str]) -> list[int]:
     return [match.end() for match in _tags(frozenset(tags)).finditer(text)] if tags else []
 
 
-@lru_cache(maxsize=256)
+@remember(maxsize=256)
 def _tags(names: frozenset[str]) -> re.Pattern[str]:
     listed = "|".join(sorted(map(re.escape, names)))
     return re.compile(rf"[<\uff1c](?=/?(?:{listed})\b)")

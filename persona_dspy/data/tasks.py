@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from math import isfinite
 from typing import Annotated, Any, Literal
 
@@ -18,6 +17,7 @@ from persona_dspy.core import (
     metrics,
     official_figures,
     parse_time,
+    remember,
     written,
 )
 from persona_dspy.errors import DataError, InputError
@@ -335,7 +335,7 @@ def read_time(value: object, at: Place, field: str) -> Any:
         ) from None
 
 
-@lru_cache(maxsize=256)  # users differ in their labels: not one class for each of a fleet, for ever
+@remember(maxsize=256)  # users differ in their labels: not one class for each of a fleet, for ever
 def _signature(task: Task, instructions: str) -> Any:
     import dspy
 

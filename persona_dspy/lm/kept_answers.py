@@ -16,13 +16,14 @@ from collections import Counter
 from collections.abc import Generator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any
 
 import dspy
 from dspy.clients.call_result import attributes
 from dspy.utils.exceptions import LMError
 
+from persona_dspy.core import remember
 from persona_dspy.errors import StoreError
 from persona_dspy.lm.answer_folder import CallLog
 from persona_dspy.lm.calls import OpenCall, metering, open_call, parse_usage, replayed, take_over
@@ -47,7 +48,7 @@ def call_key(model: str, prompt: Any, messages: Any, options: dict[str, Any]) ->
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-@lru_cache(maxsize=256)
+@remember(maxsize=256)
 def _schema_of(form: Any) -> Any:
     return form.model_json_schema()
 

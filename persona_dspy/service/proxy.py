@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -18,7 +19,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from persona_dspy.core import SIGNAL_FIELDS, scrubbed
-from persona_dspy.errors import InputError, PersonaError, StoreError, UnknownUser
+from persona_dspy.errors import ForgettingIncomplete, InputError, PersonaError, StoreError, UnknownUser, UserForgotten
 from persona_dspy.service.chat import check_plain_json, header_text, parse_body, query_of, user_of, with_persona
 from persona_dspy.service.metrics import Metrics
 from persona_dspy.service.personas import Personas
@@ -28,6 +29,8 @@ from persona_dspy.store import checked_key
 
 __all__ = ["ProxyOptions", "proxy_app"]
 
+_log = logging.getLogger(__name__)
+
 # of a request to the upstream; nothing else of the caller's headers leaves this process
 _FORWARDED = ("authorization", "api-key", "x-api-key", "accept", "user-agent", "openai-organization", "openai-project")
 # of an answer to the caller; lengths and encodings are this server's own
@@ -36,6 +39,14 @@ _RETURNED_PREFIX = "x-ratelimit-"
 _MOST_RECALLED = 16
 _LONG = 65_536  # bytes of a body that is parsed outside the event loop
 _UNKNOWN = "nothing is kept of them: expected an id as it was given (case, accents and blanks count)"
+_FAILED: dict[type[Exception], tuple[int, str]] = {
+    ForgettingIncomplete: (
+        503, "the user is not wholly forgotten, for a place failed (the server's log says which): expected all to be "
+        "writable; ask again once it is mended",
+    ),
+    StoreError: (503, "the store failed (the server's log says why): nothing was kept; expected to be asked later"),
+    PersonaError: (500, "the service failed; its log says why"),
+}  # fmt: skip
 _SIGNAL = frozenset(SIGNAL_FIELDS) - {"trace"}
 _FEEDBACK = {"user", "query", "response", "id", "time", "metadata", *_SIGNAL}
 
@@ -91,7 +102,8 @@ def proxy_app(
         Route("/health", proxy.health),
         Route("/metrics", proxy.counted("metrics", proxy.metrics_page)),
     ]
-    return Starlette(routes=routes, lifespan=proxy.lifespan, exception_handlers={HTTPException: _refused})
+    handlers: Any = {HTTPException: _refused, Exception: _failed}
+    return Starlette(routes=routes, lifespan=proxy.lifespan, exception_handlers=handlers)
 
 
 class _Proxy:
@@ -127,10 +139,11 @@ class _Proxy:
                 response = _error(404, f"user {request.path_params['user_id']!r}: {_UNKNOWN}")
             except InputError as refusal:
                 response = _error(400, str(refusal))
-            except StoreError as failure:
-                response = _error(503, str(failure))
-            except PersonaError as failure:
-                response = _error(500, str(failure))
+            except UserForgotten:
+                response = _error(409, "the user was forgotten while this was under way: nothing was kept")
+            except PersonaError as failure:  # its message names the store, or files: for the log, not for a user
+                _log.error("%s: %s", route, scrubbed(str(failure)))
+                response = _error(*_FAILED[next(kind for kind in _FAILED if isinstance(failure, kind))])
             self.metrics.requests.labels(route, str(response.status_code)).inc()
             return response
 
@@ -258,7 +271,7 @@ def _any_json(value: Any) -> bytes:
 def _recalled(header: str | None) -> int:
     if header is None:
         return 0
-    if not (header.isascii() and header.isdigit() and int(header[:4]) <= _MOST_RECALLED):
+    if not (header.isascii() and header.isdigit() and len(header) < 4 and int(header) <= _MOST_RECALLED):
         raise InputError(f"X-Persona-Recall {header[:40]!r}: expected how many past turns, 0 to {_MOST_RECALLED}")
     return int(header)
 
@@ -269,6 +282,11 @@ def _error(status: int, message: str) -> JSONResponse:
     return JSONResponse(
         {"error": {"message": scrubbed(message), "type": kind, "code": str(status)}}, status_code=status
     )
+
+
+async def _failed(request: Request, failure: Exception) -> Response:
+    """What nobody raised on purpose; the server logs it."""
+    return _error(*_FAILED[PersonaError])
 
 
 async def _refused(request: Request, refusal: Exception) -> Response:

@@ -388,6 +388,7 @@ def _advice(reason: str, sqlite: bool) -> str:
         "unable to open database file": "; expected a file in a folder that may be written to",
         "readonly database": "; expected a file and a folder that may be written to: check their owner and mode",
         "disk is full": "; free some space: what was acknowledged is kept",
+        "disk I/O error": "; is the disk full? free some space: what was acknowledged is kept",
         "malformed": "; the file is damaged: restore a copy of it",
         "lock timeout": "; another writer holds this user: try again, or open with a longer timeout=",
         "QueuePool limit": "; more threads than connections: use at most 64 threads on one store",
