@@ -59,8 +59,9 @@ OWN_TASKS = {
         name="taste", title="critics", query_field="film", response_field="verdict",
         instructions="Say whether this user, a critic, judged the film fresh (good) or rotten (bad).",
         query_means="title and plot of the film", response_means="this critic's verdict", labels=("fresh", "rotten"),
-        metrics=("accuracy",), input_pattern=r"(?is)\bmovie:(.*)$", item_query=("description",),
-        item_response="verdict", item_extras=("title",),
+        metrics=("accuracy",), input_pattern=r"(?is)\bmovie:\s*(.*)$", item_query=("title",),
+        item_reads=("description", "verdict"), item_response="verdict",
+        make_pair=lambda item, earlier, user: (f"{item['title']} description: {item['description']}", item["verdict"]),
     ),
 }  # fmt: skip
 
