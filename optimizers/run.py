@@ -245,7 +245,7 @@ class Run:
         if not earlier:
             return []
         try:
-            bullets = self.options.summary(interactions=earlier).bullets
+            bullets = self.options.summary(interactions=earlier, asked=self.program.asked()).bullets
         except AdapterParseError as failure:
             self.unread.append(f"no summary that could be read: {failure}"[:200])
             return []
@@ -387,6 +387,8 @@ class Run:
     def _remember(self, round_: Round, challenger: Challenger, trial: Trial) -> None:
         """What was refused, for the proposer; rules that the past bears out ride along with a later challenger, since
         the held-out interactions may just not have shown what they are about."""
+        if all(b.source == "fact" for b in challenger.persona.bullets):
+            return  # counts are not the proposer's to try
         self.tried.append(Tried(edits=challenger.edits, outcome=trial.outcome))
         rode = {e.sentence for e in self.riders}
         if rode & set(challenger.edits):

@@ -265,3 +265,15 @@ def test_a_fleet_keeps_summaries_in_its_store(tmp_path):
             assert store.profile(user.user_id)["covers"] == length - 3  # the latest are simulated next
     assert asked == [9, 3]
     assert optimizer.summary._keep is None
+
+
+def test_the_task_is_told_and_a_capable_lm_reads_texts_whole():
+    long = " ".join(f"word{n}" for n in range(200))
+    items = [Interaction(user_id="u", query=f"{long} {n}", response=f"{long} reply", id=f"i{n}") for n in range(4)]
+    for small in (False, True):
+        lm = FakeLM(lambda prompt: {"lines": [{"line": "Likes words.", "examples": [1, 2]}]}, small=small)
+        with dspy.context(lm=lm):
+            SemanticMemory()(interactions=items, asked="Write the reply that this user would write.")
+        (call,) = lm.engine.calls
+        assert call.fields["task"] == "Write the reply that this user would write."
+        assert ("word199" in call.fields["examples"]) is not small

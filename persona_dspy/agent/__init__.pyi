@@ -12,6 +12,7 @@ from .context import current_answer as current_answer
 from .drafts import draft_of as draft_of
 from .history import apart as apart
 from .history import memory_of as memory_of
+from .instructions import described as described
 from .instructions import judged_by as judged_by
 from .knowledge import KnowledgeSource as KnowledgeSource
 from .knowledge import LocalCorpus as LocalCorpus

@@ -110,7 +110,7 @@ class Portrait:
         past = program.memory.interactions
         adapter: Any = program.adapter
         with as_persona("", adapter=adapter):  # asks the budget before each call
-            bullets = SemanticMemory()(interactions=past).bullets
+            bullets = SemanticMemory()(interactions=past, asked=program.asked()).bullets
         if bullets:
             given = [b for b in program.persona.value.bullets if b.source != "fact" or b.locked]
             persona = Persona(user_id=program.user_id, bullets=(*given, *bullets), version=1, parent=0)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from dspy.utils.exceptions import AdapterParseError
 
-from persona_dspy.agent import as_persona
+from persona_dspy.agent import as_persona, described
 from persona_dspy.core import Episode
 from persona_dspy.judge.baselines.base import Baseline
 from persona_dspy.memory import SemanticMemory
@@ -42,9 +42,10 @@ class PAG(RAG):
     profile: str | None = None
 
     def prepare(self) -> None:
+        asked = described(self.predict.signature, self.query_field, self.response_field, self.kind)
         try:
             with as_persona("", adapter=self.adapter):  # asks the budget before the call
-                bullets = SemanticMemory.once()(interactions=self.memory.interactions).bullets
+                bullets = SemanticMemory.once()(interactions=self.memory.interactions, asked=asked).bullets
         except AdapterParseError:
             bullets = []  # a summary that cannot be read is none
         self.profile = "\n".join(b.sentence for b in bullets)
