@@ -1,34 +1,27 @@
 """MLflow's own evaluation, prompt optimization and models from code, over a program with a persona."""
 
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
 import dspy
+import httpx
 import pytest
+from tree import ROOT
 
 from persona_dspy.agent import PersonaAgent
-from persona_dspy.core import Persona
+from persona_dspy.core import Persona, persona_file_name, save_persona
 from persona_dspy.testing import FakeLM
+from persona_dspy.testing.server import FakeServer
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # MLflow warns of its own
 KEY = "sk-persona-secret-key"
-MODEL = """
-import dspy
-import mlflow
-from persona_dspy.agent import PersonaAgent
-from persona_dspy.core import load_persona
-from persona_dspy.testing import FakeLM
-
-
-class Answers(mlflow.pyfunc.PythonModel):
-    def load_context(self, context):
-        self.agent = PersonaAgent("film -> tag", persona=load_persona(context.artifacts["persona"]))
-        self.lm = FakeLM(lambda prompt: {"tag": "comedy" if "ghosts" in prompt.system else "horror"})
-
-    def predict(self, context, model_input: list[str]) -> list[str]:
-        with dspy.context(lm=self.lm):
-            return [self.agent(film=film).tag for film in model_input]
-
-
-mlflow.models.set_model(Answers())
-"""
 
 
 def agent_of(text="Finds ghosts funny."):
@@ -69,16 +62,68 @@ def test_genai_evaluate_scores_a_persona(mlflow):
         assert mlflow.genai.evaluate(data=rows, predict_fn=predict, scorers=[right]).metrics["right/mean"] == share
 
 
-def test_models_from_code_serve_a_persona_and_hold_neither_prompt_nor_key(mlflow, tmp_path):
-    (tmp_path / "model.py").write_text(MODEL)
-    agent_of().persona.value.to_json(tmp_path / "ana.json")
+@pytest.fixture
+def logged(mlflow, tmp_path, monkeypatch):
+    """The example of the guide, logged as a model with a folder of two personas; its address."""
+    for user, text in (("ana", "Finds ghosts funny."), ("bob", "Fears ghosts.")):
+        save_persona(Persona.from_text(text, user_id=user), tmp_path / "personas" / persona_file_name(user))
+    spec = importlib.util.spec_from_file_location("mlflow_model", ROOT / "examples" / "mlflow_model.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "mlflow_model", module)
+    spec.loader.exec_module(module)
     with dspy.context(lm=dspy.LM("openai/m", api_key=KEY)), mlflow.start_run():
-        info = mlflow.pyfunc.log_model(
-            name="ana", python_model=str(tmp_path / "model.py"), artifacts={"persona": str(tmp_path / "ana.json")}
-        )
-    assert mlflow.pyfunc.load_model(info.model_uri).predict(["Ghosts"]) == ["comedy"]
-    files = [f for f in tmp_path.rglob("*") if f.is_file()]
-    assert files and not any(KEY.encode() in f.read_bytes() for f in files)
+        return module.log(tmp_path / "personas")
+
+
+@pytest.fixture
+def served(logged, tmp_path):
+    """``mlflow models serve`` of that model in a process of its own, in front of a fake provider; its address."""
+
+    def answer(prompt):
+        systems.append(prompt.system)
+        return {"tag": "comedy" if "funny" in prompt.system else "horror" if "Fears" in prompt.system else "drama"}
+
+    systems = []
+    with FakeServer(answer) as provider, socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+        free.close()
+        asked = {"OPENAI_API_BASE": provider.url, "OPENAI_API_KEY": KEY, "PERSONA_MODEL": "openai/m"}
+        environment = {**os.environ, **asked, "PYTHONPATH": str(ROOT), "DSPY_CACHEDIR": str(tmp_path / "cache")}
+        environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{tmp_path / 'mlflow.db'}"
+        environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
+        command = ["mlflow", "models", "serve", "--model-uri", logged, "--env-manager", "local"]
+        with (tmp_path / "serve.log").open("w") as log:
+            server = subprocess.Popen(
+                [sys.executable, "-m", *command, "--host", "127.0.0.1", "--port", port],
+                env=environment, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+        try:
+            yield f"http://127.0.0.1:{port}", systems
+        finally:
+            os.killpg(server.pid, signal.SIGTERM)
+            server.wait(20)
+
+
+@pytest.mark.loopback
+def test_mlflow_serves_each_user_under_the_users_own_persona(served, tmp_path):
+    address, systems = served
+    with httpx.Client(base_url=address, timeout=60) as client:
+        for _ in range(120):
+            with suppress(httpx.TransportError):
+                if client.get("/ping").status_code == 200:
+                    break
+            time.sleep(0.5)
+        asked = [{"user": user, "film": "Ghosts"} for user in ("ana", "bob", "carl")]
+        answer = client.post("/invocations", json={"inputs": asked})
+        assert answer.status_code == 200, (tmp_path / "serve.log").read_text()
+        assert answer.json() == {"predictions": ["comedy", "horror", "drama"]}
+        assert client.post("/invocations", json={"inputs": [{"film": "Ghosts"}]}).status_code == 400
+    assert len(systems) == 3 and sum("Finds ghosts funny." in system for system in systems) == 1
+    files = [f for f in (tmp_path / "mlruns").rglob("*") if f.is_file()]
+    assert any("Finds ghosts funny." in f.read_text() for f in files)
+    kept = [*files, tmp_path / "mlflow.db"]
+    assert not any(KEY.encode() in f.read_bytes() or b"The actual input" in f.read_bytes() for f in kept)
 
 
 def test_optimize_prompts_searches_over_a_personas_text(mlflow):
