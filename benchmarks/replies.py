@@ -3,12 +3,18 @@
 Made by templates: a customer writes about an order, everybody gets the same polite draft, and the agent has habits (how to
 greet and sign, what to leave out, how long, in which form) that an edit or a comment shows. Nobody real is in it. Held-out
 mails are answered under the aligned persona and without one; a blind judge says which draft is nearer to what the agent
-would have sent.
+would have sent, and ``table`` counts also how many are that word for word, and how near they are in characters (chrF).
 
     python -m benchmarks.replies learn --given edits --users 20 --out results/replies
     python -m benchmarks.replies ask --given edits --users 20 --out results/replies
     python -m benchmarks.replies judge --given edits --models gpt-4.1-nano --out results/replies
     python -m benchmarks.replies table --out results/replies
+
+Edited replies are also shown as past turns, and a capable LM copies their style from there with a persona or without. What
+the *persona* learns from edits, the same program shows that recalls nothing, in both arms, while it learns and answers:
+
+    python -m benchmarks.replies learn --given edits --recall 0 --users 20 --out results/replies    # then ask, judge, table
+
     python -m benchmarks.replies sample --users 6 --out examples      # the data of `make demo`: comments only
 """
 
@@ -30,7 +36,7 @@ import dspy
 from benchmarks.by_hand import lm_of
 from optimizers import PersonaAlignment
 from persona_dspy.agent import PersonaAgent
-from persona_dspy.core import Interaction, Persona, load_persona, mean_interval
+from persona_dspy.core import Interaction, Persona, load_persona, mean_interval, metrics, paired_difference
 
 HISTORY, QUESTIONS = 16, 3
 NAMES = ("Ana Ruiz", "Bo Lind", "Chi Okafor", "Dana Weiss", "Emil Novak", "Fay Duarte", "Gil Moreau", "Hana Sato")
@@ -145,9 +151,11 @@ class SupportAgent:
 Given = Literal["edits", "comments"]
 
 
-def agent_of(user: SupportAgent, given: Given, persona: Persona | None = None) -> PersonaAgent:
+def agent_of(
+    user: SupportAgent, given: Given, persona: Persona | None = None, recall: int | None = None
+) -> PersonaAgent:
     history = user.interactions(HISTORY, given)
-    return PersonaAgent(Reply, history=history, user_id=user.user_id, persona=persona)
+    return PersonaAgent(Reply, history=history, user_id=user.user_id, persona=persona, recall_k=recall)
 
 
 def learn(order: argparse.Namespace, out: Path) -> None:
@@ -155,7 +163,7 @@ def learn(order: argparse.Namespace, out: Path) -> None:
         user, file = SupportAgent(seed=seed), out / "personas" / f"agent-{seed:02}.json"
         if file.exists():
             return "there"
-        agent = agent_of(user, order.given)
+        agent = agent_of(user, order.given, recall=order.recall)
         with dspy.context(lm=lm_of(order, order.models[seed % len(order.models)])):
             found = PersonaAlignment(auto=order.auto, concurrency=8, progress=False).compile(
                 agent, trainset=agent.examples()
@@ -185,7 +193,7 @@ def ask(order: argparse.Namespace, out: Path) -> None:
         persona = load_persona(out / "personas" / f"agent-{seed:02}.json") if arm == "aligned" else None
         model = order.models[(seed + (arm == "aligned")) % len(order.models)]
         with dspy.context(lm=lm_of(order, model)):
-            answer = agent_of(user, order.given, persona)(mail=user.mail(n)["text"]).reply
+            answer = agent_of(user, order.given, persona, order.recall)(mail=user.mail(n)["text"]).reply
         with lock, file.open("a", encoding="utf-8") as sink:
             sink.write(json.dumps({"seed": seed, "n": n, "arm": arm, "answer": answer}) + "\n")
 
@@ -254,34 +262,44 @@ def sample(users: int, file: Path) -> None:
 
 
 def table(out: Path) -> None:
-    print(
-        "| given | aligned preferred | unaligned preferred | the same | share for aligned, ties half | calls, median |"
-    )
-    print("|---|---|---|---|---|---|")
-    for given in ("edits", "comments"):
-        if rows := rows_of(out / given / "verdicts.jsonl"):
-            by_user: dict[str, list[float]] = {}
-            for row in rows:
-                by_user.setdefault(str(row["seed"]), []).append(row["aligned"])
-            counts = [sum(row["aligned"] == score for row in rows) for score in (1.0, 0.0, 0.5)]
-            calls = sorted(
-                json.loads(file.read_text())["usage"]["total"]["calls"]
-                for file in (out / given / "personas").glob("*.record.json")
-            )
-            share = mean_interval(by_user)
-            shown = " | ".join(str(count) for count in counts)
-            print(
-                f"| {given}, {len(by_user)} agents | {shown} | {share.value:.2f} [{share.low:.2f}, {share.high:.2f}] | {calls[len(calls) // 2]} |"
-            )
-            print(
-                f"(share of decided: {counts[0] / max(1, counts[0] + counts[1]):.2f}; mean {fmean(r['aligned'] for r in rows):.2f})"
-            )
+    titles = ("given", "aligned preferred", "unaligned preferred", "the same", "share for aligned, ties half")
+    titles += ("word for word: aligned, unaligned", "chrF: aligned, unaligned", "chrF, difference", "calls, median")
+    print("| " + " | ".join(titles) + " |\n" + "|---" * len(titles) + "|")
+    for folder in sorted(path.parent for path in out.glob("*/answers.jsonl")):
+        verdicts: dict[str, list[float]] = {}
+        for row in rows_of(folder / "verdicts.jsonl"):
+            verdicts.setdefault(str(row["seed"]), []).append(row["aligned"])
+        said = [score for scores in verdicts.values() for score in scores]
+        counts = [str(said.count(score)) for score in (1.0, 0.0, 0.5)]
+        share = mean_interval(verdicts) if verdicts else None
+        near: dict[str, dict[tuple[str, str], float]] = {"aligned": {}, "unaligned": {}}
+        exact = dict.fromkeys(near, 0)
+        for row in rows_of(folder / "answers.jsonl"):
+            sent = SupportAgent(seed=row["seed"]).reply(row["n"])
+            near[row["arm"]][str(row["seed"]), str(row["n"])] = metrics.chrf([sent], [row["answer"]])
+            exact[row["arm"]] += row["answer"].strip() == sent.strip()
+        gain = paired_difference(near["aligned"], near["unaligned"])
+        calls = sorted(
+            json.loads(file.read_text())["usage"]["total"]["calls"]
+            for file in (folder / "personas").glob("*.record.json")
+        )
+        told = (
+            f"{folder.name}, {len({seed for seed, _ in near['aligned']})} agents",
+            *counts,
+            "-" if share is None else f"{share.value:.2f} [{share.low:.2f}, {share.high:.2f}]",
+            f"{exact['aligned']}, {exact['unaligned']} of {len(near['unaligned'])}",
+            ", ".join(f"{fmean(values.values()):.3f}" if values else "-" for values in near.values()),
+            "-" if gain is None else f"{(d := gain.difference).value:+.3f} [{d.low:+.3f}, {d.high:+.3f}]",
+            str(calls[len(calls) // 2]) if calls else "-",
+        )
+        print("| " + " | ".join(told) + " |")
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("command", choices=("learn", "ask", "judge", "table", "sample"))
     options.add_argument("--given", choices=("edits", "comments"), default="edits")
+    options.add_argument("--recall", type=int, help="past turns shown while it learns and answers, in both arms")
     options.add_argument("--users", type=int, default=20)
     options.add_argument("--auto", default="light")
     options.add_argument("--port", type=int, default=9100)
@@ -292,7 +310,7 @@ def main() -> None:
         return table(Path(order.out))
     if order.command == "sample":
         return sample(order.users, Path(order.out) / "support_agents.jsonl")
-    out = Path(order.out) / order.given
+    out = Path(order.out) / (order.given if order.recall is None else f"{order.given}-recall-{order.recall}")
     out.mkdir(parents=True, exist_ok=True)
     {"learn": learn, "ask": ask, "judge": judge}[order.command](order, out)
     return None

@@ -9,7 +9,7 @@ import dspy
 import pytest
 
 from persona_dspy.errors import DataError, InputError
-from persona_dspy.judge import Reproduction, find_sources
+from persona_dspy.judge import Reproduction, find_sources, write_booklet
 from persona_dspy.judge.reproduction import SECTIONS, rows_of
 from persona_dspy.judge.variant import Variant
 from persona_dspy.lm import Budget
@@ -56,7 +56,8 @@ def fake_lm(model="fake/lm"):
         if "action" in prompt.outputs:
             return {"thought": "t", "action": "recall", "words": "x"}
         if "lines" in prompt.outputs:
-            return {"lines": [{"line": "Tags films about space as sci-fi.", "examples": [1]}]}
+            line = {"section": "what decides", "text": "Tags films about space as sci-fi.", "strength": "clear"}
+            return {"lines": [{**line, "examples": [1, 2]}]}
 
     return FakeLM(think, RuleFollower(heeds_turns=True), model=model)
 
@@ -80,6 +81,8 @@ def test_files_are_found_by_what_their_outputs_say(tmp_path):
     assert find_sources(plain) == {"plain": plain} and find_sources(plain, ["lamp-3"]) == {"lamp-3": plain}
     with pytest.raises(DataError, match="lamp-3"):
         find_sources(root, ["lamp-3"])
+    headline = root / "headline" / "questions.json"
+    assert find_sources(headline, ["lamp-4"]) == {"lamp-4": headline}, "its own name is none of LaMP's"
     (root / "films" / "users.json").write_text("[]")
     assert find_sources(root)["lamp-2m"].name == "users.json", "several questions a user go first"
 
@@ -166,9 +169,9 @@ def test_the_command_writes_tables_figures_pages_and_a_run(command, tmp_path, ca
     assert parent.info.run_name.startswith("reproduce ") and parent.data.params["task"] == "lamp-2m"
     assert {"persona", "as-in-paper@no-action"} <= {run.info.run_name for run in runs}
     files = {Path(f).name for f in made["files"]}
-    for name in ("table", "tests", "latency", "ablations", "cold", "curves"):
+    for name in ("table", "tests", "latency", "ablations", "parts", "cold", "curves"):
         assert {f"{name}-openai-m.{ending}" for ending in ("md", "tex", "csv")} <= files
-    for name in ("scores-lamp-2m", "curves-lamp-2m", "map-persona-lamp-2m", "jaccard-persona-lamp-2m"):
+    for name in ("scores-lamp-2m", "curves-lamp-2m", "cold-lamp-2m", "map-persona-lamp-2m", "jaccard-persona-lamp-2m"):
         assert {f"{name}-openai-m.svg", f"{name}-openai-m.pdf"} <= files
     assert "personas-as-in-paper-lamp-2m-openai-m.html" in files
     with (tmp_path / "out" / "table-openai-m.csv").open(encoding="utf-8") as lines:
@@ -179,9 +182,49 @@ def test_the_command_writes_tables_figures_pages_and_a_run(command, tmp_path, ca
         rows = {row["system"]: row for row in csv.DictReader(lines)}
     assert rows["as-in-paper@no-action (paper's figures)"]["lamp-2m macro_f1 ↑"] == "0.329"
     assert all("-" not in list(rows[name].values())[1:] for name in rows)
+    with (tmp_path / "out" / "parts-openai-m.csv").open(encoding="utf-8") as lines:
+        gains = {(row["system"], row["without"]): row for row in csv.DictReader(lines)}
+    whole, alone = (float(rows[name]["lamp-2m accuracy ↑"].split()[0]) for name in ("persona", "persona@no-persona"))
+    assert float(gains["persona", "persona"]["better with it by"].split()[0]) == pytest.approx(whole - alone, abs=2e-3)
+    assert gains["as-in-paper", "action"]["paper's figures"] == "+0.110" and len(gains) == 8
     tex = (tmp_path / "out" / "table-openai-m.tex").read_text()
     assert r"\toprule" in tex and r"macro\_f1 $\uparrow$" in tex
     page = (tmp_path / "out" / "index.md").read_text()
     assert "seeds 0" in page and "data " in page and "figures/map-persona-lamp-2m-openai-m.svg" in page
     svg = (tmp_path / "out" / "figures" / "jaccard-persona-lamp-2m-openai-m.svg").read_text()
     assert "mean of pairs" in svg and "u0" not in svg
+
+
+@pytest.mark.slow
+def test_models_side_by_side_and_predictions_in_lamps_own_form(tmp_path):
+    """Of a test split nothing is known but the questions: all are asked, and each answer stands under its id."""
+    root = lamp_folder(tmp_path / "data")
+    (root / "films" / "outputs.json").unlink()
+    (root / "films" / "questions.json").rename(root / "films" / "test_questions.json")
+    lms = [fake_lm("fake/a"), fake_lm("fake/b")]
+    options = {"lms": lms, "out": tmp_path / "out", "sections": ["table"], "of": ["persona"], "retrieval": "bm25"}
+    with pytest.raises(DataError, match="--predict"):
+        Reproduction(find_sources(root), **options)
+    found = Reproduction(find_sources(root), unanswered=True, **options)
+    evaluations = found.run()
+    files = found.write_predictions(evaluations)
+    folder = tmp_path / "out" / "predictions" / "lamp-2m" / "fake-b" / "seed-0"
+    assert folder / "persona.json" in files and len(files) == 2 * 7, "six baselines and one persona, two models"
+    written = json.loads((folder / "persona.json").read_text())
+    assert written["task"] == "LaMP_2" and sorted(g["id"] for g in written["golds"]) == ["q0", "q1", "q2"]
+    page = write_booklet(found.cells(evaluations), found.of, found.sections, found.out)[0].read_text()
+    assert "lamp-2m, fake/a: 3 users" in page
+    with (tmp_path / "out" / "models.csv").open(encoding="utf-8") as lines:
+        rows = [(row["model"], row["system"]) for row in csv.DictReader(lines)]
+    assert rows[0] == ("fake/a", "direct") and rows[-1] == ("fake/b", "persona") and len(rows) == 14
+
+
+def test_two_questions_of_one_id_have_no_place_in_lamps_form(tmp_path):
+    root = lamp_folder(tmp_path)
+    rows, _ = questions()
+    users = [{"user_id": f"u{n}", "profile": row["profile"], "query": [row]} for n, row in enumerate(rows)]
+    for user in users:
+        user["query"] = [{"id": "q", "input": user["query"][0]["input"], "gold": "sci-fi"}]
+    (root / "films" / "users.json").write_text(json.dumps(users))
+    with pytest.raises(InputError, match="unique within the file"):
+        Reproduction(find_sources(root), lms=["openai/m"], unanswered=True, out=tmp_path / "out", retrieval="bm25")

@@ -87,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of ``persona-dspy``; never prints a traceback unless ``PERSONA_DSPY_DEBUG`` is set."""
     if not os.environ.get("PERSONA_DSPY_DEBUG"):
         os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # its migrations tell of every new file
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar for each of hundreds of files
         logging.getLogger("dspy.clients.lm").setLevel(logging.ERROR)  # a clipped critique is no news
     try:
         with ending_on_signals(), warnings.catch_warnings():

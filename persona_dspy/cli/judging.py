@@ -36,6 +36,8 @@ def judge(
     from persona_dspy.tracking import tracker_for
 
     told_of_bad_rows(experiment)
+    if predict is not None:
+        experiment.check_predictable()
     tracker = tracker_for(tracking_uri)
     with _View(experiment, as_json=as_json) as view, at_the_latest(tracker.abandon):
         evaluation = experiment.run(
@@ -49,11 +51,8 @@ def judge(
 def _predicted(experiment: Experiment, evaluation: Evaluation, path: Path) -> list[Path]:
     """Write each asked system's predictions, references left out unless nothing else was asked."""
     from persona_dspy.core import write_text
-    from persona_dspy.judge import REFERENCES
 
-    answered = {r.system for r in evaluation.answers if r.kind == "answer"}
-    names = [v.name for v in experiment.chosen if v.name in answered]
-    names = [n for n in names if n.partition("@")[0] not in REFERENCES] or names
+    names = evaluation.asked_systems([v.name for v in experiment.chosen])
     files = [path, *(path.with_name(f"{path.stem}-{name}{path.suffix}") for name in names[1:])]
     for name, file in zip(names, files, strict=False):
         write_text(file, json.dumps(evaluation.predictions(name), ensure_ascii=False) + "\n")

@@ -34,6 +34,12 @@ Number = Annotated[int | None, typer.Option(min=0, help="LM calls of this run at
 Tokens = Annotated[int | None, typer.Option(min=0, help="Tokens of this run at most.")]
 Usd = Annotated[float | None, typer.Option(min=0, help="US dollars of this run at most, where prices are known.")]
 Seconds = Annotated[float | None, typer.Option(help="End after so long; the same command goes on.")]
+Predict = Annotated[
+    bool,
+    typer.Option(
+        "--predict", help="Ask questions without a known answer too; write all answers in LaMP's form, a file a system."
+    ),
+]
 TrackingUri = Annotated[str | None, typer.Option(help="MLflow URI, or 'off'. Default: sqlite:///mlflow.db")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Calls in flight; by default 1 for a local model, else 4.")]
 
@@ -62,6 +68,7 @@ def reproduce_command(  # noqa: PLR0913 - a command's options
     budget_calls: Number = None,
     budget_tokens: Tokens = None,
     budget_usd: Usd = None,
+    predict: Predict = False,
     estimate: EstimateOption = False,
     calls_per_second: CallsPerSecond = 1.0,
     tracking_uri: TrackingUri = None,
@@ -83,7 +90,7 @@ def reproduce_command(  # noqa: PLR0913 - a command's options
 
     check_printing()
     options: dict[str, Any] = {"k": k, "turn_tokens": turn_tokens, "retrieval": retrieval, "queries": queries}
-    options |= {"knowledge": knowledge}
+    options |= {"knowledge": knowledge, "unanswered": predict}
     options |= {"seeds": _numbers(seeds), "sections": _names(sections), "of": _names(of), "out": out}
     reproduction = Reproduction(
         find_sources(data, _names(task)), lms=lm or ["local"], users=chosen_users(users), **options
@@ -103,6 +110,8 @@ def reproduce_command(  # noqa: PLR0913 - a command's options
             workers=workers, budget=budget, tracker=tracker, on_start=bar.start, on_row=bar.row
         )
     files = write_booklet(reproduction.cells(evaluations), _names(of), _names(sections), out)
+    if predict:
+        files += reproduction.write_predictions(evaluations)
     where = trackers[-1].where if trackers else ""
     return _told(evaluations, files, where, bar.console, as_json=json_output)
 

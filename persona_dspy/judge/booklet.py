@@ -15,12 +15,13 @@ from typing import Any
 from persona_dspy.core import HIGHER_IS_BETTER, Interval, write_text
 from persona_dspy.errors import InputError
 from persona_dspy.judge.paper import COLD_START, LATENCY, REPORTED
-from persona_dspy.judge.reproduction import BASELINES, COLD, CURVES, DROPPED, Cells
+from persona_dspy.judge.reproduction import BASELINES, COLD, CURVES, DROPPED, Cells, rows_of
 from persona_dspy.judge.table import Standing, latex_table
 
 __all__ = ["Grid", "grids_of", "write_booklet"]
 
 THEIRS = "paper's figures"
+_AXES = {"recent": "latest interactions a step (n)", "epochs": "iterations (E)", "k": "episodes retrieved (K)"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,22 +53,30 @@ def write_booklet(cells: Sequence[Cells], of: Sequence[str], sections: Sequence[
     """Write all of it into ``out``, from whatever is answered; returns the files, ``index.md`` first."""
     files: list[Path] = []
     page = ["# The paper's experiments, repeated", *_how(cells)]
-    for model in dict.fromkeys(c.model for c in cells):
+    models = list(dict.fromkeys(c.model for c in cells))
+    if len(models) > 1 and "table" in sections:
+        page += _written(_models([*BASELINES, *of], cells), out / "models", files)
+    for model in models:
         own = [c for c in cells if c.model == model]
         page.append(f"# Model {model}")
         for grid in grids_of(own, of, sections):
-            page += [f"## {grid.title}", grid.to_markdown()]
-            stem = f"{grid.name}-{_plain(model)}"
-            for ending, text in (("md", grid.to_markdown()), ("tex", grid.to_latex()), ("csv", grid.to_csv())):
-                files.append(out / f"{stem}.{ending}")
-                write_text(files[-1], text)
+            page += _written(grid, out / f"{grid.name}-{_plain(model)}", files)
         for one in own:
             drawn, pages = _figures(one, of, out), _pages(one, of, out)
-            page += [f"![]({f.relative_to(out)})" for f in drawn if f.suffix == ".svg"]
-            page += [f"[The learned personas, {one.task}]({f.relative_to(out)})" for f in pages]
-            files += [*drawn, *pages]
+            page.append(f"## Figures, {one.task}")
+            page += [f"![{f.stem}]({f.relative_to(out)})" for f in drawn if f.suffix == ".svg"]
+            page += [f"[The personas of {name}]({f.relative_to(out)})" for name, f in pages.items()]
+            files += [*drawn, *pages.values()]
     write_text(out / "index.md", "\n\n".join(page) + "\n")
     return [out / "index.md", *files]
+
+
+def _written(grid: Grid, path: Path, files: list[Path]) -> list[str]:
+    """Write a table in all its forms, adding to ``files``; returns its part of the page."""
+    for ending, text in (("md", grid.to_markdown()), ("tex", grid.to_latex()), ("csv", grid.to_csv())):
+        files.append(path.with_name(f"{path.name}.{ending}"))
+        write_text(files[-1], text)
+    return [f"## {grid.title}", grid.to_markdown()]
 
 
 def grids_of(cells: Sequence[Cells], of: Sequence[str], sections: Sequence[str]) -> list[Grid]:
@@ -78,8 +87,7 @@ def grids_of(cells: Sequence[Cells], of: Sequence[str], sections: Sequence[str])
         rows = [*systems, "majority", "nearest"]
         grids += [_scores("table", "Systems", rows, cells), _tests(of, cells), _costs([*systems], cells)]
     if "ablations" in sections:
-        rows = [name for system in of for name in (system, *(f"{system}@{change}" for change in DROPPED))]
-        grids.append(_scores("ablations", "Ablations", rows, cells))
+        grids += [_scores("ablations", "Ablations", rows_of("ablations", of), cells), _parts(of, cells)]
     if "cold" in sections:
         grids.append(_cold(systems, cells))
     if "curves" in sections:
@@ -130,6 +138,49 @@ def _tests(of: Sequence[str], cells: Sequence[Cells]) -> Grid:
     return Grid(name="tests", title="Against the best baseline", titles=titles, rows=tuple(rows), notes=(note,))
 
 
+def _parts(of: Sequence[str], cells: Sequence[Cells]) -> Grid:
+    titles = ("system", "without", "task", "better with it by", THEIRS, "p", "p (Holm)", "users", "won/lost")
+    rows: list[tuple[str, ...]] = []
+    for system in of:
+        for change in DROPPED:
+            for c in cells:
+                found = c.parts.get(f"{system}@{change}")
+                if found is None:
+                    continue
+                paired = found.paired
+                rows.append(
+                    (
+                        system, change.removeprefix("no-"), c.task, _interval(found.difference, "+"),
+                        _their_gain(c, system, change), f"{found.p:.4f}", f"{found.p_adjusted:.4f}",
+                        str(found.users), f"{paired.won}/{paired.lost}",
+                    )
+                )  # fmt: skip
+    note = (
+        "The whole system against itself without a part, paired; above 0 = the part helps, in the task's first metric."
+    )
+    return Grid(name="parts", title="What each part gives", titles=titles, rows=tuple(rows), notes=(note,))
+
+
+def _their_gain(c: Cells, system: str, change: str) -> str:
+    reported = REPORTED.get(c.task, {})
+    if system not in reported or f"{system}@{change}" not in reported:
+        return "-"
+    gain = reported[system][0] - reported[f"{system}@{change}"][0]
+    return f"{gain if HIGHER_IS_BETTER[c.metrics[0]] else -gain:+.3f}"
+
+
+def _models(systems: Sequence[str], cells: Sequence[Cells]) -> Grid:
+    tasks = dict.fromkeys((c.task, c.metrics[0]) for c in cells)
+    by_place = {(c.model, c.task): c for c in cells}
+    rows: list[tuple[str, ...]] = []
+    for model in dict.fromkeys(c.model for c in cells):
+        for system in systems:
+            found = [by_place[model, task].row(system) for task, _ in tasks]
+            rows.append((model, system, *("-" if s is None else _interval(s.score) for s in found)))
+    titles = ("model", "system", *(f"{task} {metric} {_arrow(metric)}" for task, metric in tasks))
+    return Grid(name="models", title="Models side by side", titles=titles, rows=tuple(rows))
+
+
 def _costs(systems: Sequence[str], cells: Sequence[Cells]) -> Grid:
     titles = ("system", "task", "s/query", THEIRS, "calls/user", "tokens/user", "usd/user")
     titles += ("preparation: calls/user", "tokens/user ", "s/user", "usd/user ")
@@ -152,14 +203,17 @@ def _costs(systems: Sequence[str], cells: Sequence[Cells]) -> Grid:
 
 
 def _cold(systems: Sequence[str], cells: Sequence[Cells]) -> Grid:
-    titles = [f"{c.task} {c.metrics[0]} {_arrow(c.metrics[0])}, n={n}" for c in cells for n in COLD]
+    titles = ("task", "system", *(f"n = {n}" for n in COLD))
     rows: list[tuple[str, ...]] = []
-    for system in systems:
-        found = [c.row(f"{system}@history={n}") for c in cells for n in COLD]
-        rows.append((system, *("-" if s is None else _interval(s.score) for s in found)))
-    theirs = [f"{COLD_START[c.task]:.3f}" if n == 10 and c.task in COLD_START else "-" for c in cells for n in COLD]
-    rows.append((f"as-in-paper, at most 10 ({THEIRS})", *theirs))
-    return Grid(name="cold", title="Cold start: n past interactions", titles=("system", *titles), rows=tuple(rows))
+    for c in cells:
+        task = f"{c.task}, {c.metrics[0]} {_arrow(c.metrics[0])}"
+        for system in systems:
+            found = [c.row(f"{system}@history={n}") for n in COLD]
+            rows.append((task, system, *("-" if s is None else _interval(s.score) for s in found)))
+        if c.task in COLD_START:
+            most = f"at most {COLD[-1]}: {COLD_START[c.task]:.3f}"
+            rows.append((task, f"as-in-paper ({THEIRS})", *("-" for _ in COLD[:-1]), most))
+    return Grid(name="cold", title="Cold start: n past interactions", titles=titles, rows=tuple(rows))
 
 
 def _curves(of: Sequence[str], cells: Sequence[Cells]) -> Grid:
@@ -200,9 +254,15 @@ def _figures(cells: Cells, of: Sequence[str], out: Path) -> list[Path]:
     folder = out / "figures"
     rows = [(name, s.score) for name in (*BASELINES, *of) if (s := cells.row(name)) is not None]
     files = print_scores(rows, metric, folder / f"scores-{stem}") if rows else []
-    curves = {option: found for option, found in _points(cells, of).items() if any(found.values())}
+    curves = {_AXES[option]: found for option, found in _points(cells, of).items() if any(found.values())}
     if curves:
         files += print_curves(curves, metric, folder / f"curves-{stem}")
+    cold = {
+        name: [(float(n), s.score) for n in COLD if (s := cells.row(f"{name}@history={n}")) is not None]
+        for name in (*BASELINES, *of)
+    }
+    if any(cold.values()):
+        files += print_curves({"past interactions": cold}, metric, folder / f"cold-{stem}")
     for system in of:
         with suppress(InputError):  # no persona of it yet
             personas = [s.document.persona() for s in read_folder(cells.folders[0] / "personas" / system)]
@@ -214,17 +274,18 @@ def _figures(cells: Cells, of: Sequence[str], out: Path) -> list[Path]:
     return files
 
 
-def _pages(cells: Cells, of: Sequence[str], out: Path) -> list[Path]:
+def _pages(cells: Cells, of: Sequence[str], out: Path) -> dict[str, Path]:
+    """System -> its report page."""
     from persona_dspy.report import read_evaluation, read_folder, report_page
 
-    pages: list[Path] = []
+    pages: dict[str, Path] = {}
     for system in of:
         with suppress(InputError):  # no persona of it yet
             subjects = read_folder(cells.folders[0] / "personas" / system)
             path = out / f"personas-{system}-{cells.task}-{_plain(cells.model)}.html"
             title = f"{system}, {cells.task}, {cells.model}"
             write_text(path, report_page(subjects, title=title, systems=read_evaluation(cells.folders[0])))
-            pages.append(path)
+            pages[system] = path
     return pages
 
 
@@ -234,12 +295,11 @@ def _how(cells: Sequence[Cells]) -> list[str]:
     for c in cells:
         kept: list[Mapping[str, Any]] = [json.loads((f / "protocol.json").read_text("utf-8")) for f in c.folders]
         first = kept[0]
-        users = max((s.users for s in c.standings.values()), default=0)
         options = ", ".join(f"{k}={v}" for k, v in first.items() if k not in ("task", "data", "model", "runs", "seed"))
         seeds = ", ".join(str(k["seed"]) for k in kept)
         made = "; ".join(sorted({str(run["commit"]) for k in kept for run in k["runs"]}))
         lines.append(
-            f"- {c.task}, {c.model}: {users} users, data {first['data']}, seeds {seeds}, {options}; made with {made}"
+            f"- {c.task}, {c.model}: {c.users} users, data {first['data']}, seeds {seeds}, {options}; made with {made}"
         )
     return ["\n".join(lines)]
 

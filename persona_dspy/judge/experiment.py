@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -68,6 +69,12 @@ class Evaluation:
         rows = [(s.system, s.score.value, s.score.low, s.score.high) for s in self.table]
         return systems_figure(rows, self.task.metrics[0])
 
+    def asked_systems(self, names: Sequence[str]) -> list[str]:
+        """Those of ``names`` that have answers; references without an LM only where no other has any."""
+        answered = {r.system for r in self.answers if r.kind == "answer"}
+        found = [name for name in names if name in answered]
+        return [name for name in found if name.partition("@")[0] not in REFERENCES] or found
+
     def predictions(self, system: str) -> dict[str, Any]:
         """One system's answers in the benchmark's own form: ``{"task": ..., "golds": [{"id", "output"}]}``.
 
@@ -78,10 +85,7 @@ class Evaluation:
         if not rows:
             those = sorted({r.system for r in self.answers})
             raise InputError(f"system {system!r}: no answers; expected one of {those}")
-        ids = [r.query_id for r in rows]
-        if len(set(ids)) < len(ids):
-            repeated = next(i for i in ids if ids.count(i) > 1)
-            raise InputError(f"query {repeated!r}: asked of two users; expected ids that are unique within the file")
+        _check_unique([r.query_id for r in rows])
         name = self.task.name.replace("longlamp-", "LongLaMP_").replace("lamp-", "LaMP_")
         name = name.removesuffix("m").removesuffix("n")  # both halves of LaMP_2
         return {"task": name, "golds": [{"id": r.query_id, "output": r.answer} for r in rows]}
@@ -166,6 +170,10 @@ class Experiment:
     def asks_lm(self) -> bool:
         """Whether any system needs an LM."""
         return any(v.system not in REFERENCES for v in self.chosen)
+
+    def check_predictable(self) -> None:
+        """Raise an ``InputError`` where the answers have no place in the benchmark's form; see ``predictions``."""
+        _check_unique([query.id for person in self.people for query in person.queries])
 
     def model(self) -> Any:
         """The LM that is asked: as given, by name at temperature 0, or the configured one; None where none is needed.
@@ -303,6 +311,12 @@ class Experiment:
             complete=complete,
             stopped="" if complete else f"the budget is spent ({stopped})" if stopped else "interrupted",
         )
+
+
+def _check_unique(ids: Sequence[str]) -> None:
+    repeated = [query for query, times in Counter(ids).items() if times > 1]
+    if repeated:
+        raise InputError(f"query {repeated[0]!r}: asked of two users; expected ids that are unique within the file")
 
 
 def _fields(program: Any) -> str | None:

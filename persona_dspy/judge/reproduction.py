@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,13 +11,15 @@ from typing import Any, Unpack
 
 import dspy
 
+from persona_dspy.core import write_text
 from persona_dspy.errors import DataError, InputError
 from persona_dspy.judge.estimating import estimate_evaluation
 from persona_dspy.judge.experiment import Evaluation, Experiment
 from persona_dspy.judge.options import EvaluationOptions
 from persona_dspy.judge.paper import PAPER_TASKS
 from persona_dspy.judge.results import Judged, Results
-from persona_dspy.judge.table import Standing, standings
+from persona_dspy.judge.significance import Comparison
+from persona_dspy.judge.table import Standing, compare_parts, standings
 from persona_dspy.judge.variant import Variant
 from persona_dspy.lm import Budget, Estimate, Ledger
 from persona_dspy.tracking import Tracker
@@ -67,8 +70,15 @@ def find_sources(path: str | Path, tasks: Sequence[str] = PAPER_TASKS) -> dict[s
     from persona_dspy.data import detect_task, get_task
 
     root, wanted = Path(path), [get_task(name).name for name in tasks]
-    if root.is_file() and detect_task(root) is None:
-        return {wanted[0] if len(wanted) == 1 else PLAIN: root}
+    if root.is_file():
+        try:
+            detected = detect_task(root)
+        except InputError:  # a task that is none of LaMP's: it is what was asked for, if that is one
+            if len(wanted) != 1:
+                raise
+            detected = None
+        if detected is None:
+            return {wanted[0] if len(wanted) == 1 else PLAIN: root}
     files = (
         [root] if root.is_file() else [*sorted(root.glob("**/users.json")), *sorted(root.glob("**/*questions.json"))]
     )
@@ -88,12 +98,18 @@ def find_sources(path: str | Path, tasks: Sequence[str] = PAPER_TASKS) -> dict[s
 
 @dataclass(frozen=True, kw_only=True)
 class Cells:
-    """All answers of one task and model, over all seeds: row name -> standing."""
+    """All answers of one task and model, over all seeds.
+
+    ``users``: how many were asked. ``standings``: by the row's name. ``parts``: by an ablation's name, how much better
+    the whole system is.
+    """
 
     task: str
     model: str
     metrics: tuple[str, ...]
+    users: int
     standings: Mapping[str, Standing]
+    parts: Mapping[str, Comparison]
     folders: tuple[Path, ...]
 
     def row(self, name: str) -> Standing | None:
@@ -111,6 +127,7 @@ class Reproduction:
         sections: some of ``SECTIONS``.
         of: whose ablations and curves: ``as-in-paper``, ``persona``.
         users, queries, options: as for ``evaluate``; by default the 100 users with the longest histories.
+        unanswered: ask questions whose answers the files withhold too, for ``write_predictions``.
         out: the folder; runs are in ``out/runs/TASK/MODEL/seed-N``.
 
     Raises:
@@ -127,6 +144,7 @@ class Reproduction:
         sections: Sequence[str] = SECTIONS,
         of: Sequence[str] = ("as-in-paper", "persona"),
         users: int | str | Sequence[str] | None = "longest:100",
+        unanswered: bool = False,
         **options: Unpack[EvaluationOptions],
     ) -> None:
         if not lms or not seeds or not of:
@@ -150,9 +168,12 @@ class Reproduction:
                         lm=lm,
                         users=users,
                         out=folder,
+                        unanswered=unanswered,
                         **given,
                     )
                     self.experiments[task, model, seed].command = "reproduce"
+                    if unanswered:
+                        self.experiments[task, model, seed].check_predictable()
 
     def estimate(self) -> Estimate:
         """Calls, tokens and dollars of what is not answered yet; a part for each task and model. Nothing is sent."""
@@ -194,6 +215,20 @@ class Reproduction:
             done.append(experiment.run(workers=workers, ledger=ledger, tracker=runs, on_start=started, on_row=on_row))
         return done
 
+    def write_predictions(self, evaluations: Sequence[Evaluation]) -> list[Path]:
+        """Each system's answers in the benchmark's own form, as ``out/predictions/TASK/MODEL/seed-N/SYSTEM.json``.
+
+        Raises:
+            InputError: two users have a query of the same id, so that the form cannot hold both.
+        """
+        files: list[Path] = []
+        for experiment, evaluation in zip(self.experiments.values(), evaluations, strict=True):
+            folder = self.out / "predictions" / experiment.out.relative_to(self.out / "runs")
+            for name in evaluation.asked_systems([v.name for v in experiment.chosen]):
+                files.append(folder / f"{name}.json")
+                write_text(files[-1], json.dumps(evaluation.predictions(name), ensure_ascii=False) + "\n")
+        return files
+
     def cells(self, evaluations: Sequence[Evaluation]) -> list[Cells]:
         """The standings of each task and model, seeds joined: a user's answers under all seeds count as that user's."""
         joined: dict[tuple[str, str], list[tuple[Experiment, Evaluation]]] = {}
@@ -209,10 +244,17 @@ class Reproduction:
         found = standings(rows, first.task, [v.name for v in first.chosen])
         by_name = {s.system: s for s in found}
         asked = {row for section in self.sections for row in rows_of(section, self.of)}
-        shown: dict[str, Standing] = {}
-        for row in asked:
-            name = Variant.parse(row).without(first.protocol_options).name
-            if name in by_name:
-                shown[row] = by_name[name]
+        named = {row: Variant.parse(row).without(first.protocol_options).name for row in asked}
+        shown = {row: by_name[name] for row, name in named.items() if name in by_name}
+        dropped = [(of, f"{of}@{change}") for of in self.of for change in DROPPED if f"{of}@{change}" in named]
+        parts = compare_parts(rows, first.task, {row: (named[of], named[row]) for of, row in dropped})
         folders = tuple(e.folder for _, e in runs)
-        return Cells(task=task, model=model, metrics=first.task.metrics, standings=shown, folders=folders)
+        return Cells(
+            task=task,
+            model=model,
+            metrics=first.task.metrics,
+            users=len(first.people),
+            standings=shown,
+            parts=parts,
+            folders=folders,
+        )

@@ -18,7 +18,7 @@ from persona_dspy.judge.results import Judged
 from persona_dspy.judge.significance import Comparison, compare, holm, power, smallest_difference
 from persona_dspy.judge.variant import Variant
 
-__all__ = ["Standing", "Table", "best_baseline", "cells", "columns", "latex_table", "standings"]
+__all__ = ["Standing", "Table", "best_baseline", "cells", "columns", "compare_parts", "latex_table", "standings"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +115,32 @@ def best_baseline(values: Mapping[str, Sequence[float]], task: Task, *, history:
     if not means:
         return None
     return (max if _higher(task) else min)(means, key=lambda name: means[name])
+
+
+def compare_parts(
+    rows: Sequence[Judged], task: Task, parts: Mapping[str, tuple[str, str]], *, seed: int = 0
+) -> dict[str, Comparison]:
+    """What a system gains by each of its parts: it against itself without that part, on the queries both answered.
+
+    Args:
+        parts: name -> (the whole system, the system without the part); pairs that have no answers are left out.
+
+    Returns:
+        Name -> comparison, above 0 = better with the part, p adjusted for all of them.
+    """
+    answers = defaultdict[str, list[Judged]](list)
+    for row in rows:
+        if row.kind == "answer" and row.gold:
+            answers[row.system].append(row)
+    wanted = {name for pair in parts.values() for name in pair if answers[name]}
+    values = {name: _values(answers[name], task) for name in wanted}
+    found = {
+        name: comparison
+        for name, (whole, without) in parts.items()
+        if whole in values and without in values
+        if (comparison := compare(whole, without, values, higher_is_better=_higher(task), seed=seed)) is not None
+    }
+    return dict(zip(found, holm(list(found.values())), strict=True))
 
 
 def _higher(task: Task) -> bool:
@@ -310,7 +336,7 @@ _LATEX_SIGNS = _LATEX | {"↑": r"$\uparrow$", "↓": r"$\downarrow$", "±": r"$
 
 
 def latex_table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, notes: Sequence[str] = ()) -> str:
-    """A booktabs table, first column to the left, the others to the right; every cell is escaped.
+    """A booktabs table: numbers to the right, the first column and texts to the left; every cell is escaped.
 
     Example:
         >>> print(latex_table(["system", "acc ↑"], [["rag_1", "50%"]]))
@@ -324,7 +350,8 @@ def latex_table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, notes: 
         <BLANKLINE>
     """
     lines = [f"% {note}" for note in notes]
-    lines += [r"\begin{tabular}{l" + "r" * (len(titles) - 1) + "}", r"\toprule"]
+    sides = ["r" if any(re.match(r"[-+]?\d", row[at]) for row in rows) else "l" for at in range(1, len(titles))]
+    lines += [r"\begin{tabular}{l" + "".join(sides) + "}", r"\toprule"]
     lines += [_latex_row(titles), r"\midrule", *(_latex_row(row) for row in rows)]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 

@@ -13,7 +13,7 @@ from persona_dspy.report.persona_map import PersonaMap
 __all__ = ["check_printing", "print_curves", "print_map", "print_matrix", "print_scores"]
 
 _BLUE, _GREY = "#4f7cdb", "#8a94a6"
-_GROUPS = ("#4f7cdb", "#d65f5f", "#16a085", "#b8860b", "#7d5fb8", "#5f6b7a")
+_GROUPS = ("#4f7cdb", "#d65f5f", "#16a085", "#b8860b", "#7d5fb8", "#5f6b7a", "#c2589b", "#2aa7c9")
 
 
 def check_printing() -> None:
@@ -27,8 +27,8 @@ def print_scores(rows: Sequence[tuple[str, Interval]], metric: str, path: Path) 
     figure, axes = plt.subplots(figsize=(5, 0.6 + 0.26 * max(1, len(rows))))
     for place, (name, score) in enumerate(rows):
         spread = [[score.value - score.low], [score.high - score.value]]
-        ours = name.startswith(("persona", "as-in-paper"))
-        axes.errorbar([score.value], [place], xerr=spread, fmt="o", capsize=2, color=_BLUE if ours else _GREY)
+        colour = _BLUE if _is_ours(name) else _GREY
+        axes.errorbar([score.value], [place], xerr=spread, fmt="o", capsize=2, color=colour)
     axes.set_yticks(range(len(rows)), [name for name, _ in rows])
     axes.invert_yaxis()
     axes.set_xlabel(metric)
@@ -38,23 +38,31 @@ def print_scores(rows: Sequence[tuple[str, Interval]], metric: str, path: Path) 
 def print_curves(
     curves: Mapping[str, Mapping[str, Sequence[tuple[float, Interval]]]], metric: str, path: Path
 ) -> list[Path]:
-    """A panel for each option: option -> system -> (value of the option, score)."""
+    """A panel for each option: option -> system -> (value of the option, score), lines with bands of their intervals.
+
+    Of more than three systems no bands are drawn: nothing would be seen below them.
+    """
     plt = _pyplot()
-    figure, panels = plt.subplots(1, max(1, len(curves)), figsize=(3.1 * max(1, len(curves)), 2.6), squeeze=False)
+    width = 3.1 * max(1, len(curves)) + (0.9 if len(curves) < 2 else 0)
+    figure, panels = plt.subplots(
+        1, max(1, len(curves)), figsize=(width, 2.8), squeeze=False, sharey=True, layout="constrained"
+    )
+    lines: dict[str, Any] = {}
     for axes, (option, systems) in zip(panels[0], curves.items(), strict=False):
         for number, (name, points) in enumerate(systems.items()):
             ordered = sorted(points, key=lambda point: point[0])
             x, y = [at for at, _ in ordered], [score.value for _, score in ordered]
             colour = _GROUPS[number % len(_GROUPS)]
-            axes.plot(x, y, marker="o", markersize=3, color=colour, label=name)
-            axes.fill_between(
-                x, [s.low for _, s in ordered], [s.high for _, s in ordered], color=colour, alpha=0.15, linewidth=0
-            )
-            axes.set_xticks(x)
+            dashes = "-" if _is_ours(name) else "--"
+            (lines[name],) = axes.plot(x, y, dashes, marker="o", markersize=3, color=colour)
+            if len(systems) <= 3:
+                low, high = [s.low for _, s in ordered], [s.high for _, s in ordered]
+                axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+        axes.set_xticks(sorted({at for points in systems.values() for at, _ in points}))
         axes.set_xlabel(option)
-        axes.set_ylabel(metric)
-    if len(next(iter(curves.values()), {})) > 1:
-        panels[0][0].legend(frameon=False, fontsize=7)
+    panels[0][0].set_ylabel(metric)
+    if len(lines) > 1:
+        figure.legend(lines.values(), lines, loc="outside right center", frameon=False, fontsize=7)
     return _saved(plt, figure, path)
 
 
@@ -86,6 +94,10 @@ def print_matrix(matrix: Any, path: Path) -> list[Path]:
     axes.set_xticks([])
     axes.set_yticks([])
     return _saved(plt, figure, path)
+
+
+def _is_ours(system: str) -> bool:
+    return system.startswith(("persona", "as-in-paper"))
 
 
 def _pyplot() -> Any:
