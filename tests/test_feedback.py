@@ -80,7 +80,16 @@ def test_our_draft_with_a_verdict_in_the_metadata_is_no_answer():
     agent = PersonaAgent("film -> tag", user_id="u")
     draft = agent(film="Heat").tag
     kept = agent.observe("Heat", draft, metadata={"rating": 1, "comment": "too vague"})
-    assert (kept.answered, kept.signal.comment) == (False, "too vague")
+    assert (kept.answered, kept.signal.comment, kept.signal.rating) == (False, "too vague", 1)
+    for said, thumbs, comment in (
+        ({"thumbs": "down", "rating": 5}, "down", ""),
+        ({"thumb": "up"}, "up", ""),
+        ({"feedback": "👎"}, "down", ""),
+        ({"feedback": "no idea"}, None, "no idea"),
+        ({"stars": 11, "comment": "no"}, None, "no"),
+    ):
+        kept = agent.observe("Heat", agent(film="Heat").tag, metadata=said)
+        assert (kept.response, kept.signal.thumbs, kept.signal.comment) == ("", thumbs, comment)
     assert agent.observe("Heat", draft, metadata={"rated": 1}).response == "drama"
 
 

@@ -1,13 +1,15 @@
 """Options: what can be answered to one query, where that differs from query to query."""
 
+import json
+
 import dspy
 import pytest
 
 from persona_dspy.agent import PersonaAgent
 from persona_dspy.agent.offered import narrowed_to, options_of
 from persona_dspy.core import Interaction
-from persona_dspy.data import UserHistory, infer_task, task_from_text, task_text
-from persona_dspy.errors import InputError
+from persona_dspy.data import UserHistory, infer_task, read_users, task_from_text, task_text
+from persona_dspy.errors import DataError, InputError
 from persona_dspy.judge.baselines import RAG
 from persona_dspy.judge.people import cases
 from persona_dspy.testing import FakeLM
@@ -55,6 +57,18 @@ def test_a_past_choice_is_replayed_with_what_was_offered_then():
 def test_options_that_are_none(given):
     with pytest.raises(InputError, match="two different texts or more"):
         options_of({"options": given})
+
+
+@pytest.mark.parametrize("given", ["tea", ["tea"], ["tea", " "], ["tea", "TEA"]])
+def test_a_row_whose_options_are_none_is_named_before_anything_is_asked(given, tmp_path):
+    rows = [{"user_id": "u", "query": "Which?", "response": "tea", "options": o} for o in (["tea", "milk"], given)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(DataError, match="line 2, field 'options'"):
+        list(read_users(file))
+    bad = []
+    (user,) = read_users(file, skip_bad_rows=True, bad_rows=bad)
+    assert len(user.interactions) == 1 and [row.line for row in bad] == [2]
 
 
 def test_options_are_users_text():

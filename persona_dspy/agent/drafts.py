@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 from persona_dspy.agent.offered import OPTIONS
 from persona_dspy.agent.prediction import trace_of
 from persona_dspy.agent.trace import Trace
-from persona_dspy.core import Interaction, Signal, one_line
+from persona_dspy.core import Interaction, Signal, one_line, says_disliked, thumbs_of
+from persona_dspy.errors import InputError
 
 __all__ = ["OUTCOME", "RecentDrafts", "as_given", "draft_of", "looked_up", "trace_id_of"]
 
@@ -105,5 +107,25 @@ class RecentDrafts:
         given = self.same(query, response) if any(metadata.get(name) is not None for name in _SAYS_SOMETHING) else None
         if given is None or given.signal is None:
             return None
-        comment = metadata.get("comment")
-        return given.signal.updated(Signal(comment=comment if isinstance(comment, str) else ""))
+        return given.signal.updated(_verdict(metadata))
+
+
+def _verdict(metadata: Mapping[str, Any]) -> Signal:
+    """What metadata say of a draft: a thumb, else stars from 1 to 5, and words."""
+    comment, feedback = metadata.get("comment"), metadata.get("feedback")
+    if not comment and isinstance(feedback, str) and _thumb(feedback) is None:
+        comment = feedback
+    said: dict[str, Any] = {"comment": comment if isinstance(comment, str) else ""}
+    thumbs = next((t for name in ("thumbs", "thumb", "feedback") if (t := _thumb(metadata.get(name)))), None)
+    stars = next((metadata[name] for name in ("rating", "stars") if metadata.get(name) is not None), None)
+    if says_disliked(metadata) or thumbs:
+        said["thumbs"] = "down" if says_disliked(metadata) else thumbs
+    elif isinstance(stars, int | float) and not isinstance(stars, bool) and 1 <= stars <= 5:
+        said["rating"] = stars
+    return Signal(**said)
+
+
+def _thumb(value: Any) -> str | None:
+    with suppress(InputError):
+        return thumbs_of(value)
+    return None

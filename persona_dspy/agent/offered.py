@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import dspy
 
-from persona_dspy.core import Interaction, Signal, match_label, one_line, remember
+from persona_dspy.core import Interaction, Signal, can_be_told_apart, match_label, one_line, remember
 from persona_dspy.errors import InputError
 
 __all__ = ["OPTIONS", "answered_from", "narrowed_to", "options_of", "shown_options"]
@@ -33,7 +33,7 @@ def options_of(inputs: Mapping[str, Any]) -> tuple[str, ...]:
         return ()
     listed = isinstance(given, Sequence) and not isinstance(given, str | bytes)
     texts = [_as_label(str(option)) for option in given] if listed else []
-    if len(texts) < 2 or not all(texts) or len({text.casefold() for text in texts}) < len(texts):
+    if not can_be_told_apart(texts):
         raise InputError(f"options {given!r}: expected two different texts or more, such as options=['tea', 'coffee']")
     return tuple(texts)
 

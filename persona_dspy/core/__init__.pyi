@@ -66,6 +66,7 @@ from .secrets import remember_secret as remember_secret
 from .secrets import scrubbed as scrubbed
 from .signals import SIGNAL_FIELDS as SIGNAL_FIELDS
 from .signals import Signal as Signal
+from .signals import can_be_told_apart as can_be_told_apart
 from .signals import says_disliked as says_disliked
 from .signals import thumbs_of as thumbs_of
 from .signing import private_key as private_key

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from persona_dspy.errors import InputError
 
-__all__ = ["SIGNAL_FIELDS", "Signal", "says_disliked", "thumbs_of"]
+__all__ = ["SIGNAL_FIELDS", "Signal", "can_be_told_apart", "says_disliked", "thumbs_of"]
 
 _DOWN = frozenset(
     [
@@ -189,6 +189,17 @@ class Signal:
 
 SIGNAL_FIELDS = _NAMES = tuple(f.name for f in fields(Signal))
 """The names of a signal's fields, as they stand in files."""
+
+
+def can_be_told_apart(options: Sequence[str]) -> bool:
+    """Whether one of the options can be chosen: two or more, none blank, and no two that look the same.
+
+    Example:
+        >>> can_be_told_apart(["tea", "coffee"]), can_be_told_apart(["tea", "Tea "]), can_be_told_apart(["tea"])
+        (True, False, False)
+    """
+    plain = {_plain(option) for option in options}
+    return len(options) > 1 and len(plain) == len(options) and "" not in plain
 
 
 def says_disliked(metadata: Mapping[str, Any]) -> bool:

@@ -10,7 +10,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from persona_dspy.core import Interaction, Signal, time_order
+from persona_dspy.core import Interaction, Signal, can_be_told_apart, time_order
 from persona_dspy.data.columns import FIELDS, SAID
 from persona_dspy.data.tasks import Place, Task, answered, checked_text, read_time
 from persona_dspy.errors import DataError, InputError
@@ -156,10 +156,13 @@ def _signal(row: Mapping[str, Any], at: Place) -> Signal | None:
     if not isinstance(nested, dict):
         raise at.error("signal", nested, 'an object such as {"draft": "...", "comment": "too long", "thumbs": "down"}')
     try:
-        return Signal.of(nested | said) or None
+        signal = Signal.of(nested | said)
     except InputError as error:
         value, _, expected = str(error).partition(": expected ")
         raise at.error("signal", nested | said, expected or value) from None
+    if signal.options and not can_be_told_apart(signal.options):
+        raise at.error("options", list(signal.options), 'two different texts or more, such as ["tea", "coffee"]')
+    return signal or None
 
 
 def array_user(
