@@ -6,6 +6,7 @@ from .acceptance import SignTestGate as SignTestGate
 from .cohort import Cohort as Cohort
 from .gepa_adapter import PersonaGEPAAdapter as PersonaGEPAAdapter
 from .keywords import KeywordProposer as KeywordProposer
+from .loss import TextualLoss as TextualLoss
 from .persona_alignment import PersonaAlignment as PersonaAlignment
 from .portrait import Portrait as Portrait
 from .proposals import EditProposer as EditProposer

@@ -98,7 +98,7 @@ PUBLIC = {
     ),
     "optimizers": (
         "AlwaysAccept AnchorGate Cohort EditProposer HeldOutGate KFoldGate KeywordProposer PersonaAlignment "
-        "PersonaGEPAAdapter Portrait RewriteProposer SignTestGate"
+        "PersonaGEPAAdapter Portrait RewriteProposer SignTestGate TextualLoss"
     ),
 }
 

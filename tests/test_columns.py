@@ -87,6 +87,8 @@ def test_chats_are_interactions_or_drafts(tmp_path):
 
 
 def test_signals_stand_in_cells(tmp_path):
-    (tmp_path / "s.csv").write_text('user_id,query,options,response,rating,draft\nu,q,a | b,a,,\nu,r,"[""a"", ""c""]",,4,Hi\n')
+    (tmp_path / "s.csv").write_text(
+        'user_id,query,options,response,rating,draft\nu,q,a | b,a,,\nu,r,"[""a"", ""c""]",,4,Hi\n'
+    )
     one, other = read(tmp_path / "s.csv")
     assert one.signal.options == ("a", "b") and other.signal.rating == 4 and other.signal.options == ("a", "c")
