@@ -132,7 +132,12 @@ def test_one_budget_for_all_and_an_estimate_that_sends_nothing(tmp_path):
     assert estimate.calls > 20 and not lm.engine.calls and [name for name, _ in estimate.parts] == ["lamp-2m, fake/lm"]
     evaluations = found.run(budget=Budget(calls=15), workers=1)
     assert len(lm.engine.calls) == 15 and not any(e.complete for e in evaluations)
-    assert all(e.complete for e in found.run())
+    page, table, *_ = write_booklet(found.cells(evaluations), found.of, found.sections, found.out)
+    assert "the same command goes on" in page.read_text() and "]* |" in table.read_text()
+    evaluations = found.run()
+    assert all(e.complete for e in evaluations)
+    page, table, *_ = write_booklet(found.cells(evaluations), found.of, found.sections, found.out)
+    assert "the same command goes on" not in page.read_text() and "*" not in table.read_text()
     with pytest.raises(InputError, match="at least one LM"):
         Reproduction(sources, lms=[])
 

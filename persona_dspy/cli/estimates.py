@@ -113,7 +113,9 @@ def print_estimate(estimate: Estimate, calls_per_second: float, *, as_json: bool
     table.add_row("all", *total, style="bold")
     console.print(table)
     money = "price not known" if estimate.usd is None else f"{estimate.usd:.2f} US dollars"
-    rate = f"{seconds / 60:,.1f} minutes at {calls_per_second:g} calls a second (--calls-per-second)"
+    money = "less than 0.01 US dollars" if estimate.usd and estimate.usd < 0.005 else money
+    each = "1 call a second" if calls_per_second == 1 else f"{calls_per_second:g} calls a second"
+    rate = f"{seconds / 60:,.1f} minutes at {each} (--calls-per-second)"
     console.print(f"about {estimate.calls:,} LM calls, {money}, {rate}", soft_wrap=True)
     console.print(
         "a rehearsal of some users with an LM that mostly errs, so rather too much than too little; a reasoning "

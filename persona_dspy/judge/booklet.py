@@ -21,6 +21,7 @@ from persona_dspy.judge.table import Standing, latex_table
 __all__ = ["Grid", "grids_of", "write_booklet"]
 
 THEIRS = "paper's figures"
+PARTLY = "*"
 _AXES = {"recent": "latest interactions a step (n)", "epochs": "iterations (E)", "k": "episodes retrieved (K)"}
 
 
@@ -53,6 +54,8 @@ def write_booklet(cells: Sequence[Cells], of: Sequence[str], sections: Sequence[
     """Write all of it into ``out``, from whatever is answered; returns the files, ``index.md`` first."""
     files: list[Path] = []
     page = ["# The paper's experiments, repeated", *_how(cells)]
+    if any(s.queries < s.expected for c in cells for s in c.standings.values()):
+        page.append(f"Scores marked {PARTLY} are of the part that is answered so far: the same command goes on.")
     models = list(dict.fromkeys(c.model for c in cells))
     if len(models) > 1 and "table" in sections:
         page += _written(_models([*BASELINES, *of], cells), out / "models", files)
@@ -115,7 +118,7 @@ def _pair(standing: Standing | None) -> tuple[str, str]:
     if standing is None:
         return "-", "-"
     other = next(iter(standing.others.values()), None)
-    return _interval(standing.score), "-" if other is None else f"{other:.3f}"
+    return _score(standing), "-" if other is None else f"{other:.3f}"
 
 
 def _tests(of: Sequence[str], cells: Sequence[Cells]) -> Grid:
@@ -176,7 +179,7 @@ def _models(systems: Sequence[str], cells: Sequence[Cells]) -> Grid:
     for model in dict.fromkeys(c.model for c in cells):
         for system in systems:
             found = [by_place[model, task].row(system) for task, _ in tasks]
-            rows.append((model, system, *("-" if s is None else _interval(s.score) for s in found)))
+            rows.append((model, system, *(_score(s) for s in found)))
     titles = ("model", "system", *(f"{task} {metric} {_arrow(metric)}" for task, metric in tasks))
     return Grid(name="models", title="Models side by side", titles=titles, rows=tuple(rows))
 
@@ -209,7 +212,7 @@ def _cold(systems: Sequence[str], cells: Sequence[Cells]) -> Grid:
         task = f"{c.task}, {c.metrics[0]} {_arrow(c.metrics[0])}"
         for system in systems:
             found = [c.row(f"{system}@history={n}") for n in COLD]
-            rows.append((task, system, *("-" if s is None else _interval(s.score) for s in found)))
+            rows.append((task, system, *(_score(s) for s in found)))
         if c.task in COLD_START:
             most = f"at most {COLD[-1]}: {COLD_START[c.task]:.3f}"
             rows.append((task, f"as-in-paper ({THEIRS})", *("-" for _ in COLD[:-1]), most))
@@ -310,6 +313,12 @@ def _arrow(metric: str) -> str:
 
 def _interval(found: Interval, sign: str = "") -> str:
     return f"{found.value:{sign}.3f} [{found.low:{sign}.3f}, {found.high:{sign}.3f}]"
+
+
+def _score(standing: Standing | None) -> str:
+    if standing is None:
+        return "-"
+    return _interval(standing.score) + (PARTLY if standing.queries < standing.expected else "")
 
 
 def _dollars(usd: float | None) -> str:

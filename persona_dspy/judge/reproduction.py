@@ -241,7 +241,8 @@ class Reproduction:
         for number, (_, evaluation) in enumerate(runs):
             rows += [replace(r, query_id=f"{r.query_id}\0{number}" if r.query_id else "") for r in evaluation.answers]
         first = runs[0][0]
-        found = standings(rows, first.task, [v.name for v in first.chosen])
+        expected = sum(q.gold is not None for experiment, _ in runs for p in experiment.people for q in p.queries)
+        found = standings(rows, first.task, [v.name for v in first.chosen], expected=expected)
         by_name = {s.system: s for s in found}
         asked = {row for section in self.sections for row in rows_of(section, self.of)}
         named = {row: Variant.parse(row).without(first.protocol_options).name for row in asked}
