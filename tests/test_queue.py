@@ -121,3 +121,21 @@ def test_the_command_forgets_what_waits_too(tmp_path, capsys, monkeypatch):
     assert len(ObservationQueue("s.db.queue")) == 0
     code, _, error = run(capsys, "forget", "ana", "--store", "s.db", "--queue", "elsewhere", "--yes")
     assert code == 2 and "--queue 'elsewhere': no such folder" in error
+
+
+def test_what_waits_for_another_store_stays(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with Store.open("a.db") as first, Store.open("b.db") as second:
+        assert first.id != second.id and len(first.id) == 16
+        queues = [ObservationQueue("shared", store=store.id) for store in (first, second)]
+        first.add_episodes("ana", [one(1)])
+        ObservationQueue("shared").add(one(0), life=0)  # a line of an older version is for whoever comes
+        for queue in queues:
+            queue.add(one(2), life=0)
+        assert [len(queue) for queue in queues] == [2, 2]
+        assert [waiting.store for waiting in delivered(queues[1])] == ["", second.id]
+        assert [len(queue) for queue in queues] == [1, 0] and delivered(queues[1]) == []
+        queues[1].add(one(3), life=0)
+        run(capsys, "forget", "ana", "--store", "a.db", "--queue", "shared", "--tracking-uri", "off", "--yes")
+        assert [len(queue) for queue in queues] == [0, 1]
+        assert queues[0].forget("ana").counts == {} and queues[1].forget("ana").counts == {"queued interactions": 1}

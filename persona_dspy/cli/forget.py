@@ -59,7 +59,7 @@ def forget(  # noqa: PLR0913 - a place an option
 
     named_columns = history_columns(columns, history)
     places, missing = _places(store, out, tracking_uri)
-    caches = _caches(store, pages, queue)
+    caches = _caches(store, pages, queue, of_store=places["store"])
     named = [*places["names"], *caches]
     if not yes and not typer.confirm(f"Remove everything kept of user {user!r} in {', '.join(named)}?", err=True):
         echo("nothing was removed", err=True)
@@ -89,8 +89,10 @@ def forget(  # noqa: PLR0913 - a place an option
     return 1 if failure else 0
 
 
-def _caches(store: str | None, pages: list[Path] | None, queue: list[Path] | None) -> dict[str, Any]:
-    """Page caches and queues, by the name they go by in the account.
+def _caches(
+    store: str | None, pages: list[Path] | None, queue: list[Path] | None, *, of_store: bool
+) -> dict[str, Any]:
+    """Page caches and queues, by the name they go by in the account. ``of_store``: of queues, what waits for it alone.
 
     Raises:
         InputError: a queue that was named is not there.
@@ -105,8 +107,14 @@ def _caches(store: str | None, pages: list[Path] | None, queue: list[Path] | Non
                 f"--queue {str(folder)!r}: no such folder; expected the queue of a service on this machine"
             )
     caches: dict[str, Any] = {str(folder): PageCache(folder) for folder in pages or ()}
-    for folder in queue if queue is not None else [one for one in [queue_folder(store)] if one.is_dir()]:
-        caches[f"queue {folder}"] = ObservationQueue(folder)
+    waiting = queue if queue is not None else [one for one in [queue_folder(store)] if one.is_dir()]
+    if waiting and of_store:
+        with open_store(store) as opened:
+            identity = opened.id
+    else:
+        identity = ""
+    for folder in waiting:
+        caches[f"queue {folder}"] = ObservationQueue(folder, store=identity)
     return caches
 
 

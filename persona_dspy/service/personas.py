@@ -122,7 +122,9 @@ class Personas:
         self.program = _personal(program)
         self._tracker, self._tracked = tracker, TrackedAlignments(tracker, every)
         self._reader = UserReader(store, retriever=self.options.retriever, pause=self.options.pace.poll)
-        self._queue = ObservationQueue(self.options.queue) if self.options.queue is not None else None
+        self._queue: ObservationQueue | None = None
+        if self.options.queue is not None:
+            self._queue = ObservationQueue(self.options.queue, store=store.id)
         self.traces = self.options.traces
         self._drafts = DraftKeeper(store, self._reader.reach, most=self.options.drafts, pause=self.options.pace.poll)
         self._open: OrderedDict[str, OpenUser] = OrderedDict()

@@ -22,16 +22,18 @@ _log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueuedObservation:
     """An interaction that waits for the store. ``life``: how many times its user had been forgotten when it was
-    observed, as far as the process knew; None = it had never read the user's state."""
+    observed, as far as the process knew; None = it had never read the user's state. ``store``: ``Store.id``; empty in
+    lines of older versions."""
 
     interaction: Interaction
     life: int | None
+    store: str = ""
 
     def to_line(self) -> str:
         one = self.interaction
         time = one.time.isoformat() if one.time else None
-        row: dict[str, Any] = {"life": self.life, "user_id": one.user_id, "id": one.id, "query": one.query}
-        row["response"] = one.response
+        row: dict[str, Any] = {"store": self.store, "life": self.life, "user_id": one.user_id, "id": one.id}
+        row |= {"query": one.query, "response": one.response}
         if one.signal is not None:
             row["signal"] = one.signal.to_dict()
         return json.dumps({**row, "time": time, "metadata": dict(one.metadata)}) + "\n"
@@ -39,13 +41,17 @@ class QueuedObservation:
     @classmethod
     def of_line(cls, line: str) -> QueuedObservation:
         row = json.loads(line)
-        life = row.pop("life")
-        return cls(interaction=Interaction(**row), life=life)
+        life, store = row.pop("life"), row.pop("store", "")
+        return cls(interaction=Interaction(**row), life=life, store=store)
 
 
 class ObservationQueue:
     """A folder on this machine that any number of its processes may use at once. What ``add`` returned from is on the
     disk; it leaves the queue only once it is in the store.
+
+    Args:
+        store: ``Store.id`` of the store that takes the interactions; what waits here for another one is left alone.
+            Empty = whichever.
 
     Example:
         >>> import tempfile
@@ -57,14 +63,14 @@ class ObservationQueue:
         >>> folder.cleanup()
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | os.PathLike[str], *, store: str = "") -> None:
+        self.folder, self.store = Path(folder), store
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._file = self.folder / "observations.jsonl"
         self._refused = self.folder / "refused.jsonl"
 
     def __len__(self) -> int:
-        return len(_lines(self._file))
+        return sum(map(self._is_own, _lines(self._file)))
 
     def add(self, interaction: Interaction, *, life: int | None) -> None:
         """Keep an interaction until the store takes it.
@@ -73,7 +79,7 @@ class ObservationQueue:
             StoreError: it cannot be kept here either.
         """
         try:
-            line = QueuedObservation(interaction=interaction, life=life).to_line()
+            line = QueuedObservation(interaction=interaction, life=life, store=self.store).to_line()
             with self._locked() as file:
                 _append(file, line)
         except TypeError as failure:
@@ -91,13 +97,15 @@ class ObservationQueue:
             return 0
         with self._locked():
             lines = _lines(self._file)
-            done = 0
-            for line in lines:
-                if not self._delivered(line, deliver):
+            own = [n for n, line in enumerate(lines) if self._is_own(line)]
+            done = set[int]()
+            for n in own:
+                if not self._delivered(lines[n], deliver):
                     break
-                done += 1
-            self._keep(lines[done:])
-        return done
+                done.add(n)
+            if done:
+                self._keep([line for n, line in enumerate(lines) if n not in done])
+        return len(done)
 
     def forget(self, user_id: str) -> Erasure:
         """Remove what waits of a user."""
@@ -105,11 +113,18 @@ class ObservationQueue:
         with self._locked():
             for file in (self._file, self._refused):
                 lines = _lines(file)
-                others = [line for line in lines if not _is_of(line, user_id)]
+                others = [line for line in lines if not (_is_of(line, user_id) and self._is_own(line))]
                 if len(others) < len(lines):
                     removed += len(lines) - len(others)
                     write_text(file, "".join(others), mode=0o600)
         return Erasure(place=str(self.folder), removed={"queued interactions": removed})
+
+    def _is_own(self, line: str) -> bool:
+        """Whether it waits for this store; what cannot be read is anybody's."""
+        try:
+            return json.loads(line).get("store", "") in ("", self.store) or not self.store
+        except (ValueError, AttributeError):
+            return True
 
     def _delivered(self, line: str, deliver: Callable[[QueuedObservation], None]) -> bool:
         try:

@@ -177,6 +177,11 @@ class Database:
             connection.execute(self.insert(users).values(new).on_conflict_do_nothing())
         return uid
 
+    @property
+    def id(self) -> str:
+        """16 hexadecimal digits that no other store has, nor one that took its place."""
+        return blake2b(b"id", digest_size=8, key=self._key).hexdigest()
+
     def mark(self, user_id: str) -> bytes:
         """The name of a user's tombstone: without the store's key it leads back to no id."""
         return blake2b(user_id.encode(), digest_size=16, key=self._key).digest()

@@ -86,6 +86,11 @@ class Store(LeaseTable, EpisodeTable, PersonaTable, ProfileTable, DraftTable):
     def __repr__(self) -> str:
         return f"Store({self._database.name!r})"
 
+    @property
+    def id(self) -> str:
+        """16 hexadecimal digits that tell this store from every other, whatever its name; a copy has the same."""
+        return self._database.id
+
     def users(self) -> Iterator[str]:
         """Every user id, a page at a time: a million users are never in memory at once. In no particular order."""
         last = 0
