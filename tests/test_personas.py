@@ -18,6 +18,7 @@ from persona_dspy.agent.context import current_answer
 from persona_dspy.cli import main
 from persona_dspy.core.alignment import Alignment
 from persona_dspy.core.document import PersonaDocument
+from persona_dspy.core.erasure import Erasure
 from persona_dspy.core.interactions import Interaction
 from persona_dspy.core.persona import Bullet, Edit, Persona
 from persona_dspy.errors import InputError, RunError, StoreError, UnknownUser
@@ -26,6 +27,7 @@ from persona_dspy.service.alignments import Pace
 from persona_dspy.service.personas import Personas, ServiceOptions
 from persona_dspy.store.store import Store
 from persona_dspy.testing.synthetic import SyntheticUser, rule_following_lm
+from persona_dspy.tracking.traces import TraceSender
 from persona_dspy.tracking.tracker import MlflowTracker
 from tests.test_store import server, store, url
 
@@ -273,6 +275,39 @@ def test_acall_streams_and_copies_are_up_to_date(store):
         assert copied(film="x").trace.persona_version == 1
         other = agent.with_persona(Persona.from_text("Mine.", user_id="ana"))
         assert "Mine." in other(film="x").trace.persona  # chosen by hand: no longer the service's
+
+
+class Traced:
+    """A tracker that writes traces, and forgets users."""
+
+    def __init__(self, uri="sqlite:///traces.db"):
+        self.uri, self.written = uri, []
+
+    def forget(self, user_id, texts=()):
+        before, self.written = self.written, [t for t in self.written if t.user_id != user_id]
+        return Erasure(place="MLflow", removed={"traces": len(before) - len(self.written)})
+
+
+def test_forgetting_empties_the_traces_too_those_that_wait_and_without_a_tracker(store, url):
+    tracked = Traced()
+    with (
+        Store.open(url) as other,
+        TraceSender(lambda trace: tracked.written.append(trace), tracker=tracked) as traces,
+        service(store, Slow(), traces=traces) as here,
+        service(other, Slow(), traces=traces) as there,
+        dspy.context(lm=lm(), persona_traces=traces),
+    ):
+        there_agent = there.for_user("ana")
+        for personas in (here, there):
+            personas.observe("ana", "film", "drama")
+            personas.for_user("ana")(film="a secret")
+            personas.for_user("bob")(film="not one")
+        done = {erasure.place: erasure for erasure in here.forget("ana")}
+        waited = done["traces on their way"].counts.get("waiting traces", 0)
+        assert waited + done["MLflow"].counts.get("traces", 0) == 2
+        assert there_agent(film="another life").trace.user_id == "ana"  # where the forgetting is noticed
+    assert [(t.user_id, t.query) for t in tracked.written if t.user_id == "ana"] == [("ana", "another life")]
+    assert len([t for t in tracked.written if t.user_id == "bob"]) == 2
 
 
 def test_dspys_histories_keep_nothing_of_a_services_users(store):

@@ -4,6 +4,7 @@ import asyncio
 import json
 import shutil
 import threading
+import time
 import warnings
 
 import dspy
@@ -170,6 +171,31 @@ def test_a_slow_server_holds_nobody_up(monkeypatch):
     go.set()
     sender.close()
     assert len(sent) + sender.lost == 9
+
+
+def test_of_a_user_who_is_forgotten_nothing_is_written_that_waits_or_is_under_way():
+    writing, go, sent = threading.Event(), threading.Event(), []
+
+    def slow(trace):
+        writing.set()
+        assert go.wait(10)
+        sent.append(trace)
+
+    def trace(user, query):
+        return Trace(user_id=user, query=query, persona_version=0, persona="", started=time.time())
+
+    under_way = trace("ana", "under way")
+    with TraceSender(slow, send_said=sent.append) as sender:
+        for one in (trace("bob", "first"), trace("ana", "waits"), trace("bob", "waits")):
+            sender(one)
+        sender.assess(Interaction(user_id="ana", query="q", response="", signal={"draft": "d", "comment": "no"}))
+        assert writing.wait(10)
+        assert sender.forget("ana").counts == {"waiting traces": 2} and sent == []
+        sender(under_way)
+        sender(trace("ana", "new"))
+        go.set()
+    assert [(t.user_id, t.query) for t in sent] == [("bob", "first"), ("bob", "waits"), ("ana", "new")]
+    assert sender.lost == 0
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -167,6 +167,8 @@ class OpenUser:
         before, self.state = self.state, state
         if before is not None and before.life != state.life:
             self._forgotten_at = time.time()
+            if self.traces is not None:
+                self.traces.drop(self.user_id)
             self.first = Persona(user_id=self.user_id)  # what was given or learned is gone with the user's past
             vars(self.program).pop("alignment", None)
         self._persona, self._memory = persona or self.first, memory

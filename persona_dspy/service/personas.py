@@ -15,7 +15,7 @@ from typing import Any
 import dspy
 
 from persona_dspy.agent import PersonalProgram, personalize
-from persona_dspy.core import Erasure, Interaction, Persona, Signal
+from persona_dspy.core import Erasure, Forgets, Interaction, Persona, Signal
 from persona_dspy.errors import InputError, RunError, StoreError, UnknownUser, UserForgotten
 from persona_dspy.fleet import forget_user
 from persona_dspy.memory import Retriever
@@ -241,8 +241,15 @@ class Personas:
         checked_key(user_id, "user_id")
         with self._lock:
             user = self._open.pop(user_id, None)
-        caches = {"queue": self._queue} if self._queue is not None else {}
+        caches: dict[str, Forgets] = {"queue": self._queue} if self._queue is not None else {}
         tracker: Any = self._tracker if hasattr(self._tracker, "forget") else None
+        if self.traces is not None:
+            caches["traces on their way"] = self.traces
+            of_traces: Any = self.traces.tracker
+            if tracker is None:
+                tracker = of_traces
+            elif of_traces is not None and of_traces.uri != tracker.uri:
+                caches["MLflow of the traces"] = of_traces
         done = forget_user(user_id, store=self.store, tracker=tracker, caches=caches)
         self._drafts.forget(user_id)
         self._alignments.forget(user_id)

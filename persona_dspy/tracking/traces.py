@@ -7,16 +7,20 @@ import json
 import queue
 import secrets
 import threading
+import time
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Self
 
 from persona_dspy.agent import Span, Trace
-from persona_dspy.core import Interaction, user_key
+from persona_dspy.core import Erasure, Forgets, Interaction, user_key
 from persona_dspy.errors import RunError
 
 __all__ = ["TraceSender", "information", "wire_spans"]
 
 _QUEUE = 1000
+_PATIENCE = 30  # seconds that a trace which is being written is waited for
+_FORGOTTEN = 10_000  # users, the latest: longer than any answer of theirs is under way
 _PREVIEW = 1000  # characters of query and response in MLflow's list of traces
 
 
@@ -28,6 +32,7 @@ class TraceSender:
         send: writes one trace down; raises RunError where that fails.
         send_said: writes down what a user said of one; by default nobody does.
         simulated: whether it wants traces of answers to past interactions too.
+        tracker: whose traces these are: it can forget a user; None = nobody can.
 
     Attributes:
         lost: how many could not be sent, or came faster than they could be.
@@ -47,11 +52,14 @@ class TraceSender:
         *,
         simulated: bool = False,
         send_said: Callable[[Interaction], Any] | None = None,
+        tracker: Forgets | None = None,
     ) -> None:
-        self.simulated, self.lost, self.trouble = simulated, 0, ""
+        self.simulated, self.lost, self.trouble, self.tracker = simulated, 0, "", tracker
         self._send, self._send_said = send, send_said
-        self._queue: queue.Queue[Trace | Interaction | None] = queue.Queue(_QUEUE)
-        self._lock = threading.Lock()
+        self._queue: queue.Queue[tuple[float, Trace | Interaction] | None] = queue.Queue(_QUEUE)
+        self._forgotten: OrderedDict[str, float] = OrderedDict()  # key of a user -> when, seconds since 1970
+        self._lock = threading.Condition()
+        self._writing = ""  # the key of the user whose item is being written
         self._thread = threading.Thread(target=self._work, daemon=True, name="trace-sender")
         self._thread.start()
 
@@ -63,9 +71,34 @@ class TraceSender:
         if self._send_said is not None:
             self._take(said)
 
+    def drop(self, user_id: str) -> int:
+        """From now on nothing of the user is written that was taken, or began, before: neither what waits (how many)
+        nor answers that are under way."""
+        with self._lock:
+            self._forgotten[user_key(user_id)] = time.time()
+            self._forgotten.move_to_end(user_key(user_id))
+            while len(self._forgotten) > _FORGOTTEN:
+                self._forgotten.popitem(last=False)
+        return sum(entry is not None and entry[1].user_id == user_id for entry in list(self._queue.queue))
+
+    def forget(self, user_id: str) -> Erasure:
+        """``drop``, and a wait for what is being written now; what was written, ``tracker`` removes."""
+        waiting, note = self.drop(user_id), ""
+        with self._lock:
+            if not self._lock.wait_for(lambda: self._writing != user_key(user_id), _PATIENCE):
+                note = f"MLflow did not answer in {_PATIENCE} s to a trace of the user: forget again"
+        return Erasure(place="traces on their way", removed={"waiting traces": waiting}, note=note)
+
+    def _may_write(self, taken_at: float, item: Trace | Interaction) -> bool:
+        began = min(taken_at, item.started) if isinstance(item, Trace) else taken_at
+        with self._lock:
+            may = began >= self._forgotten.get(key := user_key(item.user_id), 0.0)
+            self._writing = key if may else ""
+            return may
+
     def _take(self, item: Trace | Interaction) -> None:
         try:
-            self._queue.put_nowait(item)
+            self._queue.put_nowait((time.time(), item))
         except queue.Full:
             self._missed("MLflow is slower than the answers")
 
@@ -90,14 +123,22 @@ class TraceSender:
             self._missed("MLflow did not answer" if self._thread.is_alive() else "the sender failed", left)
 
     def _work(self) -> None:
-        while (item := self._queue.get()) is not None:
-            try:
-                if isinstance(item, Trace):
-                    self._send(item)
-                elif self._send_said is not None:
-                    self._send_said(item)
-            except RunError as failure:
-                self._missed(str(failure))
+        while (entry := self._queue.get()) is not None:
+            if self._may_write(*entry):
+                self._write(entry[1])
+
+    def _write(self, item: Trace | Interaction) -> None:
+        try:
+            if isinstance(item, Trace):
+                self._send(item)
+            elif self._send_said is not None:
+                self._send_said(item)
+        except RunError as failure:
+            self._missed(str(failure))
+        finally:
+            with self._lock:
+                self._writing = ""
+                self._lock.notify_all()
 
     def _missed(self, why: str, count: int = 1) -> None:
         with self._lock:

@@ -248,7 +248,7 @@ class MlflowTracker:
 
         self._connect()
         with (
-            TraceSender(self.trace, simulated=simulated, send_said=self.assess) as sender,
+            TraceSender(self.trace, simulated=simulated, send_said=self.assess, tracker=self) as sender,
             dspy.context(persona_traces=sender),
         ):
             yield sender
