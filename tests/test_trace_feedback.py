@@ -64,6 +64,27 @@ def test_what_an_assessment_says(one, signal):
     assert bool(heard_now.passed_over) == (one.name == "rating" and one.feedback.value == 9)
 
 
+DEEP = "x"
+for _ in range(500):
+    DEEP = [DEEP]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        *(assessment("rating", 3, metadata={"scale": scale}) for scale in ("1-5", "[1]", '["a", "b"]', "[" * 100_000)),
+        assessment("rating", 10**400),
+        assessment("rating", float("nan")),
+        assessment("comment", DEEP),
+        assessment("response", expected=DEEP),
+    ],
+)
+def test_an_odd_assessment_is_passed_over_and_keeps_nobody_else_from_being_heard(odd):
+    heard_now = said(odd, assessment("helpful", True, at=2))
+    assert heard_now.signal == Signal(thumbs="up") and len(heard_now.ids) == 1
+    assert len(heard_now.passed_over) == 1 and odd.name in heard_now.passed_over[0]
+
+
 def test_the_latest_word_counts_and_each_is_heard_once():
     up, down = assessment("thumbs", True, at=1), assessment("thumbs", False, at=2)
     both = said(down, up)

@@ -10,7 +10,11 @@ from typing import Any
 from persona_dspy.core import FieldsKind, Interaction, ResponseKind, Signal, answer_text, thumbs_of
 from persona_dspy.errors import InputError
 
-__all__ = ["OWN_MARK", "Assessed", "Drafted", "assessments_of", "drafted_in", "heard", "joined"]
+__all__ = ["ODD", "OWN_MARK", "Assessed", "Drafted", "assessments_of", "drafted_in", "heard", "joined"]
+
+ODD = (InputError, ValueError, TypeError, OverflowError, RecursionError)
+"""What values of any shape, of whoever may write to MLflow, end reading one with."""
+
 
 OWN_MARK = "persona_dspy.signal"
 """Metadata of the assessments that ``feedback()`` wrote: whoever keeps the signal knows it already."""
@@ -162,8 +166,8 @@ def heard(
                 signal = signal.updated(said)
                 comments += [text for text in (comment, one.rationale or "") if text.strip()]
             ids.append(stamp)
-        except InputError as refused:
-            passed_over.append(f"assessment {one.name!r}: {refused}")
+        except ODD as refused:
+            passed_over.append(f"assessment {one.name!r}: {str(refused)[:200]}")
     signal = signal.updated(Signal(comment="\n".join(dict.fromkeys(comments))))
     return Assessed(signal=signal, response=response, ids=tuple(ids), passed_over=tuple(passed_over))
 

@@ -11,7 +11,7 @@ from persona_dspy.core import Interaction, Signal, parse_time
 from persona_dspy.errors import InputError, UserForgotten
 from persona_dspy.store import Store
 from persona_dspy.tracking.assessed import assessed_traces, spans_of
-from persona_dspy.tracking.assessments import drafted_in, heard, joined
+from persona_dspy.tracking.assessments import ODD, drafted_in, heard, joined
 from persona_dspy.tracking.failures import explained
 from persona_dspy.tracking.forgetting import USER_TAG
 from persona_dspy.tracking.tracker import EXPERIMENT, MlflowTracker
@@ -105,8 +105,8 @@ class _Reading:
             self._keep(info, tags, user_id)
         except UserForgotten:
             self.read.forgotten += 1
-        except InputError as refused:
-            self.read.passed_over.append(f"trace {info.trace_id}: {refused}")
+        except ODD as refused:
+            self.read.passed_over.append(f"trace {info.trace_id}: {str(refused)[:200]}")
 
     def _keep(self, info: Any, tags: dict[str, str], user_id: str) -> None:
         state = self._store.state(user_id)
