@@ -1,8 +1,11 @@
 """The OpenAI-compatible proxy: what reaches the upstream, who may ask for whom, what is refused, what is passed on."""
 
 import asyncio
+import gzip
 import json
 import logging
+import time
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -164,8 +167,9 @@ def test_episodes_become_turns_where_asked(store, upstream):
     turns = [[m["content"] for m in body_sent["messages"] if m["role"] != "system"] for body_sent in upstream.bodies]
     assert turns[0] == ["Some tea?"] and turns[1] == ["tea of ana", "reply tea", "Some tea?"]
     assert turns[2][2:] == turns[1]  # nearest last
-    for wrong in ("17", "-1", "x", "9999999999", "0000999", "0" * 5_000, b"\xc2\xb2"):
-        assert asked(store, upstream, chat(body, **{"X-Persona-Recall": wrong})).status_code == 400
+    wrong = ("17", "-1", "x", "9999999999", "0000999", "0" * 5_000, b"\xc2\xb2")
+    answers = asked(store, upstream, *[chat(body, **{"X-Persona-Recall": one}) for one in wrong])
+    assert {answer.status_code for answer in answers} == {400}
 
 
 def test_streams_and_refusals_are_passed_on(store, upstream):
@@ -475,3 +479,43 @@ def test_a_token_that_is_no_secret_is_refused(store, token):
 def test_an_upstream_that_is_none_is_refused(url):
     with pytest.raises(InputError, match="upstream"):
         ProxyOptions(upstream=url)
+
+
+# -- sizes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "more", "says"),
+    [
+        ("/feedback", '"metadata": {"a": [%s]}' % ",".join(["1"] * 20_000), "'metadata': expected at most 10,000"),
+        ("/feedback", '"metadata": {"a": "%s"}' % ("x" * 70_000), "metadata: 70,0"),
+        ("/feedback", '"options": [%s]' % ",".join(f'"{n}"' for n in range(20_000)), "'options': expected at most"),
+        ("/feedback", '"metadata": %s' % ("[" * 102 + "]" * 102), "at most 100 lists"),
+        ("/feedback", ",".join(f'"{n}": 0' for n in range(30_000)), "and 29,995 more"),
+        ("/v1/chat/completions", '"a": [%s]' % ",".join(["{}"] * 110_000), "at most 100,000 values"),
+        ("/v1/chat/completions", '"a": [%s]' % ",".join(["1"] * 110_000), "at most 100,000 values"),
+        ("/feedback", ",".join(f'"{n}": 0' for n in range(110_000)), "at most 100,000 values"),
+    ],
+)
+def test_a_body_of_countless_values_is_refused_before_it_holds_anybody_up(store, upstream, path, more, says):
+    fields = '"query": "q", "response": "r"' if path == "/feedback" else '"messages": [{"role": "user", "content": "q"}]'
+    body = f'{{"user": "ana", {fields}, {more}}}'
+    start = time.thread_time()
+    answer = asked(store, upstream, ("POST", path, {"content": body}), options=replace(OPTIONS, max_bytes=4 << 20))
+    assert answer.status_code == 400 and says in answer.json()["error"]["message"] and len(answer.content) < 1_000
+    assert time.thread_time() - start < 2 and not upstream.requests and len(store.episodes("ana")) == 2
+
+
+def test_a_body_too_deep_to_be_passed_on_is_refused(store, upstream, monkeypatch):
+    monkeypatch.setattr(upstream, "transport", httpx.MockTransport(lambda request: sent(200, [b"{}"], {})))
+    nested = [json.dumps(ASKED)[:-1] + ', "metadata": ' + "[" * n + "]" * n + "}" for n in range(100, 1_000, 20)]
+    answers = asked(store, upstream, *[("POST", "/v1/chat/completions", {"content": body}) for body in nested])
+    assert {answer.status_code for answer in answers} == {200, 400} and answers[0].status_code == 200
+
+
+def test_an_upstream_that_compresses_all_the_same_is_passed_on_with_its_encoding(store, upstream, monkeypatch):
+    packed = gzip.compress(b'{"choices": []}')
+    head = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    monkeypatch.setattr(upstream, "transport", httpx.MockTransport(lambda request: sent(200, [packed], head)))
+    answer = asked(store, upstream, chat())
+    assert answer.json() == {"choices": []} and answer.headers["content-encoding"] == "gzip"

@@ -14,26 +14,50 @@ __all__ = ["check_plain_json", "header_text", "parse_body", "query_of", "user_of
 _INSTRUCTIONS = ("system", "developer")
 _TURN_TOKENS = 192  # estimated tokens of a past query or answer that is shown as a turn; more is cut
 _DEEPEST = 100  # lists or objects that a kept value may lie in: whoever reads it needs a stack for each
+_MOST_KEPT = 10_000  # values that are kept with one interaction
+_MOST_METADATA = 65_536  # bytes of metadata that are kept with one interaction
+_MOST_VALUES = 100_000  # of a request: reading and writing them holds everybody else up
 
 
 def parse_body(content: bytes) -> dict[str, Any]:
     """The JSON object of a request.
 
     Raises:
-        InputError: not JSON, or another value.
+        InputError: not JSON, or another value, or one of more than 100,000 values.
     """
+    if content.count(b"[") + content.count(b"{") > _MOST_VALUES:  # in texts too: they would fill no context
+        raise InputError(_TOO_MANY)
     try:
         body = json.loads(content)
     except (ValueError, RecursionError) as failure:
         raise InputError(f"body: not JSON ({failure}): expected a JSON object") from None
     if not isinstance(body, dict):
         raise InputError(f"body: {type(body).__name__}: expected a JSON object")
+    if not _levels(body, _MOST_VALUES):
+        raise InputError(_TOO_MANY)
     return body
+
+
+_TOO_MANY = f"body: expected at most {_MOST_VALUES:,} values"
+
+
+def _levels(value: Any, most: int) -> int:
+    """In how many lists and objects values lie, ``value`` itself counted; 0 where there are more than ``most``."""
+    levels, total, values = 0, 1, [value]
+    while values:
+        levels += 1
+        inner = [one.values() if isinstance(one, dict) else one for one in values if isinstance(one, dict | list)]
+        total += sum(map(len, inner))
+        if total > most:
+            return 0
+        values = [one for several in inner for one in several]
+    return levels
 
 
 def check_plain_json(body: dict[str, Any]) -> None:
     """Refuse what Python reads as JSON and cannot give back as JSON in UTF-8: NaN, infinite numbers, lone surrogates,
-    values in more than 100 lists or objects.
+    values in more than 100 lists or objects; and more than is to be kept with one interaction: 10,000 values, or 64 KiB
+    of metadata.
 
     Raises:
         InputError: one of these, in the field that is named.
@@ -45,20 +69,19 @@ def check_plain_json(body: dict[str, Any]) -> None:
         persona_dspy.errors.InputError: 'metadata': NaN, an infinite number or half of a surrogate pair: expected ...
     """
     for name, value in body.items():
-        level, values = 0, [value]
-        while values and level <= _DEEPEST:
-            level += 1
-            inner = [one.values() if isinstance(one, dict) else one for one in values if isinstance(one, dict | list)]
-            values = [one for several in inner for one in several]
-        if values:
+        if not (levels := _levels(value, _MOST_KEPT)):
+            raise InputError(f"{name!r}: expected at most {_MOST_KEPT:,} values; nothing was kept")
+        if levels > _DEEPEST + 1:
             raise InputError(f"{name!r}: expected values in at most {_DEEPEST} lists or objects; nothing was kept")
         try:
-            json.dumps({name: value}, ensure_ascii=False, allow_nan=False).encode()
+            size = len(json.dumps({name: value}, ensure_ascii=False, allow_nan=False).encode())
         except ValueError:  # also of a text that UTF-8 has no form for
             raise InputError(
                 f"{name!r}: NaN, an infinite number or half of a surrogate pair: expected finite numbers and valid "
                 "Unicode; nothing was kept"
             ) from None
+        if name == "metadata" and size > _MOST_METADATA:
+            raise InputError(f"metadata: {size:,} bytes: expected at most {_MOST_METADATA:,}; nothing was kept")
 
 
 def header_text(value: str | None) -> str | None:

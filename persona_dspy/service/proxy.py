@@ -33,8 +33,8 @@ _log = logging.getLogger(__name__)
 
 # of a request to the upstream; nothing else of the caller's headers leaves this process
 _FORWARDED = ("authorization", "api-key", "x-api-key", "accept", "user-agent", "openai-organization", "openai-project")
-# of an answer to the caller; lengths and encodings are this server's own
-_RETURNED = ("content-type", "retry-after", "x-request-id", "openai-processing-ms", "openai-version")
+# of an answer to the caller; its length is this server's own, its encoding that of a body that is passed on as it came
+_RETURNED = ("content-type", "content-encoding", "retry-after", "x-request-id", "openai-processing-ms", "openai-version")
 _RETURNED_PREFIX = "x-ratelimit-"
 _MOST_RECALLED = 16
 _LONG = 65_536  # bytes of a body that is parsed outside the event loop
@@ -161,7 +161,9 @@ class _Proxy:
         body, user_id = await self._body_of_user(request)
         unknown = sorted(set(body) - _FEEDBACK)
         if unknown:
-            raise InputError(f"feedback {unknown!r}: expected only {sorted(_FEEDBACK)}; nothing was kept")
+            named = [name[:40] for name in unknown[:5]]
+            more = f" and {len(unknown) - 5:,} more" if len(unknown) > 5 else ""
+            raise InputError(f"feedback {named!r}{more}: expected only {sorted(_FEEDBACK)}; nothing was kept")
         check_plain_json(body)
         signal = {name: body[name] for name in _SIGNAL if body.get(name) is not None}
         texts = {name: body.get(name) for name in ("query", "response")}
@@ -237,7 +239,10 @@ class _Proxy:
     async def _passed_on(self, request: Request, body: dict[str, Any], version: int) -> Response:
         headers = {name: request.headers[name] for name in _FORWARDED if name in request.headers}
         headers |= {"content-type": "application/json", "accept-encoding": "identity"}
-        content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
+        try:
+            content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
+        except RecursionError:
+            raise InputError("body: values in too many lists or objects: expected fewer") from None
         began = time.monotonic()
         try:
             answer, chunks = await self._upstream.send(content, headers)
