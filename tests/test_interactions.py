@@ -2,7 +2,8 @@
 
 import copy
 import pickle
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
 
 import pytest
 from hypothesis import given
@@ -22,7 +23,10 @@ def test_blank_field_names_itself(field):
 def test_times_in_every_form_are_the_same_moment():
     moment = datetime(1995, 1, 1, tzinfo=UTC)
     assert parse_time("1995") == parse_time(1995) == parse_time("1995-01-01") == parse_time(moment) == moment
-    assert parse_time(None) is None
+    assert parse_time(None) is None and parse_time("<NA>") is None and parse_time(float("nan")) is None
+    for odd in (datetime(9999, 12, 31, 23, tzinfo=timezone(timedelta(hours=-12))), Decimal("sNaN"), [1, 2]):
+        with pytest.raises(InputError, match="expected an ISO date"):
+            parse_time(odd)
     with pytest.raises(InputError, match=r"'soon'.*ISO date"):
         parse_time("soon")
 

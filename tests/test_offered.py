@@ -102,3 +102,10 @@ def test_a_draft_keeps_what_was_offered():
         answer = agent(situation="which?", options=DRINKS)
     said = agent.feedback(answer, edited="coffee")
     assert said.response == "coffee" and list(said.signal.options) == DRINKS
+
+
+def test_options_of_one_interaction_do_not_make_labels_of_free_answers():
+    past = [Interaction(user_id="u", query=f"q{n}", response=f"a long answer {n}", id=str(n)) for n in range(5)]
+    one = Interaction(user_id="u", query="q", response="yes", id="x", signal={"options": ["yes", "no"]})
+    assert PersonaAgent("message -> reply", history=[*past, one]).kind.name == "text"
+    assert PersonaAgent("message -> reply", history=[one]).kind.name == "label"

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from persona_dspy.cli import main
 from persona_dspy.cli.output import echo, print_json, terminal, within_line
 
 NAMES = ["[/x]", "[bold]a", ":smile: \\[", "a\x1b[2Jb", "a\x9b31mb", "a\u202eb", "a\ud800b", "a\rb\x07"]
@@ -95,3 +96,12 @@ def test_a_fleet_says_what_was_spent_and_whose_price_is_not_known(capsys):
 
 def test_a_text_within_a_line_makes_no_line():
     assert within_line("ana\n1 user\u2028forgotten\u2029\x85") == r"ana\n1 user\u2028forgotten\u2029\u0085"
+
+
+def test_tables_hold_no_passwords(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "persona-dspy.toml").write_text('store = "postgresql+psycopg://u:hunter2secret@h/db"\n')
+    with pytest.raises(SystemExit):
+        main(["config"])
+    out = capsys.readouterr().out
+    assert "hunter2" not in out and "@h/db" in out.replace("\n", "")

@@ -7,6 +7,7 @@ from typing import Literal
 
 import dspy
 import pytest
+from dspy.utils.exceptions import AdapterParseError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict
@@ -308,3 +309,10 @@ def test_every_turn_is_an_answer_that_the_adapter_accepts(base, known):
     told = fenced("film: Heat\ntag: crime", "an earlier query of this user, and this user's own answer to it")
     assert prompt.user.startswith(told) != bool(known)
     assert "Ronin" in prompt.user
+
+
+@pytest.mark.parametrize("words", ["word " * 6_000, "-" * 6_000 + "1", "not " * 6_000, "1+" * 6_000 + "1", "[" * 2_000])
+def test_what_pythons_parser_fails_over_is_an_answer_that_cannot_be_read(words):
+    adapter = personal_adapter(dspy.ChatAdapter())
+    with pytest.raises(AdapterParseError):
+        adapter.parse(dspy.Signature("film -> stars: int"), f"[[ ## stars ## ]]\n{words}\n\n[[ ## completed ## ]]")

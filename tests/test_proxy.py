@@ -487,18 +487,18 @@ def test_an_upstream_that_is_none_is_refused(url):
 @pytest.mark.parametrize(
     ("path", "more", "says"),
     [
-        ("/feedback", '"metadata": {"a": [%s]}' % ",".join(["1"] * 20_000), "'metadata': expected at most 10,000"),
-        ("/feedback", '"metadata": {"a": "%s"}' % ("x" * 70_000), "metadata: 70,0"),
-        ("/feedback", '"options": [%s]' % ",".join(f'"{n}"' for n in range(20_000)), "'options': expected at most"),
-        ("/feedback", '"metadata": %s' % ("[" * 102 + "]" * 102), "at most 100 lists"),
+        ("/feedback", '"metadata": {"a": ' + json.dumps([1] * 20_000) + "}", "'metadata': expected at most 10,000"),
+        ("/feedback", '"metadata": {"a": "' + "x" * 70_000 + '"}', "metadata: 70,0"),
+        ("/feedback", '"options": ' + json.dumps(list(map(str, range(20_000)))), "'options': expected at most"),
+        ("/feedback", '"metadata": ' + "[" * 102 + "]" * 102, "at most 100 lists"),
         ("/feedback", ",".join(f'"{n}": 0' for n in range(30_000)), "and 29,995 more"),
-        ("/v1/chat/completions", '"a": [%s]' % ",".join(["{}"] * 110_000), "at most 100,000 values"),
-        ("/v1/chat/completions", '"a": [%s]' % ",".join(["1"] * 110_000), "at most 100,000 values"),
+        ("/v1/chat/completions", '"a": ' + json.dumps([{}] * 110_000), "at most 100,000 values"),
+        ("/v1/chat/completions", '"a": ' + json.dumps([1] * 110_000), "at most 100,000 values"),
         ("/feedback", ",".join(f'"{n}": 0' for n in range(110_000)), "at most 100,000 values"),
     ],
 )
 def test_a_body_of_countless_values_is_refused_before_it_holds_anybody_up(store, upstream, path, more, says):
-    fields = '"query": "q", "response": "r"' if path == "/feedback" else '"messages": [{"role": "user", "content": "q"}]'
+    fields = '"query": "q", "response": "r"' if path == "/feedback" else json.dumps(ASKED)[1:-1]
     body = f'{{"user": "ana", {fields}, {more}}}'
     start = time.thread_time()
     answer = asked(store, upstream, ("POST", path, {"content": body}), options=replace(OPTIONS, max_bytes=4 << 20))

@@ -14,10 +14,12 @@ import pytest
 
 from persona_dspy import Interaction, PersonaAgent, Personas, Signal
 from persona_dspy.cli import main
+from persona_dspy.errors import InputError
 from persona_dspy.service import ServiceOptions
 from persona_dspy.store import Store
 from persona_dspy.testing import FakeLM
 from persona_dspy.tracking import MlflowTracker, learn_from_traces
+from persona_dspy.tracking.assessed import assessed_traces, spans_of
 from persona_dspy.tracking.assessments import OWN_MARK, assessments_of, drafted_in, heard
 
 
@@ -259,3 +261,33 @@ def test_ingest_takes_a_file_or_mlflow(tmp_path, capsys):
         with pytest.raises(SystemExit) as ended:
             main(["ingest", *wrong, "--store", str(tmp_path / "p.db")])
         assert ended.value.code == 2 and "expected" in capsys.readouterr().err
+
+
+def test_a_trace_whose_spans_are_gone_is_refused_and_a_server_that_fails_is_not_taken_for_one():
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, NOT_FOUND
+
+    def client(failure):
+        def get_trace(trace_id):
+            raise failure
+
+        return SimpleNamespace(get_trace=get_trace)
+
+    for gone in (MlflowException("missing span data", NOT_FOUND), AttributeError("ctx")):
+        with pytest.raises(InputError, match="whole trace"):
+            spans_of(client(gone), "tr-1")
+    with pytest.raises(MlflowException):
+        spans_of(client(MlflowException("down", INTERNAL_ERROR)), "tr-1")
+
+
+def test_a_server_that_names_one_page_for_ever_is_asked_twice():
+    pages = []
+
+    class Page(list):
+        token = "again"
+
+    def search_traces(**options):
+        pages.append(options)
+        return Page()
+
+    assert list(assessed_traces(SimpleNamespace(search_traces=search_traces), "1")) == [] and len(pages) == 2

@@ -105,7 +105,8 @@ class PersonaAgent(PersonalProgram):
             {name: declared.output_fields[name] for name in responses}, [i.response for i in memory.interactions]
         )
         field = declared.output_fields[responses[0]]
-        chosen = OPTIONS in declared.input_fields or any(i.signal and i.signal.options for i in memory.signals)
+        offered = [i.signal is not None and bool(i.signal.options) for i in memory.interactions or memory.signals]
+        chosen = OPTIONS in declared.input_fields or 2 * sum(offered) > len(offered)  # one odd row decides nothing
         # whatever was on offer, an answer is right or it is not
         if chosen and len(responses) == 1 and field.annotation is str:
             self.kind = ResponseKind(name="label")

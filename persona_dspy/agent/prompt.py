@@ -97,10 +97,10 @@ class _PersonaMixin(AdapterHooks):
         return super().format_assistant_message_content(signature, safe, *args, **options)  # type: ignore[misc]
 
     def parse(self, signature: Any, completion: str) -> dict[str, Any]:
-        """As the adapter does; what it fails over, such as a thousand brackets, is an answer that cannot be read."""
+        """As the adapter does; what it or Python's parser fails over, such as a thousand brackets, is no answer."""
         try:
             return super().parse(signature, completion)  # type: ignore[misc]
-        except (RecursionError, ValueError) as failure:
+        except (RecursionError, MemoryError, ValueError) as failure:
             raise AdapterParseError(
                 adapter_name=type(self).__name__,
                 signature=signature,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import getpass
 import re
 from collections.abc import Callable
@@ -10,8 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from persona_dspy.cli.output import JsonOption, echo, print_json
+from persona_dspy.cli.output import JsonOption, echo, print_json, within_line
 from persona_dspy.cli.store import StoreOption, document_of, is_file, open_store
+from persona_dspy.core import persona_file_name, write_bytes
+from persona_dspy.errors import PersonaError
 
 if TYPE_CHECKING:
     from persona_dspy.core import Persona, PersonaDocument
@@ -56,12 +59,21 @@ def edit(  # noqa: PLR0913 - a command's options
     """
     asked = {"add": add or [], "revise": revise or [], "drop": drop or [], "lock": lock or [], "unlock": unlock or []}
 
+    typed: list[bytes] = []
+
     def change(before: Persona) -> Persona:
-        return _by_options(before, asked) if any(asked.values()) else _by_editor(before)
+        return _by_options(before, asked) if any(asked.values()) else _by_editor(before, typed)
 
     who = by or getpass.getuser()
     in_file = store is None and (persona.endswith(".json") or is_file(persona))
-    old, new = _in_file(Path(persona), change, who) if in_file else _in_store(persona, store, change, who)
+    try:
+        old, new = _in_file(Path(persona), change, who) if in_file else _in_store(persona, store, change, who)
+    except (PersonaError, OSError):
+        if typed:  # an edit that cannot be read, or another version that came meanwhile
+            kept = Path(f"{persona_file_name(Path(persona).stem if in_file else persona)}.edit.txt")
+            write_bytes(kept, typed[-1], mode=0o600)
+            echo(f"what you wrote is in {kept}", err=True)
+        raise
     difference = old.persona().diff(new.persona())
     if json_output:
         print_json(
@@ -149,26 +161,33 @@ def _section(text: str) -> tuple[Any, str]:
     return (name.strip().lower(), rest) if colon and name.strip().lower() in SECTIONS else ("preferences", text)
 
 
-def _by_editor(persona: Persona) -> Persona:
-    """What a person writes in $EDITOR; where it cannot be used, the text is kept in a file."""
+def _by_editor(persona: Persona, typed: list[bytes]) -> Persona:
+    """What a person types in $EDITOR; it is added to ``typed`` as the editor saved it."""
     import click
 
-    from persona_dspy.core import persona_file_name, write_text
+    from persona_dspy.core import temporary_folder
     from persona_dspy.errors import InputError, RunError
 
-    try:
-        text = click.edit(lines_of(persona), extension=".txt")
-    except click.ClickException as failure:
-        wanted = "expected an editor that ends well, type: export EDITOR=nano, or use --add, --revise, --drop"
-        raise RunError(f"{failure.format_message()}; {wanted}") from failure
-    if text is None:
+    with temporary_folder() as folder:  # removed at the next start where this process is killed meanwhile
+        file = folder / "persona.txt"
+        file.write_bytes(shown := lines_of(persona).encode())
+        try:
+            click.edit(filename=str(file))
+            content = file.read_bytes()
+        except click.ClickException as failure:
+            wanted = "expected an editor that ends well, type: export EDITOR=nano, or use --add, --revise, --drop"
+            raise RunError(f"{failure.format_message()}; {wanted}") from failure
+        except FileNotFoundError:
+            raise InputError(f"the editor left no file {file.name!r}: expected it to save what it was given") from None
+    if content == shown:
         return persona
+    typed.append(content)
+    encoding = "utf-16" if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
     try:
-        return edited_text(persona, text)
-    except InputError as error:
-        kept = Path(f"{persona_file_name(persona.user_id)}.edit.txt")
-        write_text(kept, text)
-        raise InputError(f"{error}; what you wrote is in {kept}") from None
+        text = content.decode(encoding)
+    except UnicodeDecodeError as failure:
+        raise InputError(f"what the editor saved cannot be read ({failure}): expected UTF-8") from None
+    return edited_text(persona, text)
 
 
 def lines_of(persona: Persona) -> str:
@@ -181,7 +200,7 @@ def lines_of(persona: Persona) -> str:
     """
     from persona_dspy.core import SECTIONS
 
-    parts = [_HELP.format(user=persona.user_id, version=persona.version, sections=", ".join(SECTIONS))]
+    parts = [_HELP.format(user=within_line(persona.user_id), version=persona.version, sections=", ".join(SECTIONS))]
     for section in SECTIONS:
         if bullets := persona.section(section):
             parts.append(f"{section}:\n" + "".join(f"{b.id}{'!' if b.locked else ' '} {b.text}\n" for b in bullets))

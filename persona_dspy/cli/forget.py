@@ -89,9 +89,7 @@ def forget(  # noqa: PLR0913 - a place an option
     return 1 if failure else 0
 
 
-def _caches(
-    store: str | None, pages: list[Path] | None, queue: list[Path] | None, *, of_store: bool
-) -> dict[str, Any]:
+def _caches(store: str | None, pages: list[Path] | None, queue: list[Path] | None, *, of_store: bool) -> dict[str, Any]:
     """Page caches and queues, by the name they go by in the account. ``of_store``: of queues, what waits for it alone.
 
     Raises:

@@ -23,12 +23,13 @@ def echo(message: object, *, err: bool = False, nl: bool = True) -> None:
 
 
 def terminal(*, stderr: bool = False, highlight: bool = False) -> Any:
-    """A Rich console for texts of anybody: brackets are no markup, colons no emoji, control characters are shown."""
+    """A Rich console for texts of anybody: brackets are no markup, colons no emoji, control characters are shown and
+    secrets are not."""
     from rich.console import Console
 
     class Terminal(Console):
         def render_str(self, text: str, **options: Any) -> Any:
-            return super().render_str(printable(text), **options)
+            return super().render_str(printable(scrubbed(text)), **options)
 
     return Terminal(stderr=stderr, highlight=highlight, markup=False, emoji=False)
 

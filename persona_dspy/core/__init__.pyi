@@ -74,6 +74,7 @@ from .signing import public_key as public_key
 from .signing import sign_document as sign_document
 from .signing import signature_path as signature_path
 from .signing import verified_document as verified_document
+from .spelling import can_be_listed as can_be_listed
 from .spelling import match_label as match_label
 from .spelling import own_labels as own_labels
 from .spelling import spellings as spellings

@@ -37,14 +37,14 @@ def parse_time(value: object) -> datetime | None:
         >>> parse_time("2026-01-03").isoformat(), parse_time(1767398400).isoformat()
         ('2026-01-03T00:00:00+00:00', '2026-01-03T00:00:00+00:00')
     """
-    if value is None or value != value or str(value).strip().casefold() in _NO_TIME:
-        return None
-    if isinstance(value, datetime):
-        return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
-    if isinstance(value, date):
-        return datetime(value.year, value.month, value.day, tzinfo=UTC)
     text = str(value).strip()
+    if value is None or text.casefold() in _NO_TIME:
+        return None
     try:
+        if isinstance(value, datetime):
+            return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
+        if isinstance(value, date):
+            return datetime(value.year, value.month, value.day, tzinfo=UTC)
         if text.isdigit() and len(text) == 4:
             return datetime(int(text), 1, 1, tzinfo=UTC)
         if (seconds := _epoch_seconds(text)) is not None and not isinstance(value, bool):

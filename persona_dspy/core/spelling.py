@@ -14,7 +14,7 @@ from persona_dspy.core.erasure import remember_short_texts
 from persona_dspy.core.text import one_line
 from persona_dspy.core.words import normalized
 
-__all__ = ["LONG_LABEL", "bare", "folded", "match_label", "own_labels", "spellings", "truth"]
+__all__ = ["LONG_LABEL", "bare", "can_be_listed", "folded", "match_label", "own_labels", "spellings", "truth"]
 
 LONG_LABEL = 60  # characters
 
@@ -100,10 +100,11 @@ def own_labels(texts: Sequence[str]) -> tuple[str, ...]:
         ('drama',)
     """
     answers = set(spellings(texts).values())
-    return tuple(sorted(filter(_can_be_listed, answers)))
+    return tuple(sorted(filter(can_be_listed, answers)))
 
 
-def _can_be_listed(label: str) -> bool:
+def can_be_listed(label: str) -> bool:
+    """Whether an answer may stand in a system message as it is; see ``own_labels``."""
     return len(label) <= LONG_LABEL and one_line(label) == label and not _TAG.search(label)
 
 

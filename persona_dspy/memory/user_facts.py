@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from statistics import fmean, median_low
 from typing import Any
@@ -18,6 +18,7 @@ from persona_dspy.core import (
     Interaction,
     ResponseKind,
     Section,
+    can_be_listed,
     count_characters,
     is_spaceless,
     normalized,
@@ -71,29 +72,34 @@ def _label_facts(past: Sequence[Interaction], kind: ResponseKind) -> list[Bullet
         return _topic_facts(past)
     if len({i.signal.options for i in past if i.signal and i.signal.options}) > 1:
         return []  # how often each was answered says little where not each could be
-    lines = [_counts(past)]
+    lines = [_counts(past, labels=kind.labels)]
     if len(past) >= 2 * _LATE:
         late = past[-max(_LATE, len(past) // 3) :]
         before, now = (Counter(i.response for i in part) for part in (past[: -len(late)], late))
         label, times = now.most_common(1)[0]
-        if not _may_be_chance(times, len(late), before[label], before.total()):
+        listed = label in kind.labels or can_be_listed(label)
+        if listed and not _may_be_chance(times, len(late), before[label], before.total()):
             text = f'Lately answers "{label}" more often than before: {times} of the last {len(late)}, '
             text += f"{before[label]} of the {before.total()} before."
             lines.append(_fact("who", text, late, times))
     return lines
 
 
-def _counts(past: Sequence[Interaction], opening: str = "", *, on_scale: bool = False) -> Bullet:
+def _counts(
+    past: Sequence[Interaction], opening: str = "", *, on_scale: bool = False, labels: Collection[str] = ()
+) -> Bullet:
     """How often each answer was given, as a sentence (the most frequent first, or ``on_scale`` from its low end) and as
-    typed counts."""
+    typed counts. Named are ``labels`` that the task declares, and answers that may stand in a system message."""
     counts = Counter(i.response for i in past)
     ranked = counts.most_common()
-    named, rest = (ranked, 0) if len(ranked) <= _NAMED + 1 else (ranked[:_NAMED], sum(n for _, n in ranked[_NAMED:]))
+    named = [(label, times) for label, times in ranked if label in labels or can_be_listed(label)]
+    named = named if len(named) == len(ranked) <= _NAMED + 1 else named[:_NAMED]
+    rest = len(past) - sum(times for _, times in named)
     if on_scale:
         named = sorted(named, key=lambda pair: number_of(pair[0]) or 0.0)
     parts = [f'"{label}" {times}' for label, times in named]
     if rest:
-        parts.append(f"{len(ranked) - _NAMED} other answers {rest}")
+        parts.append(f"{len(ranked) - len(named)} other answers {rest}")
     text = f"{opening}Answers so far ({len(past)}): {', '.join(parts)}."
     most = ranked[0][1]
     return _fact("who", text, past, most, counts=Counts(total=len(past), each=tuple(ranked)))

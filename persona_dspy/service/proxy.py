@@ -34,7 +34,14 @@ _log = logging.getLogger(__name__)
 # of a request to the upstream; nothing else of the caller's headers leaves this process
 _FORWARDED = ("authorization", "api-key", "x-api-key", "accept", "user-agent", "openai-organization", "openai-project")
 # of an answer to the caller; its length is this server's own, its encoding that of a body that is passed on as it came
-_RETURNED = ("content-type", "content-encoding", "retry-after", "x-request-id", "openai-processing-ms", "openai-version")
+_RETURNED = (
+    "content-type",
+    "content-encoding",
+    "retry-after",
+    "x-request-id",
+    "openai-processing-ms",
+    "openai-version",
+)
 _RETURNED_PREFIX = "x-ratelimit-"
 _MOST_RECALLED = 16
 _LONG = 65_536  # bytes of a body that is parsed outside the event loop

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from persona_dspy.core import Interaction
+from persona_dspy.errors import InputError
 from persona_dspy.tracking.assessments import OWN_MARK, assessments_of
 
 __all__ = ["assessed_traces", "spans_of", "write_assessments"]
@@ -33,6 +34,7 @@ def write_assessments(uri: str, said: Interaction) -> int:
 def assessed_traces(client: Any, experiment_id: str, earliest: int | None = None) -> Iterator[Any]:
     """``TraceInfo`` of each trace that people assessed, oldest first; ``earliest`` in milliseconds."""
     token: str | None = None
+    seen = set[str]()
     while True:
         page = client.search_traces(
             locations=[experiment_id],
@@ -46,13 +48,25 @@ def assessed_traces(client: Any, experiment_id: str, earliest: int | None = None
             if any(one.source.source_type == "HUMAN" for one in trace.info.assessments or []):
                 yield trace.info
         token = page.token
-        if not token:
+        if not token or token in seen:  # a server that names the same page again would be asked for ever
             return
+        seen.add(token)
 
 
 def spans_of(client: Any, trace_id: str) -> list[Any]:
-    """The spans of a trace, outermost first."""
-    spans = client.get_trace(trace_id).data.spans
+    """The spans of a trace, outermost first.
+
+    Raises:
+        InputError: it has none that can be read: whoever wrote it was killed meanwhile, or its artifacts are gone.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        spans = client.get_trace(trace_id).data.spans
+    except (MlflowException, AttributeError) as failure:  # MLflow's own error about a damaged trace lacks attributes
+        if getattr(failure, "error_code", "") in ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE"):
+            raise
+        raise InputError(f"its spans cannot be read ({str(failure)[:120]}); expected a whole trace") from None
     by_id, depths = {span.span_id: span for span in spans}, dict[str, int]()
     for span in spans:
         above, depth = span.parent_id, 0

@@ -13,11 +13,12 @@ __all__ = ["explained", "mlflow_failures", "reason_of"]
 
 def mlflow_failures() -> tuple[type[Exception], ...]:
     """What is caught around a use of MLflow; imports it."""
+    from google.protobuf.json_format import Error as FormError
     from mlflow.exceptions import MlflowException
     from requests import RequestException
     from sqlalchemy.exc import SQLAlchemyError
 
-    return MlflowException, RequestException, SQLAlchemyError, OSError
+    return MlflowException, FormError, RequestException, SQLAlchemyError, OSError
 
 
 def reason_of(failure: Exception) -> str:
