@@ -38,7 +38,8 @@ demo: .venv/ready
 	@echo "What next:"
 	@echo "  $(BIN)/persona-dspy report personas-support/ --history examples/support_agents.jsonl --out report.html"
 	@echo "  $(BIN)/persona-dspy evaluate examples/movie_tags.jsonl --systems persona,rag --users 2 --queries 3 --lm local"
-	@echo "  $(BIN)/persona-dspy ask --persona examples/agent-03.json --lm local \"From: Dana. My tent is broken.\""
+	@echo "  $(BIN)/persona-dspy ask examples/agent-03.json --history examples/support_agents.jsonl --lm replayed:examples/support_agents.answers.jsonl - < examples/mail.txt"
+	@echo "  $(BIN)/persona-dspy ask \"$$(ls personas/ana-*.json)\" --history examples/movie_tags.jsonl \"A crew drifts through space.\""
 
 test: .venv/ready
 	@$(IN_MEMORY) $(BIN)/python -m pytest -n 2 --dist worksteal -m "not model and not postgres and not ray and not notebook and not browser and not loopback and not slow"

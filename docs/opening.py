@@ -18,10 +18,7 @@ README = ROOT / "README.md"
 HISTORY = ROOT / "examples" / "support_agents.jsonl"
 ANSWERS = ROOT / "examples" / "support_agents.answers.jsonl"
 PERSONA = ROOT / "examples" / "agent-03.json"
-QUERY = (
-    "From: Dana Weiss\nThe tent from order 5121 arrived broken.\n\n"
-    "To be said: we replace the tent at no cost; by: Friday"
-)
+MAIL = ROOT / "examples" / "mail.txt"
 SYSTEMS = ("persona", "persona@no-alignment", "rag", "icl", "direct", "nearest")
 WHAT = {
     "persona": "PersonaAgent, aligned",
@@ -52,11 +49,24 @@ def persona():
 
 def answers():
     """One answer without the persona and with it, by the command line; the capable model's answers are replayed."""
-    command = ["persona-dspy", "ask", "--persona", str(PERSONA), "--history", str(HISTORY)]
-    command += ["--lm", f"replayed:{ANSWERS}", QUERY]
+    query = MAIL.read_text(encoding="utf-8")
+    return both(*(subprocess.run(asked(*more), **_RUN, input=query).stdout for more in (("--without-persona",), ())))
+
+
+_RUN = {"check": True, "capture_output": True, "text": True, "cwd": ROOT}
+
+
+def asked(*more):
+    """The command that asks for an answer to the mail on its standard input, as README says it."""
+    files = [path.relative_to(ROOT).as_posix() for path in (PERSONA, HISTORY, ANSWERS)]
+    return ["persona-dspy", "ask", files[0], "--history", files[1], "--lm", f"replayed:{files[2]}", "-", *more]
+
+
+def both(without, with_persona):
+    """Two answers as README shows them."""
     lines = []
-    for title, more in (("without", ["--without-persona"]), ("with", [])):
-        given = subprocess.run([*command, *more], check=True, capture_output=True, text=True).stdout.strip()
+    for title, answer in (("without", without), ("with", with_persona)):
+        given = answer.strip()
         whole = (
             textwrap.wrap(" ".join(given.split()), 108) if len(given) > 300 else [x for x in given.splitlines() if x]
         )

@@ -14,7 +14,7 @@ from typing import Protocol
 import dspy
 
 from optimizers.loss import RIGHT
-from persona_dspy.core import Persona, count_tokens
+from persona_dspy.core import Persona, count_tokens, plural
 from persona_dspy.errors import InputError
 
 __all__ = [
@@ -239,7 +239,7 @@ class AnchorGate:
         >>> gate = AnchorGate(["i1"])
         >>> old, new = Persona(user_id="u1"), Persona.from_text("Short answers.", user_id="u1")
         >>> gate.judge(old, new, [0, 0, 1], [1, 1, 0]).reason  # the last item is the anchor
-        '1 anchors lost'
+        '1 anchor lost'
     """
 
     decides = True
@@ -257,7 +257,7 @@ class AnchorGate:
     def judge(self, old: Persona, new: Persona, before: Sequence[float], after: Sequence[float]) -> Verdict:
         verdict = self.gate.judge(old, new, before, after)
         lost = self._lost(before, after)
-        return replace(verdict, accepted=False, reason=f"{lost} anchors lost") if lost else verdict
+        return replace(verdict, accepted=False, reason=f"{plural(lost, 'anchor')} lost") if lost else verdict
 
     def hopeless(self, old: Persona, new: Persona, before: Sequence[float], after: Mapping[int, float]) -> bool:
         first = len(before) - len(self.anchors)

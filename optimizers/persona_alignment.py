@@ -23,6 +23,7 @@ from optimizers.record import record_of
 from optimizers.run import Run
 from optimizers.trainset import fitting, remembered
 from persona_dspy.agent import PersonalProgram, tag_run
+from persona_dspy.core import plural
 from persona_dspy.errors import BudgetExceeded, InputError
 from persona_dspy.lm import Budget, Ledger, current_ledger, is_small
 from persona_dspy.memory import SemanticMemory
@@ -229,7 +230,9 @@ class PersonaAlignment(Teleprompter):
             if judged is fit and spoken:  # a metric of the user's own judges; drafts are learned from all the same
                 splits = [replace(split, fit=in_order(program, [*split.fit, *spoken])) for split in splits]
             run = Run(self, gate, program, splits, ledger, watching)
-            run.notes += dict.fromkeys([*notes, *more, *self._unheard(program, said=parent is None)])
+            run.left_out = len(spoken_of(program)) if self._is_deaf(program) else 0
+            unheard = self._unheard(program, run.left_out, said=parent is None) if run.left_out else []
+            run.notes += dict.fromkeys([*notes, *more, *unheard])
             try:
                 run.loop()
             except BudgetExceeded as spent:
@@ -256,14 +259,11 @@ class PersonaAlignment(Teleprompter):
         """Whether the LM that learns is too small to make anything of what users say in words."""
         return is_small(self.reflection_lm or program.own_lm())
 
-    def _unheard(self, program: PersonalProgram, *, said: bool) -> list[str]:
-        """A note on what the user said that no small LM learns from; ``said``: as a warning too."""
-        drafts = spoken_of(program) if self._is_deaf(program) else []
-        if not drafts:
-            return []
+    def _unheard(self, program: PersonalProgram, drafts: int, *, said: bool) -> list[str]:
+        """A note on the drafts that no small LM learns from; ``said``: as a warning too."""
         model = getattr(self.reflection_lm or program.own_lm(), "model", "the LM")
-        note = f"{len(drafts)} drafts that user {program.user_id!r} only commented on, rated or gave a thumb were not "
-        note += f"used: {model} counts as too small to learn from them; give the user's own answers or edits, or "
+        note = f"not used: {plural(drafts, 'draft')} that user {program.user_id!r} only commented on, rated or gave a "
+        note += f"thumb; {model} counts as too small to learn from them; give the user's own answers or edits, or "
         note += "PersonaAlignment(reflection_lm=...) a larger LM"
         if said:
             warnings.warn(note, stacklevel=3)

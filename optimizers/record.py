@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from persona_dspy.core import Alignment, Scores
+from persona_dspy.core import Alignment, Scores, plural
 
 if TYPE_CHECKING:
     from optimizers.run import Run
@@ -23,7 +23,7 @@ def record_of(run: Run) -> Alignment:
         begun = run.incumbent if run.only_counts else run.initial
         scores = Scores(initial=first.mean(begun), final=first.mean(run.incumbent))
     if run.unread:
-        notes.append(f"{len(run.unread)} answers of the reflecting LM could not be read: {run.unread[0]}")
+        notes.append(f"{plural(len(run.unread), 'answer')} of the reflecting LM could not be read: {run.unread[0]}")
     if len(run.rounds) > 1:
         notes.append(
             f"{len(run.rounds)} folds judged in turn: each edit was made without the fold that judged it; the "
@@ -40,6 +40,8 @@ def record_of(run: Run) -> Alignment:
         accepted=accepted,
         unread=len(run.unread),
         nothing_read=bool(run.unread) and not run.read,
+        first_unread=run.unread[0] if run.unread else "",
+        left_out=run.left_out,
         steps=tuple(run.steps),
         stopped=run.stopped,
         notes=tuple(notes),

@@ -37,6 +37,7 @@ from persona_dspy.core import (
     Trial,
     Usage,
     answer_text,
+    plural,
 )
 from persona_dspy.lm import Ledger, is_small
 from persona_dspy.memory import content_words, facts
@@ -100,6 +101,7 @@ class Run:
         self.leading = self.counts_judged = False
         self.stopped = ""
         self.notes: list[str] = []
+        self.left_out = 0
         self.scores = Scores()
         self.unread: list[str] = []
         self.quoting = self.unlisted = 0
@@ -123,7 +125,9 @@ class Run:
         first = self.rounds[0]
         self.tell("start", fit=len(first.fit), held=len(first.election.held), folds=len(self.rounds))
         if not first.election.held and self.gate.decides:
-            self.stopped = f"{len(first.fit)} interactions: too few to fit on and hold out (at least {LEAST}); "
+            self.stopped = (
+                f"{plural(len(first.fit), 'interaction')}: too few to fit on and hold out (at least {LEAST}); "
+            )
             self.stopped += "the initial persona stays"
             self.incumbent = self.initial
             self._adopt_cohort()
@@ -165,7 +169,7 @@ class Run:
                 return "nothing wrong left"
             self._step(epoch, round_, batch)
             if self.idle >= self.options.patience:
-                return f"plateau: {self.idle} steps without gain"
+                return f"plateau: {plural(self.idle, 'step')} without gain"
         return "all epochs done"
 
     def _before_the_first_step(self, first: Round) -> None:
@@ -237,7 +241,7 @@ class Run:
         for challenger in self._from_cohort(self.rounds[0]):
             self.incumbent = challenger.persona
             count = len(challenger.edits)
-            self.notes.append(f"started from {count} rules of similar users; nothing could judge them yet")
+            self.notes.append(f"started from {plural(count, 'rule')} of similar users; nothing could judge them yet")
 
     def _summary(self, first: Round) -> list[Challenger]:
         assert self.options.summary is not None

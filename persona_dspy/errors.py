@@ -85,6 +85,16 @@ class DataError(InputError):
         super().__init__(f"{where}: got {shown}, expected {expected}" + (f". {hint}" if hint else ""))
 
 
+def to_install(extra: str) -> str:
+    """What to type for an extra that is missing.
+
+    Example:
+        >>> print(to_install("report"))
+        type: pip install 'persona-dspy[report]', or in a checkout: pip install '.[report]'
+    """
+    return f"type: pip install 'persona-dspy[{extra}]', or in a checkout: pip install '.[{extra}]'"
+
+
 class PersonaFormatError(InputError):
     """A persona JSON is not one this version can read."""
 

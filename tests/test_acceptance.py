@@ -112,7 +112,7 @@ def test_anchors_are_held_out_and_must_not_get_worse():
     assert not {"i1", "i2"} & set(ids(split.fit))
     lost = gate.judge(SHORT, LONG, [0, 0, 1, 1], [1, 1, 1, 0])
     assert not lost.accepted
-    assert lost.reason == "1 anchors lost"
+    assert lost.reason == "1 anchor lost"
     assert gate.judge(SHORT, LONG, [0, 0, 1, 1], [1, 0, 1, 1]).accepted
 
 

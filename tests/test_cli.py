@@ -128,6 +128,15 @@ def test_ask_and_show(lm, data, tmp_path, capsys, monkeypatch):
     (asked,) = lm.engine.calls  # one call, no probe before it
     assert json.loads(file.read_text())["system_prompt"] in asked.system
     assert len(asked.turns) == 4
+    assert run(capsys, "ask", file, "--history", data, "a rocket leaves the planet")[1] == out
+    for words, says in (
+        ((file,), "expected a query after the file, such as ask"),
+        ((file, "a", "rocket"), "expected one query, in quotes"),
+        ((file, "a rocket", "--persona", file), "after one USER or FILE"),
+        (("a rocket",), "expected a persona JSON or a user of the store before the query"),
+    ):
+        code, _, err = run(capsys, "ask", *words)
+        assert code == 2 and says in err
 
     def broken(spec="local", **_):
         return dspy.LM("openai/m", engine=Refusing())

@@ -32,7 +32,7 @@ def test_a_stopped_compile_resumes_and_status_says_so(lm, data, capsys):  # noqa
     paid = len(lm.engine.calls)
     code, out, _ = run(capsys, "compile", data, "--out", "p", *OFF, "--resume")
     assert (code, len(lm.engine.calls)) == (0, paid)
-    assert "3 users were finished before" in out
+    assert "3 users finished before" in out
 
 
 def test_status_without_a_fleet(lm, capsys):  # noqa: F811

@@ -97,6 +97,19 @@ def test_evaluate_writes_tables_answers_protocol_and_the_run(lm, data, tmp_path,
     assert (len(lm.engine.calls), (out / "table.csv").read_text()) == before, "a rerun asks nothing"
 
 
+def test_no_number_of_the_table_is_broken_in_80_columns(lm, data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    argv = ("evaluate", data, "--systems", "rag@own-labels,k=2,direct,persona", "--users", "2")
+    code, said, _ = run(capsys, *argv, "--out", tmp_path / "out", "--tracking-uri", "off")
+    drawn = [line for line in said.splitlines() if line[:1] in "┃│"]
+    assert (code, bool(drawn)) == (0, True), said
+    assert max(map(len, drawn)) <= 80
+    assert "…" not in said
+    for row in table(tmp_path / "out"):
+        interval = f"{float(row['accuracy']):.3f} [{float(row['low']):.3f}, {float(row['high']):.3f}]"
+        assert f" {interval} " in said and f" {float(row['tokens_per_user']):,.0f} " in said
+
+
 def test_a_model_in_this_process_gets_one_call_at_a_time_unless_asked_otherwise(
     lm, data, tmp_path, capsys, monkeypatch
 ):
@@ -167,7 +180,7 @@ def test_bad_input_is_named(lm, data, tmp_path, capsys):
     code, _, said = run(
         capsys, "evaluate", data, "--systems", "direct", "--skip-bad-rows", *out[2:], "--out", tmp_path / "o2"
     )
-    assert code == 0 and "1 bad rows were skipped" in said
+    assert code == 0 and "1 bad row skipped" in said
 
 
 def lamp_test_split(folder):

@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import importlib.util
+import io
 import re
 import shlex
 import shutil
@@ -10,8 +11,10 @@ import shutil
 import dspy
 import pytest
 from test_architecture import NAMES
+from test_cli import run
 from tree import ROOT
 
+from persona_dspy import lm as lm_room
 from persona_dspy.core import load_persona
 from persona_dspy.lm import AsyncTextEngine
 from persona_dspy.testing.fake_lm import FakeEngine
@@ -53,6 +56,7 @@ def movies(prompt):
 def test_the_readmes_python_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(dspy, "LM", faked(movies))
+    monkeypatch.setattr(lm_room, "resolve_lm", faked(movies))
     for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
         exec(compile(block, "README.md", "exec"), {})
     assert "horror" in capsys.readouterr().out
@@ -65,7 +69,20 @@ def test_the_readme_opens_on_what_commands_made():
     assert opening.filled(README, {"results": opening.results()}) == README, "type: python docs/opening.py"
     assert README.count("\n") <= 130
     persona = load_persona(opening.PERSONA)
-    assert persona.user_id == "agent-03" and "order 5121" in opening.QUERY and "order 5121" in README
+    assert persona.user_id == "agent-03" and "order 5121" in README
+
+
+def test_the_readmes_mail_can_be_asked(monkeypatch, capsys):
+    """The command that README names gives the answers that it shows, by recorded answers of a capable model."""
+    monkeypatch.chdir(ROOT)
+    assert f"`{' '.join(opening.asked())} < examples/mail.txt`" in " ".join(README.split())
+    answers = []
+    for more in (("--without-persona",), ()):
+        monkeypatch.setattr("sys.stdin", io.StringIO(opening.MAIL.read_text(encoding="utf-8")))
+        code, out, err = run(capsys, *opening.asked(*more)[1:])
+        assert code == 0, err
+        answers.append(out)
+    assert opening.filled(README, {"answers": opening.both(*answers)}) == README
 
 
 def test_the_readmes_commands_exist(monkeypatch):
@@ -101,6 +118,7 @@ def test_the_documentations_python_runs(page, tmp_path, monkeypatch, request):
     """All blocks of a page, in order, in one namespace; LMs are a fake that knows the fields asked for."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(dspy, "LM", faked(anything))
+    monkeypatch.setattr(lm_room, "resolve_lm", faked(anything))
     names, text = {"__name__": page.stem}, page.read_text(encoding="utf-8")
     if "mlflow.db" in text:
         shutil.copy(request.getfixturevalue("empty_mlflow"), tmp_path / "mlflow.db")
@@ -108,7 +126,7 @@ def test_the_documentations_python_runs(page, tmp_path, monkeypatch, request):
         for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
             exec(compile(block, str(page), "exec"), names)
     finally:
-        dspy.configure(lm=None)
+        dspy.configure(lm=None, adapter=None)
 
 
 def anything(prompt):

@@ -151,7 +151,7 @@ def test_killed_at_random_moments_a_fleet_ends_the_same_and_pays_nothing_twice(t
         done = subprocess.run(
             command(server, source, tmp_path / "whole"), env=environment, capture_output=True, check=True
         )
-        assert b"users better" in done.stdout
+        assert b"better, " in done.stdout
         whole = dict(server.answered)
     rng, kills = random.Random(1), 0
     with FakeServer(RuleFollower(), latency=0.05) as server:

@@ -185,7 +185,7 @@ def test_it_asks_first_and_wants_real_places(home, capsys, monkeypatch):
     code, _, err = run(capsys, "forget", "nobody", "--store", "s.db", "--tracking-uri", "OFF", "--yes")
     assert (code, "no MLflow runs" in err) == (0, True)
     code, out, err = run(capsys, "forget", "u", "--store", "s.db", "--yes")
-    assert (code, out.strip()) == (0, "store: 1 current, 1 versions, 1 users")
+    assert (code, out.strip()) == (0, "store: current 1, versions 1, users 1")
     assert "no MLflow runs" in err
 
 
@@ -448,7 +448,7 @@ def test_an_account_is_given_where_a_place_fails(tmp_path, home, capsys, monkeyp
     (home / "mlflow.db").write_bytes(b"")
     monkeypatch.setattr("persona_dspy.tracking.MlflowTracker.forget", Broken().forget)
     code, out, err = run(capsys, "forget", "u", "--out", "p", "--tracking-uri", "sqlite:///mlflow.db", "--yes")
-    assert (code, "p: 1 persona files" in out, "MLflow: nothing was found; NOTE: FAILED" in out) == (1, True, True)
+    assert (code, "p: persona files 1" in out, "MLflow: nothing was found; NOTE: FAILED" in out) == (1, True, True)
     assert "mend it and forget again" in err
 
 

@@ -118,7 +118,7 @@ def test_rouge_does_not_stem():
 def test_empty_and_uneven_lists_are_refused(function):
     with pytest.raises(InputError, match="at least one"):
         function([], [])
-    with pytest.raises(InputError, match="2 golds and 1 answers"):
+    with pytest.raises(InputError, match="2 golds and 1 answer:"):
         function(["1", "2"], ["1"])
 
 

@@ -94,6 +94,21 @@ def test_a_fleet_says_what_was_spent_and_whose_price_is_not_known(capsys):
     assert "spent" not in capsys.readouterr().out
 
 
+def test_one_is_not_said_as_many(capsys):
+    from pathlib import Path
+
+    from persona_dspy.cli.progress import View
+    from persona_dspy.lm import Ledger
+
+    view = View(4, Ledger(), "quiet")
+    view.made = view.judged = view.better = view.skipped = view.stopped = view.unread = view.left_out = 1
+    view.close(Path("out"), "")
+    told = " ".join(capsys.readouterr().out.split())
+    for said in ("1 user better, 0 same, 0 worse", "1 user finished before", "1 user stopped", "1 answer of the refl"):
+        assert said in told
+    assert "since the LM is too small: 1 draft that users only commented on" in told
+
+
 def test_a_text_within_a_line_makes_no_line():
     assert within_line("ana\n1 user\u2028forgotten\u2029\x85") == r"ana\n1 user\u2028forgotten\u2029\u0085"
 

@@ -23,6 +23,7 @@ from optimizers.loss import TextualLoss
 from optimizers.proposals import Challenger
 from persona_dspy.agent.agent import PersonaAgent
 from persona_dspy.agent.personalized import personalize
+from persona_dspy.core import plural
 from persona_dspy.core.interactions import Interaction
 from persona_dspy.core.persona import Bullet, Edit, Persona
 from persona_dspy.errors import InputError
@@ -622,7 +623,9 @@ def test_answers_that_cannot_be_read_are_counted_and_cost_nothing_else(small):
         aligned, _ = align(agent_of(user), lm)
     record = aligned.alignment
     assert record.unread == sum(s.unread for s in record.steps) > 0
-    assert record.notes[-1].startswith(f"{record.unread} answers of the reflecting LM could not be read")
+    assert record.notes[-1].startswith(
+        f"{plural(record.unread, 'answer')} of the reflecting LM could not be read: {record.first_unread}"
+    )
     assert record.steps[0].unread == 1
     assert record.nothing_read is small  # a capable one's lessons are read
 
@@ -755,7 +758,7 @@ def test_verdicts_that_cannot_be_read_are_draws_and_counted(n):
     record = aligned.alignment
     assert record.scores.final == record.scores.without_persona == 0.5
     (said,) = [note for note in record.notes if "could not be read" in note]
-    assert said.startswith(f"{record.unread} answers")
+    assert said.startswith(plural(record.unread, "answer"))
 
 
 @pytest.mark.slow

@@ -76,7 +76,7 @@ def test_two_kinds_of_personas_are_two_groups_named_by_what_they_love():
     assert drawn == map_personas(personas), "the same again"
     assert len(set(drawn.groups)) == 2
     assert {(drawn.groups[i], i % 2) for i in range(14)} in ({(0, 0), (1, 1)}, {(0, 1), (1, 0)})
-    assert {"ghost", "demon"} <= set(", ".join(drawn.names).split(", ")) | {"films"}
+    assert {*drawn.names} <= {f"Loves {word} films" for words in kinds for word in words}, "a line, not three words"
     near = np.array(drawn.xy)
     apart = np.linalg.norm(near[::2].mean(0) - near[1::2].mean(0))
     assert apart > np.linalg.norm(near[::2] - near[::2].mean(0), axis=1).mean()

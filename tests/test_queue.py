@@ -117,7 +117,7 @@ def test_the_command_forgets_what_waits_too(tmp_path, capsys, monkeypatch):
         store.add_episodes("ana", [one(1)])
     ObservationQueue("s.db.queue").add(one(2), life=0)
     code, out, _ = run(capsys, "forget", "ana", "--store", "s.db", "--tracking-uri", "off", "--yes")
-    assert code == 0 and "queue s.db.queue: 1 queued interactions" in out
+    assert code == 0 and "queue s.db.queue: queued interactions 1" in out
     assert len(ObservationQueue("s.db.queue")) == 0
     code, _, error = run(capsys, "forget", "ana", "--store", "s.db", "--queue", "elsewhere", "--yes")
     assert code == 2 and "--queue 'elsewhere': no such folder" in error

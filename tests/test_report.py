@@ -154,6 +154,20 @@ def test_no_users_text_is_in_anothers_part(page):
     assert "wedding" not in json.dumps(ann) and "ghost" not in json.dumps(bob)
 
 
+def test_personas_with_nothing_in_common_are_not_mapped():
+    words = ("ghost", "heist", "ballet")
+    users = [Subject(user_id=w, versions=(document_of_line(f"{w} {w}"),), current=0) for w in words]
+    made = report_page(users)
+    assert "so there is nothing to map" in made
+    assert not re.search(r'"plot" data-figure="(map|similarity)"', made)
+    alike = [Subject(user_id=w, versions=(document_of_line(f"likes {w}"),), current=0) for w in words]
+    assert re.findall(r'"plot" data-figure="(map|similarity)"', report_page(alike)) == ["map", "similarity"]
+
+
+def document_of_line(text):
+    return PersonaDocument.of(Persona.from_text(text, user_id=text.split()[-1]))
+
+
 def test_one_user_has_a_page_without_a_map():
     seen = Page(report_page([Subject(user_id="c", versions=_plain("c"), current=0)]))
     figures = seen.json("index")["figures"]

@@ -120,7 +120,7 @@ def test_nothing_left_says_so_and_the_last_line_says_how_it_went(lm, tmp_path, c
     file = write(tmp_path / "d.jsonl", rows(SyntheticUser(seed=1)))
     argv = ("compile", file, "--out", "p", "--tracking-uri", "off")
     out = run(capsys, *argv)[1]
-    assert "1 users better, 0 same, 0 worse" in out.splitlines()[-1]
+    assert "1 user better, 0 same, 0 worse" in out.splitlines()[-1]
     assert "nothing was left to do" in run(capsys, *argv, "--resume")[1]
 
 
@@ -128,7 +128,7 @@ def test_the_judge_runs_the_users_own_program_and_metric(app, data, lm, capsys):
     toml(program="own_app:program", metric="own_app:score", tracking="off")
     code, out, err = run(capsys, "evaluate", data, "--systems", "persona,direct,rag", "--users", "2", "--epochs", "1")
     assert code == 0, err
-    assert re.fullmatch(r"persona: \d users better, \d same, \d worse than with \w+", out.splitlines()[-1])
+    assert re.fullmatch(r"persona: \d users? better, \d same, \d worse than with \w+", out.splitlines()[-1])
     assert "| score ↑ [95%] |" in Path("evaluation/table.md").read_text()
     rows_ = [json.loads(line) for line in Path("evaluation/answers.jsonl").read_text().splitlines()]
     scored = {r["system"]: r["score"] for r in rows_ if r["kind"] == "answer"}

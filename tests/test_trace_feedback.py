@@ -236,8 +236,8 @@ def test_the_round_trip_with_a_real_server(mlflow_server, tmp_path, capsys, monk
         main([*command, "--store", str(tmp_path / "personas.db")])
     assert ended.value.code == 0
     shown = capsys.readouterr().out
-    assert "3 assessed traces, 1 users: 2 new interactions, 0 with more said of them" in shown
-    assert "1 name no user" in shown
+    assert "3 assessed traces, 1 user: 2 new interactions, 0 with more said of them" in shown
+    assert "1 trace without a user" in shown
     with Store.open(tmp_path / "personas.db") as store:
         bob = store.memory("bob")
         assert (len(bob), [i.query for i in bob.signals]) == (0, ["Alien", "Aliens"])

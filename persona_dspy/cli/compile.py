@@ -124,8 +124,10 @@ def compile_command(  # noqa: PLR0913 - a command's options
 
 
 def _counting_bad(source: Source, code: int) -> int:
+    from persona_dspy.core import plural
+
     if source.bad:
-        echo(f"{source.bad} bad rows were skipped", err=True)
+        echo(f"{plural(source.bad, 'bad row')} skipped", err=True)
     return code
 
 
@@ -239,6 +241,7 @@ def _not_twice(out: Path, resume: bool, fresh: bool) -> None:
     Raises:
         InputError: neither or both of ``--resume`` and ``--fresh``.
     """
+    from persona_dspy.core import plural
     from persona_dspy.errors import InputError
     from persona_dspy.fleet import fleet_status, has_fleet
 
@@ -247,8 +250,8 @@ def _not_twice(out: Path, resume: bool, fresh: bool) -> None:
     done = fleet_status(out)["users"].get("done", 0) if has_fleet(out) and not (resume or fresh) else 0
     if done:
         raise InputError(
-            f"--out {str(out)!r}: holds {done} finished users of an earlier compile; expected --resume to pass over "
-            "those whose inputs are the same, --fresh to pay for all of them anew, or another folder"
+            f"--out {str(out)!r}: holds {plural(done, 'finished user')} of an earlier compile; expected --resume to "
+            "pass over those whose inputs are the same, --fresh to pay for all of them anew, or another folder"
         )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from persona_dspy.cli.output import print_json, terminal
+from persona_dspy.core import plural
 
 if TYPE_CHECKING:
     from persona_dspy.lm import Estimate
@@ -89,6 +90,16 @@ def estimate_compile(program: Any, optimizer: Any, histories: Sequence[Any], tot
     return Estimate.of([(role, scaled(usage)) for role, usage in ledger.by_role.items()], lm)
 
 
+def _minutes(seconds: float) -> str:
+    """
+    Example:
+        >>> _minutes(60), _minutes(90)
+        ('1 minute', '1.5 minutes')
+    """
+    minutes = f"{seconds / 60:,.1f}".removesuffix(".0")
+    return f"{minutes} minute" + ("" if minutes == "1" else "s")
+
+
 def print_estimate(estimate: Estimate, calls_per_second: float, *, as_json: bool) -> None:
     """As a table by part, and a line for all."""
     seconds = estimate.seconds(calls_per_second)
@@ -115,8 +126,8 @@ def print_estimate(estimate: Estimate, calls_per_second: float, *, as_json: bool
     money = "price not known" if estimate.usd is None else f"{estimate.usd:.2f} US dollars"
     money = "less than 0.01 US dollars" if estimate.usd and estimate.usd < 0.005 else money
     each = "1 call a second" if calls_per_second == 1 else f"{calls_per_second:g} calls a second"
-    rate = f"{seconds / 60:,.1f} minutes at {each} (--calls-per-second)"
-    console.print(f"about {estimate.calls:,} LM calls, {money}, {rate}", soft_wrap=True)
+    rate = f"{_minutes(seconds)} at {each} (--calls-per-second)"
+    console.print(f"about {plural(round(estimate.calls), 'LM call')}, {money}, {rate}", soft_wrap=True)
     console.print(
         "a rehearsal of some users with an LM that mostly errs, so rather too much than too little; a reasoning "
         "model's thoughts are not counted",

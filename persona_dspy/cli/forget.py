@@ -10,6 +10,7 @@ import typer
 from persona_dspy.cli.estimates import HistoryColumns, history_columns
 from persona_dspy.cli.output import JsonOption, echo, print_json
 from persona_dspy.cli.store import StoreOption, open_store, queue_folder, sqlite_file
+from persona_dspy.core import plural
 
 if TYPE_CHECKING:
     from persona_dspy.fleet import Erasure
@@ -80,8 +81,8 @@ def forget(  # noqa: PLR0913 - a place an option
     folder, entries = dspy_cache_entries()
     if entries:
         missing.append(
-            f"DSPy's own cache {folder} holds {entries:,} LM answers of programs that used it, and knows no users: "
-            "if one of them served this user, remove the folder"
+            f"DSPy's own cache {folder} holds {plural(entries, 'LM answer')} of programs that used it, and knows no "
+            "users: if one of them served this user, remove the folder"
         )
     _print(user, done, missing, as_json=json_output)
     if failure:
@@ -169,7 +170,7 @@ def _print(user: str, done: list[Erasure], notes: list[str], *, as_json: bool) -
         print_json({"user_id": user, "places": [one.to_dict() for one in done], "notes": notes})
         return
     for one in done:
-        counted = ", ".join(f"{count:,} {name}" for name, count in one.removed.items())
+        counted = ", ".join(f"{name} {count:,}" for name, count in one.removed.items())
         counted = counted or ("nothing was found" if one.note else "nothing was there")
         echo(f"{one.place}: {counted}" + (f"; NOTE: {one.note}" if one.note else ""))
     for note in notes:

@@ -17,6 +17,7 @@ from persona_dspy.cli.estimates import (
 )
 from persona_dspy.cli.output import JsonOption, echo, print_json, terminal
 from persona_dspy.cli.settings import MetricOption, ProgramOption
+from persona_dspy.core import plural
 
 if TYPE_CHECKING:
     from persona_dspy.data import Task
@@ -191,7 +192,7 @@ def tasks_command(json_output: JsonOption = False) -> None:
         table.add_column(column)
     for name in task_names():
         task = get_task(name)
-        choices = f"{len(task.choices)} choices" if task.choices else "text"
+        choices = plural(len(task.choices), "choice") if task.choices else "text"
         fields = f"{task.query_field} -> {task.response_field}"
         table.add_row(name, task.title, fields, choices, ", ".join(task.metrics))
     terminal().print(table)

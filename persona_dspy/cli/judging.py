@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from persona_dspy.cli.ending import at_the_latest
 from persona_dspy.cli.output import echo, print_json, terminal
-from persona_dspy.core import printable
+from persona_dspy.core import plural, printable
 
 if TYPE_CHECKING:
     from persona_dspy.judge import Evaluation, Experiment, Judged, Results, Standing
@@ -64,7 +64,7 @@ def told_of_bad_rows(experiment: Experiment) -> None:
     for row in experiment.bad_rows:
         echo(f"skipped: {row.reason}", err=True)
     if experiment.bad_rows:
-        echo(f"{len(experiment.bad_rows)} bad rows were skipped", err=True)
+        echo(f"{plural(len(experiment.bad_rows), 'bad row')} skipped", err=True)
 
 
 def data_options(source: Path | None, dataset: str | None, columns: str | None) -> dict[str, Any]:
@@ -134,8 +134,6 @@ class _View:
         predicted: Sequence[Path] = (),
         official: Mapping[str, Mapping[str, float]] | None = None,
     ) -> None:
-        from rich.table import Table
-
         from persona_dspy.judge import REFERENCES, Variant, cells, columns
 
         found, task, out = evaluation.table, evaluation.task, evaluation.folder
@@ -148,15 +146,8 @@ class _View:
             return
         rows = [cells(s, task) for s in found]
         titles = list(dict.fromkeys(title for row in rows for title in row))
-        costs = titles.index("unparsed") if titles else 0  # a terminal is too narrow for all columns in one table
-        named = f"{task.title}: held-out queries, intervals over users"
-        for name, shown in ((named, titles[:costs]), ("What it took", ["system", *titles[costs:]])) if rows else ():
-            table = Table(title=name)
-            for title in shown:
-                table.add_column(title, justify="left" if title == "system" else "right", no_wrap=title == "system")
-            for row in rows:
-                table.add_row(*(row.get(title, "-") for title in shown))
-            self.console.print(table)
+        for name, shown in _parts(f"{task.title}: held-out queries, intervals over users", titles, rows).items():
+            self.console.print(_rich_table(name, shown, rows))
         for system, figures in (official or {}).items():
             told = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
             self.console.print(f"{system}, by the benchmark's own script: {told}", highlight=False)
@@ -177,9 +168,45 @@ class _View:
                 self.console.print(_compared(standing), highlight=False, soft_wrap=True)
 
 
+_FIRST_OF_PART = {
+    "better than best baseline by": "Against the best baseline",
+    "unparsed": "What it took",
+    "preparation: calls, tokens, s/user": "What preparation took",
+}
+"""Titles of columns with which another table begins, and its name: one of all columns is too wide for a terminal."""
+
+
+def _parts(name: str, titles: Sequence[str], rows: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
+    """The tables by name: the titles of each, ``system`` first; those that say nothing of any system are left out."""
+    parts: dict[str, list[str]] = {}
+    for title in titles:
+        name = _FIRST_OF_PART.get(title, name)
+        parts.setdefault(name, ["system"]).extend([] if title == "system" else [title])
+    says = {title for row in rows for title, cell in row.items() if title != "system" and cell != "-"}
+    return {name: shown for name, shown in parts.items() if says & {*shown}}
+
+
+def _rich_table(name: str, titles: Sequence[str], rows: Sequence[Mapping[str, str]]) -> Any:
+    """A table whose numbers are never broken: long titles take several lines, long names of systems too."""
+    from textwrap import fill
+
+    from rich.table import Table
+
+    table = Table(title=name)
+    for title in titles:
+        if title == "system":
+            table.add_column(title, overflow="fold")
+            continue
+        widest = max(map(len, (*title.split(), *(row.get(title, "-") for row in rows))))
+        table.add_column(fill(title, widest, break_long_words=False), justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(row.get(title, "-") for title in titles))
+    return table
+
+
 def _compared(standing: Standing) -> str:
     against = standing.against
     assert against is not None
     paired = against.paired
-    counts = f"{paired.won} users better, {paired.tied} same, {paired.lost} worse"
+    counts = f"{plural(paired.won, 'user')} better, {paired.tied} same, {paired.lost} worse"
     return f"{standing.system}: {counts} than with {against.b}"

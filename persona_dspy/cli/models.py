@@ -26,7 +26,7 @@ def list_command(json_output: JsonOption = False) -> None:
     """
     from rich.table import Table
 
-    from persona_dspy.lm import ENCODER, encoder_folder, list_models, models_dir
+    from persona_dspy.lm import DEFAULT_MODEL, ENCODER, encoder_folder, list_models, models_dir
 
     if json_output:
         rows: list[dict[str, Any]] = [
@@ -36,19 +36,20 @@ def list_command(json_output: JsonOption = False) -> None:
         print_json({"folder": str(models_dir()), "models": rows, "encoders": [encoder]})
         return
     table = Table(title=f"Models in {models_dir()}")
-    for column in ("name", "file", "MB", "here"):
-        table.add_column(column)
+    for column in ("name", "typed", "MB", "here", "what"):
+        table.add_column(column, justify="right" if column == "MB" else "left", overflow="fold")
     for row in list_models():
-        table.add_row(row.name, row.file, f"{row.size / 1e6:.0f}", "yes" if row.present else "no")
+        typed = "--lm local" if row.name == DEFAULT_MODEL else f"--lm local:{row.name}"
+        table.add_row(row.name, typed, f"{row.size / 1e6:,.0f}", "yes" if row.present else "no", row.about)
     here = (encoder_folder() / "model.onnx").is_file()
-    table.add_row(f"{ENCODER} (sentence encoder)", encoder_folder().name, "23", "yes" if here else "no")
+    table.add_row(ENCODER, "--retrieval dense", "23", "yes" if here else "no", "sentence encoder, English")
     terminal().print(table)
 
 
 def pull(
     name: Annotated[
         str, typer.Argument(help="smol, half or 1.5b; minilm: a sentence encoder for --retrieval dense.")
-    ] = "smol",
+    ] = "smol",  # as DEFAULT_MODEL, which is slow to import
     json_output: JsonOption = False,
 ) -> None:
     """Fetch a model, checked by sha256; does nothing where it is here already.

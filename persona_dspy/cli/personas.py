@@ -14,7 +14,7 @@ from persona_dspy.cli.estimates import HistoryColumns, Retrieval, history_column
 from persona_dspy.cli.output import JsonOption, echo, print_json, terminal, within_line
 from persona_dspy.cli.settings import ProgramOption
 from persona_dspy.cli.store import StoreOption, document_of, is_file, open_store
-from persona_dspy.core import printable
+from persona_dspy.core import plural, printable
 
 if TYPE_CHECKING:
     from persona_dspy.core import PersonaDocument
@@ -28,6 +28,13 @@ Knowledge = Annotated[
 ]
 
 
+Asked = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="[USER|FILE] QUERY",
+        help="A user id in the store or a persona JSON, and what to ask; - reads it from standard input.",
+    ),
+]
 PastFile = Annotated[Path | None, typer.Option(help="The user's interactions, to recall from (any INPUT format).")]
 Model = Annotated[
     str | None,
@@ -52,9 +59,9 @@ def register(app: typer.Typer) -> None:
 
 
 def ask(  # noqa: PLR0913 - a command's options
-    query: Annotated[str, typer.Argument(help="What to ask; - reads it from standard input.")],
-    persona: Annotated[Path | None, typer.Option(help="A persona JSON.")] = None,
-    user: Annotated[str | None, typer.Option(help="A user in the store, instead of --persona and --history.")] = None,
+    words: Asked,
+    persona: Annotated[Path | None, typer.Option(help="A persona JSON, as FILE.")] = None,
+    user: Annotated[str | None, typer.Option(help="A user in the store, as USER.")] = None,
     store: StoreOption = None,
     history: PastFile = None,
     columns: HistoryColumns = None,
@@ -73,7 +80,9 @@ def ask(  # noqa: PLR0913 - a command's options
 ) -> None:
     """Answer one query as the persona's user would, with the persona's own model and task unless told otherwise.
 
-    Example: persona-dspy ask --persona personas/ana-24d4b96f.json "A crew drifts through space."
+    Example: persona-dspy ask personas/ana-24d4b96f.json "A crew drifts through space."
+
+    Example: persona-dspy ask ana --store personas.db "A crew drifts through space."
     """
     import dspy
 
@@ -84,11 +93,11 @@ def ask(  # noqa: PLR0913 - a command's options
 
     if knowledge and actions not in ("plan", "react") and not in_paper:
         raise InputError(f"--knowledge with --actions {actions}: expected --actions plan or react, which use tools")
+    persona, user, query = _whom_and_what(words, persona, user)
     document, past = _asked(persona, user, store, history, task, history_columns(columns, history))
     model_name = _model(lm, document)
     agent, named = _agent(document, past, task, program, (actions, knowledge, retrieval, in_paper))
     agent = agent.with_persona(Persona(user_id=document.user_id)) if without_persona else agent
-    query = _query(query)
     forgettable()
     model = steady_lm(model_name, seed=0)
     version = "without a persona" if without_persona else f"version {document.version}"
@@ -109,6 +118,24 @@ def ask(  # noqa: PLR0913 - a command's options
         _show_trace(answer, agent)
     else:
         typer.echo(printable(answer.trace.response if several else str(response)))
+
+
+def _whom_and_what(words: list[str], persona: Path | None, user: str | None) -> tuple[Path | None, str | None, str]:
+    """The persona's file or the user in the store, and the query."""
+    from persona_dspy.errors import InputError
+
+    *whom, query = words
+    if len(whom) > 1 or (whom and (persona or user)):
+        raise InputError(f"ask {' '.join(words)!r}: expected one query, in quotes, after one USER or FILE")
+    if whom:
+        return (Path(whom[0]), None, _query(query)) if _is_persona_file(whom[0]) else (None, whom[0], _query(query))
+    if persona is None and user is None and _is_persona_file(query):
+        raise InputError(f'ask {query!r}: expected a query after the file, such as ask {query} "A crew drifts."')
+    return persona, user, _query(query)
+
+
+def _is_persona_file(name: str) -> bool:
+    return name.endswith(".json") or is_file(name)
 
 
 def _query(text: str) -> str:
@@ -192,7 +219,7 @@ def _asked(
     from persona_dspy.errors import InputError
 
     if (persona is None) == (user is None):
-        raise InputError("ask: expected either --persona FILE, or --user USER with --store URL")
+        raise InputError("ask: expected a persona JSON or a user of the store before the query, such as ask FILE QUERY")
     if user is not None:
         with open_store(store) as opened:
             return document_of(opened, user), opened.episodes(user)
@@ -223,7 +250,11 @@ def show(
     for section in document.sections:
         console.print(f"\n{section.name}", style="bold")
         for bullet in section.bullets:
-            marks = [bullet.source, f"{bullet.hits} times" if bullet.hits else "", "locked" if bullet.locked else ""]
+            marks = [
+                bullet.source,
+                plural(bullet.hits, "time") if bullet.hits else "",
+                "locked" if bullet.locked else "",
+            ]
             evidence = f"; {', '.join(bullet.evidence)}" if bullet.evidence else ""
             console.print(f"- {bullet.sentence}")
             console.print(within_line(f"  {bullet.id}: {', '.join(m for m in marks if m)}{evidence}"), style="dim")
@@ -233,9 +264,10 @@ def show(
             for name, value in a.scores.model_dump().items()
             if value is not None
         ]
-        console.print(f"\nheld-out scores over {a.gate_size} interactions: {', '.join(pairs) or 'none'}")
+        console.print(f"\nheld-out scores over {plural(a.gate_size, 'interaction')}: {', '.join(pairs) or 'none'}")
         stopped = within_line(a.stopped)
-        console.print(f"{a.accepted} edits accepted in {len(a.steps)} steps, {a.total.calls} LM calls; {stopped}")
+        counts = f"{plural(a.accepted, 'edit')} accepted in {plural(len(a.steps), 'step')}"
+        console.print(f"{counts}, {plural(a.total.calls, 'LM call')}; {stopped}")
         console.print(_outcome(a.scores.gain))
 
 
@@ -250,7 +282,7 @@ def _shown(persona: str, store: str | None, version: int | None) -> PersonaDocum
     """A file where there is one of that name and no store was named; a name that ends in .json is one too."""
     from persona_dspy.core import load_document
 
-    if store is None and version is None and (persona.endswith(".json") or is_file(persona)):
+    if store is None and version is None and _is_persona_file(persona):
         return load_document(persona)
     with open_store(store) as opened:
         return document_of(opened, persona, version)

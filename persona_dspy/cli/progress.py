@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from persona_dspy.cli.output import print_json, terminal
-from persona_dspy.core import printable
+from persona_dspy.core import plural, printable
 from persona_dspy.fleet import UserResult
 from persona_dspy.lm import Ledger
 
@@ -72,8 +72,8 @@ class View:
         self.rows: list[tuple[str, ...]] = []
         self.failures: list[str] = []
         self.done = self.failed = self.stopped = self.better = self.accepted = self.skipped = self.made = 0
-        self.calls = self.tokens = self.judged = self.worse = self.unread = self.unheard = 0
-        self.by_pairs, self.deaf = False, ""
+        self.calls = self.tokens = self.judged = self.worse = self.unread = self.unheard = self.left_out = 0
+        self.by_pairs = False
         self.expected = 20.0  # LM calls a user, until users who are finished say better
         self._began, self._told = time.monotonic(), 0.0
         self._rate = _Rate()
@@ -165,7 +165,11 @@ class View:
         known = f"{usage.usd:.2f} US dollars" if usage.usd is not None else ""
         unknown = f"the price of {names} is not known, so its calls are not counted in dollars" if names else ""
         money = ", and more: ".join(part for part in (known, unknown) if part)
-        return f"spent in {usage.calls:,} calls, {usage.tokens:,} tokens: {money}" if money and usage.calls else ""
+        return (
+            f"spent in {plural(usage.calls, 'call')}, {plural(usage.tokens, 'token')}: {money}"
+            if money and usage.calls
+            else ""
+        )
 
     def skip(self) -> None:
         """A user was finished by an earlier run."""
@@ -189,7 +193,7 @@ class View:
             self.worse += gain is not None and gain < 0
             self.unread += record.unread
             self.by_pairs = self.by_pairs or "judge" in record.usage
-            self.deaf = self.deaf or next((note for note in record.notes if "too small to learn" in note), "")
+            self.left_out += record.left_out
             if len(self.rows) < ROWS:
                 self.rows.append(_row(result))
         elif not result.stopped:
@@ -225,31 +229,37 @@ class View:
             table.add_row(*row)
         self.console.print(table)
         if self.made > len(self.rows):
-            self.console.print(f"and {self.made - len(self.rows)} more users")
+            self.console.print(f"and {plural(self.made - len(self.rows), 'more user')}")
         if self.by_pairs:
             self.console.print(
                 "texts are compared by pairs with those given without a persona: 0.50 is as good as these"
             )
-        if self.deaf:
-            self.console.print(self.deaf, highlight=False, soft_wrap=True)
+        if self.left_out:
+            self.console.print(
+                f"not learned from, since the LM is too small: {plural(self.left_out, 'draft')} that users only "
+                "commented on, rated or gave a thumb; give answers or edits, or a larger --reflection-lm",
+                soft_wrap=True,
+            )
         if self.unread:
-            self.console.print(f"{self.unread} answers of the reflecting LM could not be read; the personas say which")
+            self.console.print(
+                f"{plural(self.unread, 'answer')} of the reflecting LM could not be read; the personas say which"
+            )
         if self.skipped:
             nothing = "; nothing was left to do" if self.skipped >= self.total else ""
-            self.console.print(f"{self.skipped} users were finished before, from the same interactions{nothing}")
+            self.console.print(f"{plural(self.skipped, 'user')} finished before, from the same interactions{nothing}")
         for failure in self.failures:
             self.console.print(f"failed: {failure}", highlight=False)
         if self.stopped:
-            self.console.print(f"{self.stopped} users were stopped; to go on, add --resume (and raise the budget)")
+            self.console.print(f"{plural(self.stopped, 'user')} stopped; to go on, add --resume (and raise the budget)")
         if where:
             self.console.print(f"see the runs: {where}", highlight=False, soft_wrap=True)
         if spent := self._spent():
             self.console.print(spent, highlight=False, soft_wrap=True)
         same, rest = self.judged - self.better - self.worse, self.made - self.judged
-        told = f"{self.better} users better, {same} same, {self.worse} worse than without a persona"
+        told = f"{plural(self.better, 'user')} better, {same} same, {self.worse} worse than without a persona"
         told += f", {rest} with too few interactions to tell" if rest else ""
         if self.unheard:
-            told += f"; {self.unheard} users learned only what code counts: "
+            told += f"; {plural(self.unheard, 'user')} learned only what code counts: "
             told += "no answer of the reflecting LM could be read"
         self.console.print(f"{told}; personas are in {out}/", soft_wrap=True)
 
@@ -268,9 +278,9 @@ def _duration(seconds: float) -> str:
 def _unheard(result: UserResult) -> str:
     record = result.alignment
     assert record is not None
-    said = next((note for note in record.notes if "could not be read" in note), "")
     return (
-        f"{said}; only what code counts was learned: expected answers in the form that is asked for; is it the right "
+        f"{plural(record.unread, 'answer')} of the reflecting LM could not be read: {record.first_unread}; "
+        "only what code counts was learned: expected answers in the form that is asked for; is it the right "
         "--reflection-lm (or --lm)? With another one --resume goes on, with the same --fresh"
     )
 

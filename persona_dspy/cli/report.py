@@ -9,6 +9,7 @@ import typer
 
 from persona_dspy.cli.estimates import HistoryColumns, history_columns
 from persona_dspy.cli.output import JsonOption, echo, print_json
+from persona_dspy.core import plural
 
 if TYPE_CHECKING:
     from persona_dspy.report import Skipped, Subject
@@ -68,7 +69,7 @@ def report(  # noqa: PLR0913 - a command's options
     if json_output:
         print_json({"out": str(out), "users": len(subjects), "bytes": len(page.encode()), "notes": notes})
         return
-    echo(f"{len(subjects)} {'user' if len(subjects) == 1 else 'users'}, {len(page) / 1e6:.1f} MB: {out}")
+    echo(f"{plural(len(subjects), 'user')}, {len(page) / 1e6:.1f} MB: {out}")
 
 
 def _subjects(
@@ -87,7 +88,7 @@ def _subjects(
         if folder is not None:
             return with_store(read_folder(folder, users=wanted, skipped=skipped), store, skipped=skipped), []
         subjects, without = read_store(store, users=wanted, skipped=skipped)
-    return subjects, [f"{without:,} users of the store have no persona yet."] if without else []
+    return subjects, [f"{plural(without, 'user')} of the store without a persona yet."] if without else []
 
 
 def _with_history(

@@ -11,7 +11,7 @@ import typer
 from persona_dspy.cli.ending import at_the_latest
 from persona_dspy.cli.estimates import CallsPerSecond, EstimateOption, Knowledge, Retrieval
 from persona_dspy.cli.output import JsonOption, print_json, terminal
-from persona_dspy.core import printable
+from persona_dspy.core import plural, printable
 
 if TYPE_CHECKING:
     from persona_dspy.judge import Evaluation, Experiment, Judged, Results
@@ -123,7 +123,7 @@ def _told(evaluations: Sequence[Evaluation], files: Sequence[Path], where: str, 
     if as_json:
         print_json({"complete": whole, "stopped": stopped, "runs": where, "files": [str(f) for f in files]})
         return 0 if whole else 1
-    console.print(f"{len(files)} files; begin with {files[0]}", highlight=False, soft_wrap=True)
+    console.print(f"{plural(len(files), 'file')}; begin with {files[0]}", highlight=False, soft_wrap=True)
     if where:
         console.print(f"see the runs: {where}", highlight=False, soft_wrap=True)
     if not whole:

@@ -13,6 +13,7 @@ import typer
 from persona_dspy.cli.output import JsonOption, echo, print_json
 from persona_dspy.cli.serving import ServeSettings, alignment_lm
 from persona_dspy.cli.store import StoreOption, open_store, queue_folder
+from persona_dspy.core import plural
 
 __all__ = ["register"]
 
@@ -66,7 +67,9 @@ def serve(  # noqa: PLR0913 - one option each
     if json_output:
         print_json({"url": url, "workers": workers, **asdict(settings)})
     else:
-        learning = f"{model} aligns after every {every} interactions" if model else "nobody is aligned: no --model"
+        learning = (
+            f"{model} aligns after every {plural(every, 'interaction')}" if model else "nobody is aligned: no --model"
+        )
         echo(f"{url} -> {upstream}; {learning}; feedback waits in {waiting} if need be", err=True)
     settings.to_environment()
     _run(host, port, workers)
@@ -79,16 +82,14 @@ def _check(settings: ServeSettings) -> None:
         InputError: a package is missing, no token, no key, no such upstream.
         StoreError: the store cannot be opened.
     """
-    from persona_dspy.errors import InputError
+    from persona_dspy.errors import InputError, to_install
 
     try:
         import uvicorn as _  # noqa: F401
 
         from persona_dspy.service import ProxyOptions, checked_token
     except ModuleNotFoundError as missing:
-        raise InputError(
-            f"serve: expected the package {missing.name!r}; type: pip install 'persona-dspy[serve]'"
-        ) from None
+        raise InputError(f"serve: expected the package {missing.name!r}; {to_install('serve')}") from None
     checked_token(os.environ.get("PERSONA_DSPY_TOKEN"))
     ProxyOptions(upstream=settings.upstream, max_bytes=settings.max_bytes)
     if settings.model is not None:

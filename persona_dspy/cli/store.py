@@ -14,6 +14,7 @@ import typer
 from persona_dspy.cli.estimates import ColumnsOption, DatasetOption, one_input
 from persona_dspy.cli.output import JsonOption, echo, print_json, terminal
 from persona_dspy.cli.settings import read_settings
+from persona_dspy.core import plural
 
 if TYPE_CHECKING:
     from persona_dspy.core import PersonaDocument
@@ -164,13 +165,16 @@ def ingest(  # noqa: PLR0913 - a command's options
     rules: dict[str, Any] = {"skip_bad_rows": skip_bad_rows, "group": group}
     with open_store(store, new=True) as opened, terminal(stderr=True).status("reading") as status:
         work = Ingest(opened, source, task=task, columns=columns_from_text(columns), **rules)
-        for row in work.run(lambda users, rows: status.update(f"{users:,} users, {rows:,} interactions")):
+        for row in work.run(
+            lambda users, rows: status.update(f"{plural(users, 'user')}, {plural(rows, 'interaction')}")
+        ):
             echo(f"skipped: {row.reason}", err=True)
     if json_output:
         print_json(work.counts)
         return
-    bad = f", {work.bad:,} bad rows skipped" if work.bad else ""
-    echo(f"{work.users:,} users, {work.rows:,} interactions: {work.new:,} new, {work.known:,} known already{bad}")
+    bad = f", {plural(work.bad, 'bad row')} skipped" if work.bad else ""
+    read = f"{plural(work.users, 'user')}, {plural(work.rows, 'interaction')}"
+    echo(f"{read}: {work.new:,} new, {work.known:,} known already{bad}")
 
 
 def _say_read(read: TracesRead, json_output: bool) -> None:
@@ -180,13 +184,16 @@ def _say_read(read: TracesRead, json_output: bool) -> None:
         print_json(read.to_dict())
         return
     echo(
-        f"{read.traces:,} assessed traces, {len(read.users):,} users: {read.new:,} new interactions, {read.changed:,} "
-        "with more said of them"
+        f"{plural(read.traces, 'assessed trace')}, {plural(len(read.users), 'user')}: "
+        f"{plural(read.new, 'new interaction')}, {read.changed:,} with more said of them"
     )
     if read.unnamed:
-        echo(f"{read.unnamed:,} name no user: mlflow.update_current_trace(metadata={{'mlflow.trace.user': ...}})")
+        echo(
+            f"{plural(read.unnamed, 'trace')} without a user: "
+            "mlflow.update_current_trace(metadata={'mlflow.trace.user': ...})"
+        )
     if read.forgotten:
-        echo(f"{read.forgotten:,} are of users who were forgotten: --since DATE takes those from after that")
+        echo(f"{plural(read.forgotten, 'trace')} of users who were forgotten: --since DATE takes those from after that")
 
 
 def rollback(
@@ -253,7 +260,7 @@ def export(
     if json_output:
         print_json({"out": str(out), "personas": count, **({"file": path} if user is not None else {})})
     else:
-        echo(path if user is not None else f"{count:,} personas are in {out}/")
+        echo(path if user is not None else f"{plural(count, 'persona')} written to {out}/")
 
 
 def import_command(
@@ -326,7 +333,9 @@ def _import_memories(source: Path, user: str, url: str | None, json_output: bool
         try:
             after = before.apply([Edit(op="add", bullet=bullet) for bullet in new])
         except InputError as error:
-            raise InputError(f"{str(source)!r} holds {len(read.lines)} memories: {error}") from None
+            raise InputError(
+                f"{str(source)!r} holds {plural(len(read.lines), 'memory', 'memories')}: {error}"
+            ) from None
         record = Alignment(user_id=user, stopped="memories imported", notes=tuple(f"+ {b.sentence}" for b in new))
 
         def document(version: int, parent: int | None) -> str:
@@ -350,7 +359,7 @@ def _import_memories(source: Path, user: str, url: str | None, json_output: bool
     if json_output:
         print_json({"user_id": user, "version": version, "added": len(new)})
         return
-    echo(f"{user!r}: {len(new):,} lines added, version {version} is current")
+    echo(f"{user!r}: {plural(len(new), 'line')} added, version {version} is current")
 
 
 def _registry(uri: str | None) -> MlflowTracker | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from persona_dspy.core import plural
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
@@ -34,8 +36,8 @@ def print_trace(trace: Trace, past: Iterable[Interaction], bullets: Iterable[Bul
         else:
             console.print(_call_line(item))
     usage = trace.usage
-    sums = f"{usage.calls} LM calls, {usage.input_tokens} tokens in ({usage.cached_tokens} of them cached), "
-    sums += f"{usage.output_tokens} out, {trace.seconds:.2f} s in all"
+    sums = f"{plural(usage.calls, 'LM call')}, {plural(usage.input_tokens, 'token')} in "
+    sums += f"({usage.cached_tokens} of them cached), {usage.output_tokens} out, {trace.seconds:.2f} s in all"
     console.print(Rule("response", align="left"))
     console.print(_plain(trace.response), style="bold")
     console.print(_plain(sums), style="dim")
@@ -57,7 +59,7 @@ def _print_step(step: Step, known: dict[str, Interaction], rules: dict[str, str]
 
 
 def _call_line(call: Call) -> Text:
-    tokens = "from the cache" if call.cached else f"{call.input_tokens} tokens in, {call.output_tokens} out"
+    tokens = "from the cache" if call.cached else f"{plural(call.input_tokens, 'token')} in, {call.output_tokens} out"
     failed = ", failed" if call.failed else ""
     return _line(call.at, call.seconds, f"LM call ({call.role}, {call.model}): {tokens}{failed}", "green")
 

@@ -9,6 +9,7 @@ import typer
 
 from persona_dspy.cli.output import JsonOption, echo, print_json, terminal
 from persona_dspy.cli.store import StoreOption, UserArgument, document_of, is_file, open_store, parsed
+from persona_dspy.core import plural
 
 if TYPE_CHECKING:
     from persona_dspy.core import PersonaDocument
@@ -78,7 +79,7 @@ def history(user: UserArgument, store: StoreOption = None, json_output: JsonOpti
     if json_output:
         print_json({"user_id": user, "interactions": count, "versions": rows})
         return
-    table = Table(title=f"{len(rows)} versions, {count:,} interactions")
+    table = Table(title=f"{plural(len(rows), 'version')}, {plural(count, 'interaction')}")
     for name in ("version", "parent", "made", "held-out score", "without persona", "edits", "LM calls", "lines"):
         table.add_column(name, justify="left" if name == "made" else "right")
     for row in rows:

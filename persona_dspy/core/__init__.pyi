@@ -59,6 +59,7 @@ from .persona import Edit as Edit
 from .persona import Persona as Persona
 from .persona import Section as Section
 from .persona import Strength as Strength
+from .plurals import plural as plural
 from .scales import Scale as Scale
 from .scales import number_of as number_of
 from .scales import written as written

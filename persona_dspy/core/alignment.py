@@ -98,6 +98,14 @@ class Alignment(BaseModel):
     nothing_read: bool = Field(
         default=False, description="the reflecting LM was asked, and not one of its answers could be read"
     )
+    first_unread: str = Field(
+        default="", description="what was wrong with the first of them; empty where all were read"
+    )
+    left_out: int = Field(
+        default=0,
+        ge=0,
+        description="drafts only commented on, rated or given a thumb, from which a small LM did not learn",
+    )
     steps: tuple[AlignmentStep, ...] = ()
     stopped: str = ""
     notes: tuple[str, ...] = ()

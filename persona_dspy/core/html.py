@@ -5,6 +5,8 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
+from persona_dspy.core.plurals import plural
+
 __all__ = ["alignment_html", "diff_html", "persona_html"]
 
 _SOFT = "color:#6b7688;font-size:90%"
@@ -44,7 +46,7 @@ def alignment_html(record: Any) -> str:
     """The scores, then a row a challenger: what it would have changed, how it did, and the verdict."""
     known = {name: value for name, value in record.scores.model_dump().items() if value is not None}
     scores = ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in known.items())
-    head = f"{record.accepted} accepted, {record.total.calls} LM calls"
+    head = f"{record.accepted} accepted, {plural(record.total.calls, 'LM call')}"
     rows = [
         f"<tr><td>{step.epoch}</td><td style='text-align:left'>{'<br>'.join(map(escape, trial.edits))}</td>"
         f"<td>{trial.incumbent_score:.2f}</td><td>{_score(trial.challenger_score)}</td>"
@@ -54,7 +56,7 @@ def alignment_html(record: Any) -> str:
     ]
     titles = "".join(f"<th>{t}</th>" for t in ("step", "edits", "in force", "challenger", "verdict"))
     table = f"<table><thead><tr>{titles}</tr></thead><tbody>{''.join(rows)}</tbody></table>" if rows else ""
-    over = f"held-out scores over {record.gate_size} interactions: {scores or 'none'}"
+    over = f"held-out scores over {plural(record.gate_size, 'interaction')}: {scores or 'none'}"
     return f"<b>{escape(record.user_id)}</b> {head}; {escape(record.stopped)}<div>{over}</div>{table}"
 
 
@@ -67,7 +69,7 @@ def _line(bullet: Any) -> str:
 
 
 def _marks(bullet: Any) -> str:
-    times = f", {bullet.hits} time{'s' if bullet.hits != 1 else ''}" if bullet.hits else ""
+    times = f", {plural(bullet.hits, 'time')}" if bullet.hits else ""
     return f"{bullet.id}: {bullet.source}{times}"
 
 

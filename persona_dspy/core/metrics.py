@@ -15,6 +15,7 @@ from typing import Any
 
 import regex
 
+from persona_dspy.core.plurals import plural
 from persona_dspy.core.words import normalized, words_of
 from persona_dspy.errors import InputError
 
@@ -50,7 +51,9 @@ _MOST_OFFICIAL_WORDS = 50_000  # of a text in the official figure, which has hal
 
 def _paired(golds: Sequence[str], answers: Sequence[str]) -> list[tuple[str, str]]:
     if len(golds) != len(answers):
-        raise InputError(f"{len(golds)} golds and {len(answers)} answers: expected one answer for each gold")
+        raise InputError(
+            f"{plural(len(golds), 'gold')} and {plural(len(answers), 'answer')}: expected one answer for each gold"
+        )
     if not golds:
         raise InputError("golds []: expected at least one gold and answer to score")
     return [(str(g).strip(), str(a).strip()) for g, a in zip(golds, answers, strict=True)]

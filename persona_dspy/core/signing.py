@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from persona_dspy.core.disk import write_text
 from persona_dspy.core.document import PersonaDocument, read_document
-from persona_dspy.errors import InputError, RunError
+from persona_dspy.errors import InputError, RunError, to_install
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -141,9 +141,7 @@ def _key(path: str | os.PathLike[str], *, private: bool) -> Any:
         from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives import serialization
     except ImportError:
-        raise RunError(
-            "signatures: expected the package cryptography; type: pip install 'persona-dspy[sign]'"
-        ) from None
+        raise RunError(f"signatures: expected the package cryptography; {to_install('sign')}") from None
 
     try:
         content = Path(path).read_bytes()

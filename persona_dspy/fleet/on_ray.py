@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from persona_dspy.agent import keys_pickled
-from persona_dspy.errors import InputError
+from persona_dspy.errors import InputError, to_install
 from persona_dspy.fleet.pipe import Pipe
 from persona_dspy.fleet.scheduler import RemoteWorker, Scheduler, packed_setup, shares
 from persona_dspy.fleet.user import History, UserResult, UserWork
@@ -43,7 +43,7 @@ def on_ray(
     try:
         import ray
     except ModuleNotFoundError:
-        raise InputError("engine 'ray': expected the package ray; type: pip install 'persona-dspy[ray]'") from None
+        raise InputError(f"engine 'ray': expected the package ray; {to_install('ray')}") from None
     instead = "type engine='local' (--engine local) for this machine alone"
     setup, observers = packed_setup(work, fleet, log, instead)
     started = not ray.is_initialized()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from persona_dspy.core import HIGHER_IS_BETTER, Interval, write_text
+from persona_dspy.core import HIGHER_IS_BETTER, Interval, plural, write_text
 from persona_dspy.errors import InputError
 from persona_dspy.judge.paper import COLD_START, LATENCY, REPORTED
 from persona_dspy.judge.reproduction import BASELINES, COLD, CURVES, DROPPED, Cells, rows_of
@@ -302,7 +302,8 @@ def _how(cells: Sequence[Cells]) -> list[str]:
         seeds = ", ".join(str(k["seed"]) for k in kept)
         made = "; ".join(sorted({str(run["commit"]) for k in kept for run in k["runs"]}))
         lines.append(
-            f"- {c.task}, {c.model}: {c.users} users, data {first['data']}, seeds {seeds}, {options}; made with {made}"
+            f"- {c.task}, {c.model}: {plural(c.users, 'user')}, data {first['data']}, seeds {seeds}, {options}; "
+            f"made with {made}"
         )
     return ["\n".join(lines)]
 

@@ -10,7 +10,7 @@ import gepa
 
 from optimizers import HeldOutGate, PersonaGEPAAdapter
 from persona_dspy.agent import PersonalProgram, as_persona
-from persona_dspy.core import Alignment, Persona, Scores
+from persona_dspy.core import Alignment, Persona, Scores, plural
 from persona_dspy.lm import Ledger, current_ledger, reserved, role
 from persona_dspy.memory import SemanticMemory, facts
 
@@ -40,7 +40,8 @@ class GEPA:
         program = student.deepcopy()
         if not split.held:
             program.alignment = Alignment(
-                user_id=program.user_id, stopped=f"{len(trainset)} interactions: too few to search on and hold out"
+                user_id=program.user_id,
+                stopped=f"{plural(len(trainset), 'interaction')}: too few to search on and hold out",
             )
             return program
         adapter: Any = PersonaGEPAAdapter(program, held=[e.interaction_id for e in split.held])
@@ -70,7 +71,7 @@ class GEPA:
             gate_size=len(split.held),
             accepted=len(result.candidates) - 1,
             scores=Scores(initial=result.val_aggregate_scores[0], final=result.val_aggregate_scores[result.best_idx]),
-            stopped=f"GEPA: {len(result.candidates)} candidates",
+            stopped=f"GEPA: {plural(len(result.candidates), 'candidate')}",
         )
         return program
 
@@ -115,5 +116,5 @@ class Portrait:
             given = [b for b in program.persona.value.bullets if b.source != "fact" or b.locked]
             persona = Persona(user_id=program.user_id, bullets=(*given, *bullets), version=1, parent=0)
             program = program.with_persona(persona.with_facts(facts(past, program.kind)) if self.counts else persona)
-        program.alignment = Alignment(user_id=program.user_id, stopped=f"a portrait of {len(bullets)} lines")
+        program.alignment = Alignment(user_id=program.user_id, stopped=f"a portrait of {plural(len(bullets), 'line')}")
         return program

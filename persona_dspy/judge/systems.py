@@ -31,6 +31,7 @@ from persona_dspy.core import (
     load_document,
     metric_score,
     persona_file_name,
+    plural,
     write_text,
 )
 from persona_dspy.data import Question, Task
@@ -247,7 +248,7 @@ class Prepared:
             raise BudgetExceeded(record.stopped)
         self.program = aligned
         write_text(path, PersonaDocument.of(aligned.persona.value, alignment=record).to_json())
-        return f"{record.accepted} edits accepted; {record.stopped}"
+        return f"{plural(record.accepted, 'edit')} accepted; {record.stopped}"
 
     def __call__(self, query: str, options: Sequence[str] = ()) -> Any:
         """The prediction for a query."""

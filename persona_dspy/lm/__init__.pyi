@@ -17,6 +17,7 @@ from .ledger import Budget as Budget
 from .ledger import Ledger as Ledger
 from .ledger import current_ledger as current_ledger
 from .ledger import reserved as reserved
+from .local.catalogue import DEFAULT_MODEL as DEFAULT_MODEL
 from .local.catalogue import fetch_model as fetch_model
 from .local.catalogue import list_models as list_models
 from .local.catalogue import models_dir as models_dir

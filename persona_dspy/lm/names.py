@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from persona_dspy.core import remember_secret, scrubbed
 from persona_dspy.errors import InputError, ModelError
-from persona_dspy.lm.local.catalogue import CATALOGUE, fetch_model, find_model
+from persona_dspy.lm.local.catalogue import CATALOGUE, DEFAULT_MODEL, fetch_model, find_model
 from persona_dspy.lm.local.files import models_dir
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def resolve_lm(spec: object = "local", **overrides: Any) -> dspy.LM:
         from persona_dspy.lm.local.engine import local_lm
 
         model = name.removeprefix("local").removeprefix(":") if name.startswith("local") else name
-        return local_lm(_local_file(model or "smol"), **overrides)
+        return local_lm(_local_file(model or DEFAULT_MODEL), **overrides)
     if name.startswith("replayed:"):
         from persona_dspy.lm.replayed import replayed_lm
 

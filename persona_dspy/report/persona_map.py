@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ Encoder = Callable[[list[str]], Any]
 
 GROUPS = 6  # at most: more colours cannot be told apart
 _LEAST_FOR_GROUPS = 6
+_NAME = 44
+_SHARED = 0.7  # of a line's terms, that it may speak for its group
 _CLEAR = 0.05  # silhouette, in [-1, 1], below which groups are not worth a name
 
 
@@ -36,7 +39,8 @@ class PersonaMap:
     Args:
         xy: positions; near = alike, far says little, and axes have no unit (t-SNE).
         groups: index into ``names``.
-        names: a group's most telling terms, each of them held by half of the group at least.
+        names: of a group the line that tells most of it, or its most telling terms, each held by half of the group at
+            least.
     """
 
     users: tuple[str, ...]
@@ -146,7 +150,7 @@ def map_personas(personas: Sequence[Persona], *, encoder: Encoder | None = None,
         users=tuple(p.user_id for p in personas),
         xy=tuple((round(float(x), 3), round(float(y), 3)) for x, y in _positions(vectors, seed)),
         groups=tuple(groups),
-        names=_names(weights, vocabulary, groups),
+        names=_names(personas, weights, vocabulary, groups),
     )
 
 
@@ -225,7 +229,7 @@ def _common(weights: Any, groups: Sequence[int], group: int) -> NDArray[np.bool_
     return holders >= max(2, members.shape[0] / 2)
 
 
-def _names(weights: Any, vocabulary: list[str], groups: Sequence[int]) -> tuple[str, ...]:
+def _names(personas: Sequence[Persona], weights: Any, vocabulary: list[str], groups: Sequence[int]) -> tuple[str, ...]:
     if max(groups) == 0:
         return ("all personas",)
     overall, rows, names = np.asarray(weights.mean(axis=0)).ravel(), np.array(groups), list[str]()
@@ -234,5 +238,23 @@ def _names(weights: Any, vocabulary: list[str], groups: Sequence[int]) -> tuple[
         common = _common(weights, groups, group)  # one member's own words do not speak for the others
         words = [vocabulary[i] for i in np.argsort(-telling, kind="stable") if telling[i] > 0 and common[i]]
         words = [w for w in words if not any(c.isdigit() for c in w)]
-        names.append(", ".join(words[: 2 if "→" in "".join(words[:3]) else 3]) or f"group {group + 1}")
+        tells = {vocabulary[i]: max(float(telling[i]), 0.0) for i in np.flatnonzero(common)}
+        bullets = [b for persona, of in zip(personas, groups, strict=True) if of == group for b in persona.bullets]
+        line = "" if "→" in "".join(words[:3]) else _telling_line(bullets, tells)
+        names.append(line or ", ".join(words[: 2 if "→" in "".join(words[:3]) else 3]) or f"group {group + 1}")
     return tuple(names)
+
+
+def _telling_line(bullets: Sequence[Bullet], tells: Mapping[str, float]) -> str:
+    """The line whose terms tell most of a group, most of them being the group's, cut to ``_NAME`` characters; empty
+    where there is none. ``tells``: how much each term that the group has in common sets it apart."""
+
+    def telling(bullet: Bullet) -> float:
+        terms = _terms(bullet)
+        shared = [tells[term] for term in terms if term in tells]
+        return sum(shared) / len(terms) if terms and len(shared) >= _SHARED * len(terms) else 0.0
+
+    best = max(bullets, key=telling, default=None)
+    if best is None or not telling(best):
+        return ""
+    return shorten(best.sentence, _NAME, placeholder=" ...").removesuffix(".")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from persona_dspy.core import Interval
-from persona_dspy.errors import RunError
+from persona_dspy.errors import RunError, to_install
 from persona_dspy.report.persona_map import PersonaMap
 
 __all__ = ["check_printing", "print_curves", "print_map", "print_matrix", "print_scores"]
@@ -104,9 +104,7 @@ def _pyplot() -> Any:
     try:
         import matplotlib
     except ImportError as missing:
-        raise RunError(
-            f"package {missing.name!r}: expected to be installed; type: pip install 'persona-dspy[report]'"
-        ) from None
+        raise RunError(f"package {missing.name!r}: expected to be installed; {to_install('report')}") from None
     matplotlib.use("Agg", force=False)
     import matplotlib.pyplot as plt
 

