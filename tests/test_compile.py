@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import threading
+import time
 
 import dspy
 import pytest
@@ -144,6 +146,50 @@ def test_workers_do_not_change_results(tmp_path):
             fleet(lm_of(), range(8), folder=folder, workers=workers)
     assert content(tmp_path / "one") == content(tmp_path / "eight")
     assert len(content(tmp_path / "one")) == 8
+
+
+def test_more_users_are_under_way_than_calls_in_flight_and_a_stop_lets_no_waiting_call_through():
+    """So that a call is ready whenever one is answered; as many calls as workers at most."""
+    follower, guard, users = RuleFollower(), threading.Condition(), set()
+    flying, peak = 0, 0
+
+    def slow(prompt):
+        nonlocal flying, peak
+        with guard:
+            flying, peak = flying + 1, max(peak, flying + 1)
+            users.add(threading.current_thread().name)
+        time.sleep(0.002)
+        with guard:
+            flying -= 1
+        return follower(prompt)
+
+    everybody = fleet(FakeLM(slow), range(12), workers=4)
+    assert peak == 4 and len(users) == 5
+    assert all(r.document is not None for r in everybody.values())
+
+    ledger, sent = Ledger(), 0
+
+    def stopping(prompt):
+        nonlocal sent
+        with guard:
+            sent += 1
+            if sent == 6:
+                ledger.stop("enough")
+        time.sleep(0.002)
+        return follower(prompt)
+
+    fleet(FakeLM(stopping), range(12), workers=4, ledger=ledger)
+    assert 6 <= sent <= 6 + 3, "those that were in flight at the stop"
+
+
+def test_answers_that_a_kill_left_of_a_finished_user_go_when_the_user_is_met_again(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, FleetFolder(tmp_path / "p") as folder:
+        patch.setattr(folder.calls, "forget", lambda user_id: 0)  # the kill came before it
+        fleet(lm_of(), range(2), folder=folder)
+    assert len(list(folder.calls.folder.iterdir())) == 2
+    with FleetFolder(tmp_path / "p") as folder:
+        assert fleet(lm_of(), range(2), folder=folder, resume=True) == {}
+        assert list(folder.calls.folder.iterdir()) == []
 
 
 def test_one_users_failure_is_that_users_alone(tmp_path):

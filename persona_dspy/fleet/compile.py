@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import copy
 import itertools
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
@@ -240,12 +241,13 @@ def _on_threads(
     log: CallLog | None,
 ) -> Generator[UserResult]:
     """One thread a user, sequential inside."""
+    in_flight, threads = threading.Semaphore(workers), work.users_at_once(workers)
 
     def compile_user(history: History) -> UserResult:
-        return save(work.run(history, fleet=fleet, log=log))
+        return save(work.run(history, fleet=fleet, log=log, in_flight=in_flight))
 
     pending: set[Future[UserResult]] = set()
-    with ThreadPoolExecutor(workers, thread_name_prefix="fleet") as pool:
+    with ThreadPoolExecutor(threads, thread_name_prefix="fleet") as pool:
         try:
             for history in unfinished:
                 pending.add(pool.submit(contextvars.copy_context().run, compile_user, history))

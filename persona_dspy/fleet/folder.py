@@ -108,7 +108,10 @@ class FleetFolder:
             row = self._journal.execute(
                 "SELECT 1 FROM users WHERE key = ? AND made_from = ? AND state = 'done'", (user_key(user_id), made_from)
             ).fetchone()
-        return row is not None and self.file(user_id).exists()
+        if row is None or not self.file(user_id).exists():
+            return False
+        self.calls.forget(user_id)  # a fleet that was killed between noting the user and this has left them
+        return True
 
     def file(self, user_id: str) -> Path:
         """Where the user's persona JSON is, or would be."""

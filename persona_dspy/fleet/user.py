@@ -9,6 +9,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -128,14 +129,26 @@ class UserWork:
         """A digest of all that decides this user's persona: the interactions, the task, and how it is made."""
         return made_from(history, f"{self.base}\0{self.task_of(history)}")
 
-    def run(self, history: History, *, fleet: Ledger, log: CallLog | None = None) -> UserResult:
-        """Align one user.
+    def users_at_once(self, calls: int) -> int:
+        """Users under way for so many calls in flight: a quarter more than calls, so that another user's call is ready
+        whenever one is answered. As many where calls of the LM cannot be bounded by themselves."""
+        return calls + calls // 4 if isinstance(self.lm, dspy.LM) else calls
+
+    def run(
+        self,
+        history: History,
+        *,
+        fleet: Ledger,
+        log: CallLog | None = None,
+        in_flight: AbstractContextManager[Any] | None = None,
+    ) -> UserResult:
+        """Align one user. ``in_flight``: as of ``UserCalls``.
 
         Raises:
             StoreError: answers cannot be kept. Whatever else goes wrong is in the result.
         """
         began = time.monotonic()
-        calls = UserCalls(history.user_id, log)
+        calls = UserCalls(history.user_id, log, in_flight)
         try:
             fleet.check(0)
             with self._context(), recording_calls(calls), fleet.recording():

@@ -142,13 +142,13 @@ def work_on_users(channel: Channel, setup: dict[str, Any], slots: int) -> None:
     if setup["watched"]:
         arguments["optimizer"] = copy.copy(arguments["optimizer"])
         arguments["optimizer"].observers = (partial(channel.send, "event"),)
-    work, log = UserWork(**arguments), setup["log"]
+    work, log, in_flight = UserWork(**arguments), setup["log"], threading.Semaphore(slots)
     channel.send("ready")
     gc.collect()
     gc.freeze()  # what was imported stays: looking through it again and again takes a tenth of the time
 
     def run_user(number: int, history: History) -> None:
-        result = work.run(history, fleet=account, log=log)
+        result = work.run(history, fleet=account, log=log, in_flight=in_flight)
         account.report_usage()
         channel.send("result", number, packed(result), account.exceeded)
 
@@ -162,7 +162,7 @@ def work_on_users(channel: Channel, setup: dict[str, Any], slots: int) -> None:
 
     ended = threading.Event()
     threading.Thread(target=lambda: _report_regularly(account, ended), daemon=True).start()
-    pool = ThreadPoolExecutor(slots, thread_name_prefix="fleet")
+    pool = ThreadPoolExecutor(work.users_at_once(slots), thread_name_prefix="fleet")
     with dspy.context(adapter=setup["adapter"]):
         _serve(channel, (account, questions, turns), take)
     pool.shutdown(wait=False, cancel_futures=True)

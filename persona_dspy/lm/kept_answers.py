@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Generator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -67,13 +67,17 @@ class UserCalls:
 
     Args:
         log: where answers are stored; None = only in memory, for this run.
+        in_flight: entered for as long as a call is made or tried again, such as a semaphore that bounds how many of all
+            users are in flight; asyncio does not wait for it.
 
     Attributes:
         failed: why the log refused a record; the answer is used all the same, since it was paid.
     """
 
-    def __init__(self, user_id: str, log: CallLog | None = None) -> None:
-        self.user_id, self.log = user_id, log
+    def __init__(
+        self, user_id: str, log: CallLog | None = None, in_flight: AbstractContextManager[Any] | None = None
+    ) -> None:
+        self.user_id, self.log, self.in_flight = user_id, log, in_flight or nullcontext()
         self._kept: dict[str, dict[str, Any]] = {}
         self._pending: dict[str, Future[None]] = {}
         self._unused: set[str] = set()  # of an earlier run, not yet used in this one
@@ -195,7 +199,7 @@ class _Recorded:
                 break
             pending.result()
         try:
-            with reserved(_tokens_at_least(prompt, messages), lm=self), metering(self) as call:
+            with calls.in_flight, reserved(_tokens_at_least(prompt, messages), lm=self), metering(self) as call:
                 outputs = self._ask(prompt, messages, options)
                 calls.keep(slot, _record(call, outputs))
                 return outputs
