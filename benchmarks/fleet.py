@@ -14,6 +14,7 @@ figures of one section come from one run, so that a busy machine slows all alike
 from __future__ import annotations
 
 import argparse
+import asyncio
 import dataclasses
 import hashlib
 import json
@@ -131,7 +132,9 @@ def throughput(users: int, workers: int, latency: float) -> None:
         ("compile_users, 1 process", lambda server: ours(server, users, workers, 1)),
         *([ray] if find_spec("ray") else []),
         ("dspy.Parallel", lambda server: parallel(server, users, workers)),
-        ("bare dspy.Predict, no compile", lambda server: bare_calls(server, users * 16, workers)),
+        ("PersonaAlignment.acompile, tasks", lambda server: as_tasks(server, users, workers)),
+        ("bare dspy.Predict, threads", lambda server: bare_calls(server, users * 16, workers)),
+        ("bare dspy.Predict, asyncio", lambda server: bare_tasks(server, users * 16, workers)),
     ]
     first = 0.0
     for name, run in runs:
@@ -143,7 +146,7 @@ def throughput(users: int, workers: int, latency: float) -> None:
         whole = calls / wall
         first = first or whole
         print(
-            f"{name:29s} {calls} calls in {wall:.1f} s: {whole:.0f} a second = {whole / ideal:.1%} of ideal; while users "
+            f"{name:33s} {calls} calls in {wall:.1f} s: {whole:.0f} a second = {whole / ideal:.1%} of ideal; while users "
             f"were left {steady / ideal:.1%}; first call after {start:.1f} s; {peak} in flight at most; "
             f"{used / calls * 1000:.2f} ms CPU a call; ratio {first / whole:.2f}"
         )
@@ -250,6 +253,45 @@ def parallel(server: Server, users: int, workers: int) -> tuple[float, float]:
         pairs = [(module, dspy.Example(history=h).with_inputs("history")) for h in histories(users)]
         runner = dspy.Parallel(num_threads=workers, timeout=0, disable_progress_bar=True)
         assert all(r is not None for r in runner(pairs))
+    return marks.rate(begun)
+
+
+def as_tasks(server: Server, users: int, workers: int) -> tuple[float, float]:
+    """The same compile as tasks of one asyncio loop; no results kept, no budget, no resume."""
+    agent, how, marks, begun = PersonaAgent(TagFilm), optimizer(), Marks(server), [0.0]
+
+    async def work(waiting: Iterator[UserHistory]) -> None:
+        for history in waiting:
+            begun[0] = time.perf_counter()
+            student = agent.for_user(history.user_id, history.interactions)
+            await how.acompile(student, trainset=student.examples())
+
+    async def run() -> None:
+        lm, waiting = server.lm(), histories(users)
+        with dspy.context(lm=lm, disable_history=True):
+            await asyncio.gather(*(work(waiting) for _ in range(workers)))
+        await lm.aclose()
+
+    asyncio.run(run())
+    return marks.rate(begun)
+
+
+def bare_tasks(server: Server, calls: int, workers: int) -> tuple[float, float]:
+    """DSPy alone under asyncio, as ``bare_calls``."""
+    marks, begun, predict = Marks(server), [0.0], dspy.Predict(TagFilm)
+
+    async def work(waiting: Iterator[int]) -> None:
+        for number in waiting:
+            begun[0] = time.perf_counter()
+            await predict.acall(description=f"a film {number}")
+
+    async def run() -> None:
+        lm, waiting = server.lm(), iter(range(calls))
+        with dspy.context(lm=lm, adapter=dspy.JSONAdapter(), disable_history=True):
+            await asyncio.gather(*(work(waiting) for _ in range(workers)))
+        await lm.aclose()
+
+    asyncio.run(run())
     return marks.rate(begun)
 
 
@@ -367,16 +409,18 @@ def resume(users: int) -> None:
         print(f"found and compiled {found == [fresh.user_id]}: {time.perf_counter() - began:.2f} s")
 
 
-def streamed(users: int) -> None:
+def streamed(users: int, url: str) -> None:
     """A fleet that is killed twice and resumed: what it finds again, how fast, and how large its process is."""
-    print(f"\n## {users:,} users in one run, killed after a third and after two thirds, resumed; SQLite store")
+    database = url.partition(":")[0] if url else "SQLite"
+    print(f"\n## {users:,} users in one run, killed after a third and after two thirds, resumed; {database} store")
     with tempfile.TemporaryDirectory() as path:
+        url = url or f"{path}/s.db"
         done, first = 0, 0.0
         looks = {100, 1000, *range(10_000, users, 10_000)}
         for stop_at in (users // 3, 2 * users // 3, users):
             began, before = time.perf_counter(), done
             command = [sys.executable, "-W", "ignore", "-m", "benchmarks.fleet", "--child", "streamed"]
-            command += ["--users", str(users), "--run", path]
+            command += ["--users", str(users), "--run", path, "--store", url]
             sizes: dict[int, float] = {}
             with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
                 assert child.stdout is not None
@@ -398,20 +442,20 @@ def streamed(users: int) -> None:
                 flush=True,
             )
         assert finished == users == len(list((Path(path) / "p").glob("*.json"))), "a user is missing"
-        with Store.open(f"{path}/s.db") as store:
+        with Store.open(url) as store:
             kept = [len(store.versions(user)) for user in store.users()]
         assert len(kept) == users, "a user is missing in the store"
-        store_mb = sum(file.stat().st_size for file in Path(path).glob("s.db*")) / 2**20
+        store_mb = sum(file.stat().st_size for file in Path(path).glob("s.db*")) / 2**20  # 0 where it is a server's
         journal = sum(f.stat().st_size for f in (Path(path) / ".p.fleet").rglob("*") if f.is_file()) / 2**20
         persona = sum(f.stat().st_size for f in (Path(path) / "p").glob("*.json")) / 2**20
         print(f"on disk: personas {persona:.1f} MB, journal {journal:.1f} MB, store {store_mb:.1f} MB")
         print(f"in the store: {len(kept):,} users, {sum(n > 1 for n in kept):,} with more than one version")
 
 
-def streamed_child(users: int, path: str) -> None:
+def streamed_child(users: int, path: str, url: str) -> None:
     """One result a line."""
     lm = dspy.LM("fake/instant", engine=Instant(), cache=False, temperature=0.0)
-    with FleetFolder(Path(path) / "p") as folder, Store.open(f"{path}/s.db") as store, dspy.context(lm=lm):
+    with FleetFolder(Path(path) / "p") as folder, Store.open(url) as store, dspy.context(lm=lm):
         short = (dataclasses.replace(h, interactions=h.interactions[:4]) for h in histories(users))
         how: dict[str, Any] = {"folder": folder, "store": store, "resume": True, "workers": 8}
         for result in compile_users(PersonaAgent(TagFilm), short, optimizer(), **how):
@@ -502,6 +546,7 @@ def main() -> None:
     parser.add_argument("--latency", type=float, default=0.2)
     parser.add_argument("--limit", type=int, default=50, help="calls a second, in the section limited")
     parser.add_argument("--model", default="smol")
+    parser.add_argument("--store", default="", help="an empty database's URL, in the section streamed; else SQLite")
     parser.add_argument("--only", choices=SECTIONS)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--run", help=argparse.SUPPRESS)
@@ -509,7 +554,7 @@ def main() -> None:
     if given.child == "memory":
         return memory_child(given.users)
     if given.child == "streamed":
-        return streamed_child(given.users, given.run)
+        return streamed_child(given.users, given.run, given.store)
     if given.child == "local":
         return local_child(given.users, given.model, given.run)
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, dspy {dspy.__version__}")
@@ -519,7 +564,7 @@ def main() -> None:
         "overhead": lambda: overhead(min(300, 10 * given.users)),
         "memory": lambda: memory(given.users),
         "resume": lambda: resume(min(10_000, 50 * given.users)),
-        "streamed": lambda: streamed(given.users),
+        "streamed": lambda: streamed(given.users, given.store),
         "tracking": lambda: tracking(given.users, given.workers, given.latency),
         "local": lambda: local(min(given.users, 4), given.model),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, Self
 
 import dspy
@@ -22,7 +23,7 @@ from optimizers.proposals import EditProposer, Proposer, RewriteProposer
 from optimizers.record import record_of
 from optimizers.run import Run
 from optimizers.trainset import fitting, remembered
-from persona_dspy.agent import PersonalProgram, tag_run
+from persona_dspy.agent import PersonalProgram, run_on_loop, tag_run
 from persona_dspy.core import plural
 from persona_dspy.errors import BudgetExceeded, InputError
 from persona_dspy.lm import Budget, Ledger, current_ledger, is_small
@@ -241,6 +242,36 @@ class PersonaAlignment(Teleprompter):
         program.alignment = record_of(run)
         run.tell("end", accepted=program.alignment.accepted, scores=program.alignment.scores.model_dump())
         return program
+
+    async def acompile(
+        self,
+        student: dspy.Module,
+        *,
+        trainset: list[dspy.Example],
+        teacher: dspy.Module | None = None,
+        valset: list[dspy.Example] | None = None,
+        **kwargs: Any,
+    ) -> PersonalProgram:
+        """``compile`` as an asyncio task: the same steps with the same result, and the loop goes on while an LM, a tool
+        or an encoder is waited for. Users align beside each other as tasks of one loop, ``concurrency`` of each too.
+
+        A program that calls an LM by itself, and not by DSPy's predictors, holds the loop up meanwhile.
+
+        Example:
+            >>> import asyncio
+            >>> from persona_dspy.agent import PersonaAgent
+            >>> from persona_dspy.testing import SyntheticUser, rule_following_lm
+            >>> async def align(users):
+            ...     agents = [PersonaAgent("title -> genre", history=user.interactions(12)) for user in users]
+            ...     tasks = [PersonaAlignment().acompile(agent, trainset=agent.examples()) for agent in agents]
+            ...     return await asyncio.gather(*tasks)
+            >>> with dspy.context(lm=rule_following_lm()):
+            ...     aligned = asyncio.run(align([SyntheticUser(seed=1), SyntheticUser(seed=2)]))
+            >>> [agent.user_id for agent in aligned] == [SyntheticUser(seed=1).user_id, SyntheticUser(seed=2).user_id]
+            True
+        """
+        given: dict[str, Any] = {"trainset": trainset, "teacher": teacher, "valset": valset, **kwargs}
+        return await run_on_loop(partial(self.compile, student, **given))
 
     def _spoken(
         self, program: PersonalProgram, fit: Sequence[dspy.Example], held: Sequence[dspy.Example]

@@ -6,6 +6,7 @@ import contextvars
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import dspy
@@ -13,7 +14,7 @@ from dspy.utils.exceptions import AdapterParseError
 
 from optimizers.drafts import attempt_of, score_by_signal
 from optimizers.loss import Metric, Simulated, score_of
-from persona_dspy.agent import PersonalProgram, Step, trace_of
+from persona_dspy.agent import PersonalProgram, Step, on_loop, run_all_on_loop, trace_of
 from persona_dspy.core import Persona, answer_text, one_line, unheard
 from persona_dspy.errors import BudgetExceeded, ModelError
 
@@ -144,6 +145,8 @@ class Simulator:
         items = list(items)
         if self.concurrency <= 1 or len(items) <= 1:
             return [work(item) for item in items]
+        if on_loop():
+            return run_all_on_loop([partial(work, item) for item in items])
         with ThreadPoolExecutor(self.concurrency) as pool:  # dspy.context does not cross threads by itself
             runs = [pool.submit(contextvars.copy_context().run, work, item) for item in items]
             return [run.result() for run in runs]

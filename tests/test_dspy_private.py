@@ -4,7 +4,7 @@ import dspy
 import pytest
 from dspy.utils.callback import BaseCallback
 
-from persona_dspy.agent.dspy_private import AdapterHooks, adapter_class, with_parts_listed
+from persona_dspy.agent.dspy_private import AdapterHooks, adapter_class, answers_on_a_loop, with_parts_listed
 from persona_dspy.testing.fake_lm import FakeLM
 
 SIGNATURE = dspy.Signature("question -> answer")
@@ -68,3 +68,10 @@ def test_compiled_parts_are_listed():
     assert not [n for n, _ in whole.named_parameters()], "DSPy lists compiled parts now: with_parts_listed can go"
     assert [n for n, _ in with_parts_listed(whole).named_parameters()] == ["part.predict"]
     assert part._compiled, "the program that was given is not changed"
+
+
+def test_an_engine_of_ones_own_is_awaited_only_where_it_came_with_an_async_one():
+    """Else ``acompile`` fails, or holds the loop up while an LM answers."""
+    lm = FakeLM()
+    assert answers_on_a_loop(lm) and answers_on_a_loop(dspy.LM("openai/gpt-4o-mini", api_key="none"))
+    assert not answers_on_a_loop(lm.copy(engine=lm.engine))

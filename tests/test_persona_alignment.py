@@ -1,5 +1,9 @@
 """PersonaAlignment: loop, stops, options, other DSPy optimizers beside it, warm start."""
 
+import asyncio
+import json
+import random
+from collections import Counter
 from dataclasses import replace
 from datetime import timedelta
 from statistics import fmean
@@ -422,6 +426,78 @@ def test_similar_users_come_first():
     )
     me = Persona(user_id="new", bullets=persona(0, "romance", "history").bullets[:1])
     assert [b.then for b in cohort.bullets(me, [], kind)] == ["history"]
+
+
+def timeless(value):
+    """JSON without what a clock decides."""
+    if isinstance(value, dict):
+        return {k: timeless(v) for k, v in value.items() if k not in ("created", "created_at", "seconds")}
+    return [timeless(v) for v in value] if isinstance(value, list) else value
+
+
+def record_of(aligned):
+    persona, record = aligned.persona.value.model_dump(mode="json"), aligned.alignment.model_dump(mode="json")
+    return json.dumps(timeless([persona, record]), sort_keys=True)
+
+
+class Delayed:
+    """An engine whose answers come in another order than they were asked for."""
+
+    def __init__(self, engine, seed=1):
+        self.engine, self.random, self.flying, self.peak = engine, random.Random(seed), 0, 0
+
+    def __getattr__(self, name):
+        return getattr(self.engine, name)
+
+    async def complete(self, request):
+        self.flying += 1
+        self.peak = max(self.peak, self.flying)
+        await asyncio.sleep(self.random.uniform(0.0, 0.003))
+        self.flying -= 1
+        return self.engine.complete(request)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("small", [True, False], ids=["small", "capable"])
+def test_users_aligned_as_tasks_of_one_loop_end_as_one_after_the_other(small):
+    """Byte for byte, and with the same requests."""
+    users = [SyntheticUser(seed=seed, kind=KINDS[seed % len(KINDS)]) for seed in range(6)]
+    agents = [agent_of(user, 16) for user in users]
+
+    async def together(optimizer):
+        return await asyncio.gather(*(optimizer.acompile(a, trainset=a.examples()) for a in agents))
+
+    for concurrency in (1, 3):
+        optimizer = PersonaAlignment(epochs=2, concurrency=concurrency)
+        lm = rule_following_lm(small=small)
+        with dspy.context(lm=lm):
+            alone = [record_of(optimizer.compile(a, trainset=a.examples())) for a in agents]
+        asked, engine = Counter(map(repr, lm.engine.calls)), lm.engine
+        engine.calls.clear()
+        delayed = Delayed(engine)
+        with dspy.context(lm=lm.copy(engine=engine, async_engine=delayed)):
+            beside_each_other = [record_of(aligned) for aligned in asyncio.run(together(optimizer))]
+        assert beside_each_other == alone
+        assert Counter(map(repr, engine.calls)) == asked
+        assert delayed.peak > len(agents) // 2
+
+
+@pytest.mark.slow
+def test_a_task_that_is_cancelled_ends_and_the_others_do_not():
+    agents = [agent_of(SyntheticUser(seed=seed), 12) for seed in range(3)]
+    lm = rule_following_lm()
+    delayed = Delayed(lm.engine)
+
+    async def one_cancelled():
+        tasks = [asyncio.ensure_future(PersonaAlignment().acompile(a, trainset=a.examples())) for a in agents]
+        await asyncio.sleep(0.01)
+        tasks[1].cancel()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    with dspy.context(lm=lm.copy(engine=lm.engine, async_engine=delayed)):
+        first, cancelled, third = asyncio.run(one_cancelled())
+    assert isinstance(cancelled, asyncio.CancelledError)
+    assert [record_of(first), record_of(third)] == [record_of(align(agents[n])[0]) for n in (0, 2)]
 
 
 def test_a_budget_ends_cleanly_in_the_middle():

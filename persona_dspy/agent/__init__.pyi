@@ -21,6 +21,9 @@ from .knowledge import Wikipedia as Wikipedia
 from .offered import narrowed_to as narrowed_to
 from .offered import options_of as options_of
 from .offered import shown_options as shown_options
+from .on_loop import on_loop as on_loop
+from .on_loop import run_all_on_loop as run_all_on_loop
+from .on_loop import run_on_loop as run_on_loop
 from .personalized import Personalized as Personalized
 from .pickling import keys_pickled as keys_pickled
 from .prediction import PersonaPrediction as PersonaPrediction

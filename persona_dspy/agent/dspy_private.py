@@ -7,7 +7,7 @@ from typing import Any
 import dspy
 from dspy.adapters.base import Adapter
 
-__all__ = ["AdapterHooks", "adapter_class", "with_parts_listed"]
+__all__ = ["AdapterHooks", "adapter_class", "answers_on_a_loop", "with_parts_listed"]
 
 
 class AdapterHooks:
@@ -35,6 +35,14 @@ def adapter_class(base: type[Adapter], hooks: type[AdapterHooks]) -> type[Adapte
     for name in ("format", "parse"):
         delattr(subclass, name)
     return subclass
+
+
+def answers_on_a_loop(lm: Any) -> bool:
+    """Whether ``lm.acall`` answers: DSPy's own engines do, an engine of one's own where it came with an async one, and
+    an LM class of one's own where it has ``aforward``."""
+    if not isinstance(lm, dspy.LM):
+        return type(lm).aforward is not dspy.BaseLM.aforward
+    return isinstance(lm.engine, str) or vars(lm)["_async_engine_spec"] is not None
 
 
 def with_parts_listed(program: dspy.Module) -> dspy.Module:

@@ -26,6 +26,7 @@ from pydantic import BaseModel
 
 from persona_dspy.agent.context import Turn, answering, current_answer
 from persona_dspy.agent.dspy_private import AdapterHooks, adapter_class
+from persona_dspy.agent.on_loop import awaited_lm, on_loop
 from persona_dspy.core import data_text, defused, defused_tags, fenced, remember
 from persona_dspy.lm import TerseJSON, able, adapter_call, prompt_ready, reply_ready, reserved
 
@@ -132,7 +133,7 @@ class _PersonaMixin(AdapterHooks):
 
     def __call__(self, lm: Any, lm_kwargs: Any, signature: Any, demos: Any, inputs: Any) -> list[dict[str, Any]]:
         with reserved(lm=lm), adapter_call(lm):
-            return super().__call__(lm, lm_kwargs, signature, demos, inputs)  # type: ignore[misc]
+            return super().__call__(awaited_lm(lm), lm_kwargs, signature, demos, inputs)  # type: ignore[misc]
 
     async def acall(self, lm: Any, lm_kwargs: Any, signature: Any, demos: Any, inputs: Any) -> list[dict[str, Any]]:
         with reserved(lm=lm), adapter_call(lm):
@@ -359,6 +360,8 @@ class _PersonaLM:
     """An LM that an adapter asks by itself, as ``TwoStepAdapter`` does for its extraction: with the persona too."""
 
     def __call__(self, *args: Any, messages: Any = None, **options: Any) -> Any:
+        if on_loop():
+            return awaited_lm(self)(*args, messages=messages, **options)
         return super().__call__(*args, messages=_in_place(messages), **options)  # type: ignore[misc]
 
     async def acall(self, *args: Any, messages: Any = None, **options: Any) -> Any:

@@ -11,6 +11,8 @@ from typing import Any, Protocol, TypeVar
 import dspy
 from dspy.utils.exceptions import AdapterParseError
 
+from persona_dspy.agent.on_loop import on_loop, wait_for
+
 __all__ = ["Ask", "Blocking", "Steps", "adrive", "drive", "drop_last", "within_context"]
 
 T = TypeVar("T")
@@ -51,7 +53,7 @@ class Blocking:
     function: Callable[[], Any]
 
     def run(self) -> Any:
-        return self.function()
+        return wait_for(self.arun()) if on_loop() else self.function()
 
     async def arun(self) -> Any:
         return await asyncio.to_thread(self.function)

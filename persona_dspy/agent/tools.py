@@ -17,6 +17,7 @@ import dspy
 from persona_dspy.agent.context import current_answer
 from persona_dspy.agent.drafts import OUTCOME
 from persona_dspy.agent.knowledge import KnowledgeSource
+from persona_dspy.agent.on_loop import on_loop, wait_for
 from persona_dspy.agent.recall import Recall
 from persona_dspy.core import Episode, ResponseKind, clip_tokens, fenced, one_line
 from persona_dspy.errors import BudgetExceeded, InputError
@@ -155,6 +156,8 @@ class ToolCall:
     tokens: int
 
     def run(self) -> Observation:
+        if on_loop():
+            return wait_for(self.arun())
         return run_tool(self.tool, self.arguments, tokens=self.tokens)
 
     async def arun(self) -> Observation:
