@@ -260,9 +260,9 @@ class PersonaAlignment(Teleprompter):
         Example:
             >>> import asyncio
             >>> from persona_dspy.agent import PersonaAgent
-            >>> from persona_dspy.testing import SyntheticUser, rule_following_lm
+            >>> from persona_dspy.testing import SyntheticUser, TagFilm, rule_following_lm
             >>> async def align(users):
-            ...     agents = [PersonaAgent("title -> genre", history=user.interactions(12)) for user in users]
+            ...     agents = [PersonaAgent(TagFilm, history=user.interactions(12)) for user in users]
             ...     tasks = [PersonaAlignment().acompile(agent, trainset=agent.examples()) for agent in agents]
             ...     return await asyncio.gather(*tasks)
             >>> with dspy.context(lm=rule_following_lm()):

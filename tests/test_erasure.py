@@ -78,7 +78,7 @@ def test_labels_of_a_user_are_remembered_nowhere_once_the_user_is_forgotten():
 
 NO_TEXTS = {  # caches that nobody's texts get into, by what they are of
     "_scorer", "_is_unseen", "_joins", "_looks",  # metrics, single characters
-    "_personal_class", "_personal_lm_class", "_recorded_class",  # classes of adapters and LMs
+    "_personal_class", "_awaited_class", "_personal_lm_class", "_recorded_class",  # classes of adapters and LMs
     "pace_of", "knowledge_source",  # LMs, shared sources of knowledge
 }  # fmt: skip
 
