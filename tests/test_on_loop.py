@@ -3,7 +3,6 @@
 import asyncio
 import contextvars
 import threading
-import time
 
 import dspy
 import pytest
@@ -17,13 +16,21 @@ from persona_dspy.lm import Ledger
 from persona_dspy.testing import FakeLM
 
 
-async def ticking(work):
-    """(What ``work`` gives, how often the loop went round meanwhile)."""
+async def turning(work, turned):
+    """What ``work`` gives; ``turned`` is set each time once the loop has gone round ten times meanwhile."""
     task, rounds = asyncio.ensure_future(work), 0
     while not task.done():
         await asyncio.sleep(0.001)
         rounds += 1
-    return await task, rounds
+        if rounds % 10 == 0:
+            turned.set()
+    return await task
+
+
+def wait_until(turned):
+    """Waits in a thread that is not the loop's, until the loop has gone round."""
+    turned.clear()
+    assert turned.wait(30), "the loop is held up"
 
 
 class SlowEngine:
@@ -117,10 +124,11 @@ def test_functions_run_beside_each_other_in_order_and_the_first_failure_waits_fo
 
 
 def test_the_loop_goes_on_while_an_lm_a_tool_and_a_search_are_waited_for():
-    lm, engine = awaitable(FakeLM(lambda prompt: {"answer": "42"}), 0.03)
+    lm, engine = awaitable(FakeLM(lambda prompt: {"answer": "42"}))
+    turned = threading.Event()
 
     def slow_search():
-        time.sleep(0.03)
+        wait_until(turned)
         return threading.current_thread().name
 
     def flow():
@@ -131,17 +139,19 @@ def test_the_loop_goes_on_while_an_lm_a_tool_and_a_search_are_waited_for():
         return PersonaAgent("question -> answer")(question="q").answer, drive(flow())
 
     with dspy.context(lm=lm):
-        (answer, thread), rounds = asyncio.run(ticking(run_on_loop(work)))
+        answer, thread = asyncio.run(turning(run_on_loop(work), turned))
     assert answer == "42" and engine.threads == {threading.current_thread().name}
-    assert thread != threading.current_thread().name and rounds > 10
+    assert thread != threading.current_thread().name
     assert not on_loop()
 
 
 class OwnLM(dspy.BaseLM):
     """Knows nothing of asyncio."""
 
+    turned = threading.Event()
+
     def forward(self, prompt=None, messages=None, **options):
-        time.sleep(0.03)
+        wait_until(self.turned)
         choice = dspy.Prediction(message=dspy.Prediction(content="[[ ## answer ## ]]\n42", tool_calls=None))
         return dspy.Prediction(choices=[choice], usage={}, model="own")
 
@@ -150,12 +160,12 @@ class OwnLM(dspy.BaseLM):
 def test_an_lm_without_asyncio_is_asked_in_a_thread():
     lm = FakeLM(lambda prompt: {"answer": threading.current_thread().name})
     lm = lm.copy(engine=lm.engine)  # without its async engine
-    for other, rounds_at_least in ((lm, 0), (OwnLM(model="own"), 10), (DummyLM([{"answer": "42"}] * 2), 0)):
+    for other in (lm, OwnLM(model="own"), DummyLM([{"answer": "42"}] * 2)):
         with dspy.context(lm=other):
             agent = PersonaAgent("question -> answer")
-            answer, rounds = asyncio.run(ticking(run_on_loop(lambda agent=agent: agent(question="q").answer)))
+            work = run_on_loop(lambda agent=agent: agent(question="q").answer)
+            answer = asyncio.run(turning(work, OwnLM.turned))
         assert answer != threading.current_thread().name
-        assert rounds > rounds_at_least
 
 
 def test_calls_are_counted_and_a_cancelled_one_holds_no_reservation():
