@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import os
 import random
 import socket
@@ -113,6 +114,8 @@ async def asked(url: str, headers: dict[str, str], requests: int, flying: int, u
     clients begin spread over a provider's latency, and the first request of each, which opens its connection, is not
     counted: 64 that come at the same instant measure a queue of 64, which an app's users do not make."""
     rng, seconds = random.Random(2), []
+    gc.collect()
+    gc.freeze()  # as the proxy does: a collection in the asking process would count as the proxy's
     certificates = httpx.create_ssl_context()
 
     async def ask(times: int) -> None:
