@@ -9,7 +9,7 @@ import dspy
 import pytest
 
 from persona_dspy.errors import DataError, InputError
-from persona_dspy.judge import Reproduction, find_sources, write_booklet
+from persona_dspy.judge import Reproduction, find_sources, grids_of, write_booklet
 from persona_dspy.judge.reproduction import SECTIONS, rows_of
 from persona_dspy.judge.variant import Variant
 from persona_dspy.lm import Budget
@@ -221,6 +221,8 @@ def test_models_side_by_side_and_predictions_in_lamps_own_form(tmp_path):
     assert "lamp-2m, fake/a: 3 users" in page
     with (tmp_path / "out" / "models.csv").open(encoding="utf-8") as lines:
         rows = [(row["model"], row["system"]) for row in csv.DictReader(lines)]
+    table = grids_of(found.cells(evaluations)[:1], found.of, found.sections)[0]
+    assert "system" in table.to_pandas() and "<td>membank</td>" in table._repr_html_()
     assert rows[0] == ("fake/a", "direct") and rows[-1] == ("fake/b", "persona") and len(rows) == 14
 
 

@@ -16,7 +16,7 @@ from persona_dspy.core import HIGHER_IS_BETTER, Interval, plural, write_text
 from persona_dspy.errors import InputError
 from persona_dspy.judge.paper import COLD_START, LATENCY, REPORTED
 from persona_dspy.judge.reproduction import BASELINES, COLD, CURVES, DROPPED, Cells, rows_of
-from persona_dspy.judge.table import Standing, latex_table
+from persona_dspy.judge.table import Standing, html_table, latex_table
 
 __all__ = ["Grid", "grids_of", "write_booklet"]
 
@@ -27,7 +27,7 @@ _AXES = {"recent": "latest interactions a step (n)", "epochs": "iterations (E)",
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """A table of texts: ``name`` is that of its files."""
+    """A table of texts, as a notebook shows it: ``name`` is that of its files."""
 
     name: str
     title: str
@@ -39,6 +39,15 @@ class Grid:
         lines = ["| " + " | ".join(self.titles) + " |", "|" + "---|" * len(self.titles)]
         lines += ["| " + " | ".join(row) + " |" for row in self.rows]
         return "\n".join(lines) + "\n" + "".join(f"\n{note}\n" for note in self.notes)
+
+    def _repr_html_(self) -> str:
+        return html_table(self.titles, self.rows, notes=self.notes)
+
+    def to_pandas(self) -> Any:
+        """A ``pandas.DataFrame`` of the texts."""
+        import pandas
+
+        return pandas.DataFrame(list(self.rows), columns=list(self.titles))
 
     def to_latex(self) -> str:
         return latex_table(self.titles, self.rows, notes=[self.title, *self.notes])

@@ -18,7 +18,17 @@ from persona_dspy.judge.results import Judged
 from persona_dspy.judge.significance import Comparison, compare, holm, power, smallest_difference
 from persona_dspy.judge.variant import Variant
 
-__all__ = ["Standing", "Table", "best_baseline", "cells", "columns", "compare_parts", "latex_table", "standings"]
+__all__ = [
+    "Standing",
+    "Table",
+    "best_baseline",
+    "cells",
+    "columns",
+    "compare_parts",
+    "html_table",
+    "latex_table",
+    "standings",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -325,10 +335,20 @@ class Table(Sequence[Standing]):
     def to_html(self) -> str:
         """What a notebook shows: the table and its notes, every text escaped."""
         titles, rows = self._texts()
-        head = "".join(f"<th>{html.escape(title)}</th>" for title in titles)
-        body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{notes}"
+        return html_table(titles, rows, notes=self.notes)
+
+
+def html_table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, notes: Sequence[str] = ()) -> str:
+    """A table with its notes below, every text escaped.
+
+    Example:
+        >>> html_table(["a"], [["<b>"]])
+        '<table><thead><tr><th>a</th></tr></thead><tbody><tr><td>&lt;b&gt;</td></tr></tbody></table>'
+    """
+    head = "".join(f"<th>{html.escape(title)}</th>" for title in titles)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    below = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{below}"
 
 
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
