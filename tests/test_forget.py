@@ -233,6 +233,24 @@ def test_rows_with_odd_line_breaks_go_whole(mark):
     assert without_user(table.encode(), ".csv", "u") == (f"user_id,said\nv,x{mark}y\n".encode(), 1, "")
 
 
+def test_a_name_that_others_wrote_takes_nothing_of_theirs(tmp_path):
+    kept = {
+        "mail.json": '{"smtp": {"user": "admin", "host": "h"}}',
+        "settings.json": '{"user": "admin", "theme": "dark"}',
+        "log.jsonl": '{"user_id": "ana", "query": "q", "response": "r", "user": "admin"}\n',
+        "rows.jsonl": '{"user_id": "ana", "query": "q", "metadata": {"user_id": "admin", "order": "7745"}}\n',
+        "table.csv": "user_id,user\nana,admin\n",
+        "list.json": '[{"user_id": "ana", "seen": [{"user": "admin"}]}]',
+    }
+    for name, text in {**kept, "own.jsonl": '{"user": "admin"}\n', "own.json": '[{"userId": "admin"}]'}.items():
+        (tmp_path / name).write_text(text)
+    erasure = forget_in_folder(tmp_path, "admin")
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {**kept, "own.jsonl": "", "own.json": "[]"}
+    assert erasure.removed == {"table rows": 2}
+    for name in ("mail.json", "settings.json", "rows.jsonl", "list.json"):
+        assert name in erasure.note, "what holds the name is said"
+
+
 def test_cut_off_rows_go_and_other_shapes_stay():
     whole = b'{"user": ["u"], "user_id": {"a": 1}}\n{"user_id": "v", "said": "sec'
     assert without_user(whole, ".jsonl", "u") == (whole, 0, "")

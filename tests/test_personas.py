@@ -310,6 +310,18 @@ def test_forgetting_empties_the_traces_too_those_that_wait_and_without_a_tracker
     assert len([t for t in tracked.written if t.user_id == "bob"]) == 2
 
 
+@pytest.mark.parametrize("failure", [SystemExit(3), asyncio.CancelledError(), GeneratorExit()])
+def test_what_ends_threads_ends_one_alignment_alone(store, failure):
+    optimizer = Slow(go=True, fails=failure)
+    with service(store, optimizer, every=2) as personas:
+        observe(personas, "ana", 2)
+        assert personas.wait(10)
+        assert type(failure).__name__ in personas.last("ana").error
+        optimizer.fails = None
+        observe(personas, "bob", 2)
+        assert personas.wait(10) and lineage(store, "bob")[-1][0] == 1
+
+
 def test_dspys_histories_keep_nothing_of_a_services_users(store):
     with dspy.context(lm=lm()), service(store, Slow()) as personas:
         agent = personas.for_user("ana")

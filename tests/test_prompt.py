@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict
 from requests_seen import messages, seen_lm
 
+from persona_dspy.agent import PersonaAgent
 from persona_dspy.agent import prompt as system_prompt
 from persona_dspy.agent.context import recording
 from persona_dspy.agent.knowledge import Document
 from persona_dspy.agent.prompt import as_persona, personal_adapter
+from persona_dspy.core.interactions import Interaction
 from persona_dspy.core.text import data_text, fenced
 from persona_dspy.lm import TerseJSON
 from persona_dspy.testing.fake_lm import FakeLM
@@ -309,6 +311,18 @@ def test_every_turn_is_an_answer_that_the_adapter_accepts(base, known):
     told = fenced("film: Heat\ntag: crime", "an earlier query of this user, and this user's own answer to it")
     assert prompt.user.startswith(told) != bool(known)
     assert "Ronin" in prompt.user
+
+
+def test_past_answers_of_any_length_leave_room_in_a_request():
+    past = [
+        Interaction(user_id="u", query=f"q {n}", response="begins " + "word " * 20_000 + f"ends {n}", id=str(n))
+        for n in range(12)
+    ]
+    lm = seen_lm(lambda prompt: {"reply": "fine"})
+    with dspy.context(lm=lm):
+        PersonaAgent("message -> reply", history=past)(message="q")
+    texts = [text for _, text in messages(lm.engine.requests[-1])]
+    assert sum(map(len, texts)) < 4 * 32_768 and any("begins word" in text and "ends" in text for text in texts)
 
 
 @pytest.mark.parametrize("words", ["word " * 6_000, "-" * 6_000 + "1", "not " * 6_000, "1+" * 6_000 + "1", "[" * 2_000])

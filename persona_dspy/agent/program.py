@@ -36,6 +36,7 @@ from persona_dspy.core import (
     PersonaParameter,
     ResponseKind,
     Signal,
+    clip_middle,
     clip_tokens,
 )
 from persona_dspy.errors import InputError
@@ -43,6 +44,8 @@ from persona_dspy.lm import Sizes, lm_name
 from persona_dspy.memory import EpisodicMemory, MemoryCut, facts
 
 __all__ = ["PersonalProgram", "Watcher"]
+
+_LONGER = 3  # times as long as a past query the user's own answer to it may be: it is what is imitated
 
 
 class PersonalProgram(TakesFeedback, LoadsCheckpoints, dspy.Module):
@@ -326,7 +329,7 @@ class PersonalProgram(TakesFeedback, LoadsCheckpoints, dspy.Module):
                 },
                 **self._options(e.interaction),
                 self.query_field: clip_tokens(e.interaction.query, tokens) + self._offer(e.interaction),
-                **self.response_shown(e.interaction.response),
+                **_bounded(self.response_shown(e.interaction.response), _LONGER * tokens),
             }
             for e in order
         ]
@@ -428,3 +431,8 @@ class PersonalProgram(TakesFeedback, LoadsCheckpoints, dspy.Module):
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled without what is this process's or nobody else's business: the memory, keys of LMs, locks."""
         return pickled(self)
+
+
+def _bounded(answer: Turn, tokens: int) -> Turn:
+    """An answer whose texts are kept to ``tokens`` by their middles: what fits is not cut."""
+    return {name: clip_middle(value, tokens) if type(value) is str else value for name, value in answer.items()}

@@ -26,7 +26,7 @@ class Sizes:
 
     Args:
         query, response: of one interaction that is reflected on.
-        turn: of a past query or response shown as a turn.
+        turn: of a past query shown as a turn; the user's own response to it may be three times as long.
         observation: of what a tool returned.
         line, section: of a persona's line, and of all lines of a section.
         answer: ``max_tokens`` of a request for feedback, edits or a portrait; None = the LM's own, as it must be for

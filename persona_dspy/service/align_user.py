@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol
@@ -58,7 +59,9 @@ class UserAlignment:
             with suppress(StoreError):
                 store.release(lease, aligned=False)
             raise
-        except Exception as failure:  # noqa: BLE001 - an optimizer, a program and an LM may raise anything
+        except BaseException as failure:  # an optimizer, a program and an LM may raise anything, sys.exit included
+            if not isinstance(failure, Exception) and threading.current_thread() is threading.main_thread():
+                raise  # somebody stops the process; elsewhere whoever waits for this thread would wait for ever
             # Of what was given, the same again: it waits for more interactions. Anything else is tried again.
             there = store.release(lease, aligned=isinstance(failure, InputError | UnknownUser))
             if not there and store.due(user_id) is None:

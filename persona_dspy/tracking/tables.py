@@ -47,8 +47,8 @@ class Pruned:
 
 
 def without_user(content: bytes, suffix: str, user_id: str) -> Pruned:
-    """A file without what is marked as the user's: rows and documents whose ``user_id`` or ``user`` (in any spelling)
-    is this one or its key.
+    """A file without what is marked as the user's: rows and documents whose ``user_id`` (in any spelling) is this one or
+    its key, and rows whose ``user`` is, where they have no ``user_id``. What another user's row holds is that user's.
 
     A JSON document is the user's as a whole where it says so, or where a part of it does and it names nobody else, as a
     program's checkpoint does. Of lists, tables and mappings the user's entries go.
@@ -114,7 +114,7 @@ def _json_without(text: str, user_id: str, *, lines: bool) -> _Found:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return _lines_without(text, user_id) if lines else (None, 0, "not JSON", text)
-    if _is_of(value, user_id):
+    if _is_of(value, user_id, bare=False):
         return "", 1, "", ""
     walk = _Walk(user_id)
     try:
@@ -141,11 +141,14 @@ class _Walk:
         if isinstance(value, dict):
             if {"columns", "data"} <= set(value):
                 return self._table(value)
+            if _exact(value):  # of somebody else, who may have written this user's name into it
+                self.others = True
+                return value, value if _Walk(self.user_id).finds(value) else {}
             pairs = {key: self.without(part) for key, part in value.items() if not self._goes(part)}
             left = {key: part for key, (part, _) in pairs.items()}
             if _says_whose(value):
                 self.others = True
-                return left, {}
+                return left, left if _is_of(value, self.user_id) else {}  # of settings, say, with the name in them
             return left, {key: rest for key, (_, rest) in pairs.items() if rest}
         if isinstance(value, list):
             parts = [part for part in value if not self._goes(part, in_list=True)]
@@ -153,8 +156,15 @@ class _Walk:
             return [left for left, _ in both], [rest for _, rest in both if rest]
         return value, value
 
+    def finds(self, row: dict[str, Any]) -> bool:
+        """Whether any part of a row is marked as the user's."""
+        for part in row.values():
+            if not self._goes(part):
+                self.without(part)
+        return bool(self.removed)
+
     def _goes(self, part: Any, *, in_list: bool = False) -> bool:
-        if not _is_of(part, self.user_id):
+        if not _is_of(part, self.user_id, bare=in_list):
             return False
         self.removed += 1
         self.in_lists = self.in_lists or in_list
@@ -222,19 +232,33 @@ def _others(names: list[Any], rows: list[list[Any]], user_id: str) -> list[list[
 
 
 def _places(names: list[Any]) -> list[int]:
-    return [n for n, name in enumerate(names) if _says_user(name)]
+    exact = [n for n, name in enumerate(names) if _plain(name) == _NAMES[0]]
+    return exact or [n for n, name in enumerate(names) if _says_user(name)]
+
+
+def _plain(name: Any) -> str:
+    return name.strip().casefold().replace("_", "").replace("-", "") if isinstance(name, str) else ""
 
 
 def _says_user(name: Any) -> bool:
-    return isinstance(name, str) and name.strip().casefold().replace("_", "").replace("-", "") in _NAMES
+    return _plain(name) in _NAMES
 
 
 def _says_whose(row: dict[str, Any]) -> bool:
     return any(_says_user(name) and isinstance(value, str | int | float) for name, value in row.items())
 
 
-def _is_of(row: Any, user_id: str) -> bool:
-    return isinstance(row, dict) and any(_says_user(name) and _same(value, user_id) for name, value in row.items())
+def _exact(row: dict[str, Any]) -> list[Any]:
+    """The ids in a row's ``user_id``: settings and clients write names into a ``user``."""
+    return [value for name, value in row.items() if _plain(name) == _NAMES[0] and isinstance(value, str | int | float)]
+
+
+def _is_of(row: Any, user_id: str, *, bare: bool = True) -> bool:
+    """``bare``: whether a ``user`` says so too, where there is no ``user_id``."""
+    if not isinstance(row, dict):
+        return False
+    said = _exact(row) or ([value for name, value in row.items() if _says_user(name)] if bare else [])
+    return any(_same(value, user_id) for value in said)
 
 
 def _same(value: Any, user_id: str) -> bool:
