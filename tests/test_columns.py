@@ -1,7 +1,9 @@
 import json
 import warnings
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from persona_dspy.data.columns import columns_from_text
 from persona_dspy.data.files import read_users
@@ -92,3 +94,20 @@ def test_signals_stand_in_cells(tmp_path):
     )
     one, other = read(tmp_path / "s.csv")
     assert one.signal.options == ("a", "b") and other.signal.rating == 4 and other.signal.options == ("a", "c")
+
+
+def test_a_row_that_python_cannot_hold_is_named_and_the_others_are_read(tmp_path):
+    times = pa.array([0, 253402300800 + 10**9, 60], pa.timestamp("s"))
+    rows = {"user_id": ["ana", "ana", "bob"], "query": ["a", "b", "c"], "response": ["x", "y", "z"], "time": times}
+    parquet.write_table(pa.table(rows), tmp_path / "late.parquet")
+    with pytest.raises(DataError, match=r"late\.parquet, id '#2'.*year 9999"):
+        list(read_users(tmp_path / "late.parquet"))
+    users = read_users(tmp_path / "late.parquet", skip_bad_rows=True)
+    assert sorted((u.user_id, i.query) for u in users for i in u.interactions) == [("ana", "a"), ("bob", "c")]
+    twice = pa.Table.from_arrays([pa.array(["a"])] * 4, names=["user_id", "query", "response", "user_id"])
+    parquet.write_table(twice, tmp_path / "twice.parquet")
+    with pytest.raises(DataError, match="'user_id' is there twice"):
+        list(read_users(tmp_path / "twice.parquet"))
+    (tmp_path / "deep.csv").write_text('user_id,query,response,metadata\na,q,r,"' + "[" * 100_000 + '"\n')
+    with pytest.raises(DataError, match="field 'metadata'"):
+        list(read_users(tmp_path / "deep.csv"))

@@ -1,6 +1,7 @@
 """How a persona and past turns reach every message."""
 
 import json
+from collections import deque
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Literal
@@ -13,12 +14,13 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict
 from requests_seen import messages, seen_lm
 
-from persona_dspy.agent import PersonaAgent
+from persona_dspy.agent import PersonaAgent, personalize
 from persona_dspy.agent import prompt as system_prompt
 from persona_dspy.agent.context import recording
 from persona_dspy.agent.knowledge import Document
 from persona_dspy.agent.prompt import as_persona, personal_adapter
 from persona_dspy.core.interactions import Interaction
+from persona_dspy.core.persona import Persona
 from persona_dspy.core.text import data_text, fenced
 from persona_dspy.lm import TerseJSON
 from persona_dspy.testing.fake_lm import FakeLM
@@ -311,6 +313,18 @@ def test_every_turn_is_an_answer_that_the_adapter_accepts(base, known):
     told = fenced("film: Heat\ntag: crime", "an earlier query of this user, and this user's own answer to it")
     assert prompt.user.startswith(told) != bool(known)
     assert "Ronin" in prompt.user
+
+
+@pytest.mark.parametrize("value", [(1, 2), ("a", "b <|im_start|>"), frozenset({3}), deque([1])])
+def test_a_tuple_in_a_text_field_is_shown_as_without_a_persona(value):
+    plain, personal = seen_lm(lambda prompt: {"reply": "fine"}), seen_lm(lambda prompt: {"reply": "fine"})
+    program = dspy.Predict("message, size -> reply")
+    with dspy.context(lm=plain):
+        program(message="q", size=value)
+    with dspy.context(lm=personal):
+        personalize(program, persona=Persona.from_text("Likes tea.", user_id="u"))(message="q", size=value)
+    shown, guarded = messages(plain.engine.requests[-1])[-1][1], messages(personal.engine.requests[-1])[-1][1]
+    assert guarded == shown.replace("<|im_start|>", "< |im_start| >")
 
 
 def test_past_answers_of_any_length_leave_room_in_a_request():

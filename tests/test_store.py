@@ -763,6 +763,7 @@ def test_threads_lose_nothing(store):
         ("nonsense://u:topsecret@h/db", "expected 'sqlite"),
         ("sqlite://", "in memory would lose"),
         ("sqlite:///:memory:", "in memory would lose"),
+        (":memory:", "in memory would lose"),
     ],
 )
 def test_urls_that_are_refused(url, message):

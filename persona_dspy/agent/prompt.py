@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import warnings
+from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
@@ -20,7 +21,7 @@ from typing import Any
 import dspy
 from dspy.adapters.base import Adapter
 from dspy.adapters.types.base_type import CUSTOM_TYPE_END_IDENTIFIER, CUSTOM_TYPE_START_IDENTIFIER
-from dspy.adapters.utils import parse_value, serialize_for_json
+from dspy.adapters.utils import format_field_value, parse_value, serialize_for_json
 from dspy.utils.exceptions import AdapterParseError
 from pydantic import BaseModel
 
@@ -122,6 +123,8 @@ class _PersonaMixin(AdapterHooks):
                 value = [
                     item if isinstance(item, dspy.Type) else str(item) for item in value
                 ]  # DSPy writes such a list as numbered texts
+            elif isinstance(value, tuple | set | frozenset | deque) and field is not None and field.annotation is str:
+                value = format_field_value(field, value)  # as DSPy writes it: a list, which it becomes below, is not
             guarded[name] = _guard(value, tags)
         return guarded
 

@@ -207,7 +207,7 @@ def _value(field: str, value: Any, at: Place, *, text: bool) -> Any:
     if field in _TYPED_AS_JSON and value.strip()[:1] in ("[", "{"):
         try:
             return json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise at.error(field, value, "JSON, such as " + ('["a", "b"]' if field != "metadata" else "{}")) from None
     if not text:
         return value
@@ -243,7 +243,7 @@ def _replies(chat: Any, at: Place) -> Iterator[tuple[str, str]]:
     if isinstance(chat, str):
         try:
             chat = json.loads(chat)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise at.error(None, chat, form) from None
     if not isinstance(chat, list):
         raise at.error(None, chat, form)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -61,6 +62,11 @@ def columns_of(flat: FlatRows, typed: Mapping[str, str] | None) -> Columns:
     return Columns.of(flat.names(), typed, at, table=flat.table, text=flat.text)
 
 
+# what a table may hold and Python may not, such as dates after the year 9999, or in a time zone that nobody knows
+_NOT_PYTHONS = (ValueError, OverflowError)
+_HOLDABLE = "values that Python can hold: dates up to the year 9999, in a time zone that is known"
+
+
 class _Lines:
     table = text = False
 
@@ -113,11 +119,24 @@ class _Table:
         self._classes = {n: f for n, f in (data.features or {}).items() if hasattr(f, "int2str")}
 
     def walk(self) -> Iterator[tuple[int, int | str, Row]]:
-        for index, row in enumerate(self.data):
+        walked, index = iter(self.data), 0
+        while True:
+            try:
+                row = next(walked)
+            except StopIteration:
+                return
+            except _NOT_PYTHONS:  # of one row among those that are read together: each by itself, then
+                for left in range(index, self.data.num_rows):
+                    yield left + 1, left, partial(self.again, left + 1, left)
+                return
             yield index + 1, index, lambda row=row: self._named(row)
+            index += 1
 
     def again(self, number: int, kept: int | str) -> Any:
-        return self._named(self.data[int(kept)])
+        try:
+            return self._named(self.data[int(kept)])
+        except _NOT_PYTHONS as failure:
+            raise self.at(number).error(None, str(failure), _HOLDABLE) from None
 
     def at(self, number: int) -> Place:
         return Place(file=self.place.file, row_id=f"#{number}")
@@ -135,9 +154,13 @@ class _Stream(_Table):
     """A dataset that can only be walked: its rows wait in the temporary file of ``UserRows``."""
 
     def walk(self) -> Iterator[tuple[int, int | str, Row]]:
-        for number, row in enumerate(self.data, 1):
-            named = self._named(row)
-            yield number, json.dumps(named, default=str), lambda named=named: named
+        number = 0
+        try:
+            for number, row in enumerate(self.data, 1):
+                named = self._named(row)
+                yield number, json.dumps(named, default=str), lambda named=named: named
+        except _NOT_PYTHONS as failure:
+            raise self.at(number + 1).error(None, str(failure), _HOLDABLE) from None
 
     def again(self, number: int, kept: int | str) -> Any:
         return json.loads(str(kept))

@@ -108,6 +108,7 @@ def _from_parquet(datasets: Any, path: Path, folder: str) -> Any:
     with ParquetFile(path, memory_map=True, buffer_size=_BUFFER) as file:
         if not file.metadata.num_rows:
             raise ValueError("no rows")
+        _check_names(path, file.schema_arrow.names)
         with pa.OSFile(str(mapped), "wb") as sink, pa.ipc.new_stream(sink, file.schema_arrow) as writer:
             for batch in file.iter_batches(batch_size=_BATCH):
                 writer.write_batch(batch)
@@ -121,12 +122,16 @@ def _from_csv(datasets: Any, path: Path, folder: str) -> Any:
         separator = max(",;\t|", key=first.count)
         header = next(csv.reader(file, delimiter=separator), [])
     named = [name or f"Unnamed: {n}" for n, name in enumerate(header)]
-    if len(set(named)) < len(named):
-        again = next(name for name in named if named.count(name) > 1)
-        raise Place(file=str(path)).error(None, named, f"columns of different names; {again!r} is there twice")
+    _check_names(path, named)
     features = datasets.Features({name: datasets.Value("string") for name in named})
     same: dict[str, Any] = {"keep_default_na": False, "encoding": "utf-8-sig", "sep": separator, "index_col": False}
     return datasets.Dataset.from_csv(str(path), features=features, cache_dir=folder, **same)
+
+
+def _check_names(path: Path, named: list[str]) -> None:
+    if len(set(named)) < len(named):
+        again = next(name for name in named if named.count(name) > 1)
+        raise Place(file=str(path)).error(None, named, f"columns of different names; {again!r} is there twice")
 
 
 def _one_split(data: Any, split: str | None, at: Place) -> Any:

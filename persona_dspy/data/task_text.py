@@ -17,6 +17,8 @@ __all__ = ["is_typed", "task_from_text", "task_text", "users_task"]
 
 _TYPED = re.compile(r"^\s*(\w+)\s*->\s*(\w+)\s*:\s*(Literal|rating)\s*\[(.*)\]\s*$", re.DOTALL)
 _PER_QUERY = re.compile(r"^\s*(\w+\s*->\s*\w+)\s*:\s*options\s*$")
+_SELF = re.compile(r"^\s*self\b|->\s*self\b")
+_MOST = 1e9  # of a scale's ends and step: beyond it no type of answers can be made
 _FORMS = (
     "a LaMP task such as lamp-2m, fields such as 'film -> tag', or typed: 'film -> tag: Literal[\"comedy\", \"drama\"]'"
     ", 'film -> stars: rating[0.5, 5, 0.5]' (lowest, highest, step; the step is 1 where none is given)"
@@ -65,6 +67,8 @@ def task_from_text(
     """
     anything = Interaction(user_id="anybody", query="anything", response="anything")
     typed = _TYPED.match(text)
+    if _SELF.search(text):
+        raise InputError(f"task {text[:200]!r}: 'self' is no field's name in Python; expected another one")
     if per_query := _PER_QUERY.match(text):
         offered = Interaction(user_id="anybody", query="anything", response="a", signal=Signal(options=("a", "b")))
         return infer_task([offered], per_query[1])
@@ -112,16 +116,16 @@ def is_typed(text: str | None) -> bool:
 def _values(text: str, inside: str) -> tuple[Any, ...]:
     try:
         values = ast.literal_eval(f"({inside},)" if inside.strip() else "()")
-    except (ValueError, SyntaxError):
-        raise InputError(f"task {text!r}: expected {_FORMS}") from None
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        raise InputError(f"task {text[:200]!r}: expected {_FORMS}") from None
     return tuple(values)
 
 
 def _scale(text: str, values: tuple[Any, ...]) -> tuple[float, float, float | None]:
     low, high, step = (*values, 1)[:3] if len(values) in (2, 3) else (None, None, None)
     numbers = [v for v in (low, high, 1 if step is None else step) if isinstance(v, int | float)]
-    if len(numbers) < 3 or not numbers[0] < numbers[1] or numbers[2] <= 0:
+    if len(numbers) < 3 or not -_MOST <= numbers[0] < numbers[1] <= _MOST or not 0 < numbers[2] <= _MOST:
         raise InputError(
-            f"task {text!r}: expected rating[lowest, highest], such as rating[1, 5] or rating[0.5, 5, 0.5]"
+            f"task {text[:200]!r}: expected rating[lowest, highest], such as rating[1, 5] or rating[0.5, 5, 0.5]"
         )
     return float(numbers[0]), float(numbers[1]), None if step is None else float(numbers[2])

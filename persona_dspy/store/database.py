@@ -373,7 +373,9 @@ def _parse(url: str) -> sa.URL:
     if "://" not in url:
         if not url.strip():
             raise InputError(f"store {url!r}: {expected}")
-        return sa.URL.create("sqlite", database=url)
+        if url.strip() == ":memory:":
+            raise InputError(f"store {url!r}: a store in memory would lose what it acknowledged; {expected}")
+        return sa.URL.create("sqlite", database=str(Path(url).expanduser()))
     try:
         parsed = sa.make_url(url)
         backend = parsed.get_backend_name()

@@ -47,8 +47,8 @@ class Pruned:
 
 
 def without_user(content: bytes, suffix: str, user_id: str) -> Pruned:
-    """A file without what is marked as the user's: rows and documents whose ``user_id`` (in any spelling) is this one or
-    its key, and rows whose ``user`` is, where they have no ``user_id``. What another user's row holds is that user's.
+    """A file without what is marked as the user's: rows and documents whose ``user_id`` (in any spelling) is this one
+    or its key, and rows whose ``user`` is, where they have no ``user_id``. What another's row holds is the other's.
 
     A JSON document is the user's as a whole where it says so, or where a part of it does and it names nobody else, as a
     program's checkpoint does. Of lists, tables and mappings the user's entries go.
