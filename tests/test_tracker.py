@@ -397,7 +397,7 @@ def test_an_evaluation_is_a_run_of_that_name_with_a_child_a_system_and_its_data(
     assert not tracker.trouble
     client = tracker._connect()
     run = client.get_run(tracker.run_id)
-    assert run.info.run_name.startswith("evaluate ")
+    assert run.info.run_name.startswith("evaluate users 20")
     assert run.data.tags["mlflow.note.content"] == "evaluate: 2 users of data/users.json, m"
     (data,) = run.inputs.dataset_inputs
     assert (data.dataset.name, data.dataset.digest) == ("users.json", "0a1b")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
-from persona_dspy.core import plural
+from persona_dspy.core import plural, scrubbed
 
-__all__ = ["dataset_input", "description", "run_kind", "write_systems"]
+__all__ = ["dataset_input", "description", "run_kind", "run_name", "write_systems"]
 
 _LONG = 500
 
@@ -22,6 +23,17 @@ def run_kind(params: Mapping[str, Any]) -> str:
         ('reproduce', 'serve', 'compile')
     """
     return str(params.get("command") or ("serve" if params.get("service") else "compile"))
+
+
+def run_name(params: Mapping[str, Any], when: str) -> str:
+    """What a run is called in MLflow's table: what it is of, on which data, since when.
+
+    Example:
+        >>> run_name({"source": "data/films.jsonl"}, "2026-01-31 12:00:00"), run_name({"service": True}, "today")
+        ('compile films 2026-01-31 12:00:00', 'serve today')
+    """
+    data = PurePath(str(params.get("source") or "")).stem
+    return " ".join(part for part in (run_kind(params), scrubbed(data)[:60], when) if part)
 
 
 def description(params: Mapping[str, Any]) -> str:

@@ -33,7 +33,7 @@ from persona_dspy.tracking.database_file import absolute_uri, file_of, make_data
 from persona_dspy.tracking.failures import explained, mlflow_failures, reason_of
 from persona_dspy.tracking.prompts import move_prompt, register_prompt
 from persona_dspy.tracking.protocol import Ended, NullTracker, Tracker, is_off, prompt_name
-from persona_dspy.tracking.systems import dataset_input, description, run_kind, write_systems
+from persona_dspy.tracking.systems import dataset_input, description, run_name, write_systems
 from persona_dspy.tracking.users_table import UsersTable
 from persona_dspy.tracking.values import Totals, metrics_of, params_of
 
@@ -110,7 +110,7 @@ class MlflowTracker:
         self._table, self._totals = UsersTable(), Totals()
         self._points = []
         tags = {"mlflow.note.content": scrubbed(description(params))}
-        name = f"{run_kind(params)} {time.strftime('%Y-%m-%d %H:%M:%S')}"
+        name = run_name(params, time.strftime("%Y-%m-%d %H:%M:%S"))
         self.run_id = client.create_run(self._experiment_id, run_name=name, tags=tags).info.run_id
         if (data := dataset_input(params)) is not None:
             client.log_inputs(self.run_id, [data])
