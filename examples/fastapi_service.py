@@ -1,18 +1,21 @@
 """A service whose users each have a persona that grows while it answers. Any number of workers may share its store:
 
-pip install fastapi uvicorn persona-dspy
+pip install fastapi '.[serve]'
 export OPENAI_API_KEY=... PERSONA_STORE=personas.db
-uvicorn fastapi_service:app --workers 2
+uvicorn --app-dir examples fastapi_service:app --workers 2
 """
 
 import os
 from contextlib import asynccontextmanager
 
 import dspy
-from fastapi import Depends, FastAPI, Header, HTTPException
+from dspy.utils.exceptions import DSPyError
+from fastapi import Depends, FastAPI, Header, HTTPException, Request
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from persona_dspy import PersonaAgent, PersonaAlignment, Personas
+from persona_dspy.lm import resolve_lm
 from persona_dspy.service import ServiceOptions
 from persona_dspy.store import Store
 
@@ -35,16 +38,24 @@ class Sent(Message):
 @asynccontextmanager
 async def lifespan(app: FastAPI):
     """Everything is made here, in the worker: connections and threads do not survive a fork."""
-    dspy.configure(lm=dspy.LM(os.environ.get("PERSONA_MODEL", "openai/gpt-4o-mini")))
+    lm = resolve_lm(os.environ.get("PERSONA_MODEL", "openai/gpt-4o-mini"), cache=False)  # DSPy's cache forgets nobody
+    dspy.configure(lm=lm)
     where = os.environ.get("PERSONA_STORE", "personas.db")
     options = ServiceOptions(queue=os.environ.get("PERSONA_QUEUE", "personas-queue"))
     with Store.open(where) as store:
         app.state.personas = Personas(store, PersonaAgent(Draft), PersonaAlignment(), every=3, options=options)
+        app.state.personas.start()  # users who are due since the last run wait for no request
         yield
         await app.state.personas.aclose(timeout=30)
 
 
 app = FastAPI(lifespan=lifespan)
+
+
+@app.exception_handler(DSPyError)
+async def model_failed(request: Request, failure: DSPyError):
+    """The model is down, or its answer cannot be read. Its words may be a user's: only the kind of failure is told."""
+    return JSONResponse({"detail": f"no answer of the model: {type(failure).__name__}"}, status_code=502)
 
 
 def signed_in(x_user: str = Header(max_length=200)) -> str:

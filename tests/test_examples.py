@@ -34,6 +34,36 @@ def test_the_fastapi_service(example):
     asyncio.run(used(example("fastapi_service")))
 
 
+def test_a_model_that_fails_is_told_as_such(example, monkeypatch):
+    """A 502 without words that may be a user's; and no answer is kept where no user is forgotten."""
+    app, asked = example("fastapi_service"), []
+
+    def failing(prompt):
+        asked.append(prompt)
+        raise ConnectionError("no connection, while asking: Dear Ana")
+
+    given = {}
+    monkeypatch.setattr(dspy, "LM", dspy.LM.__base__)  # the real one
+
+    class Failing(faked(failing)):
+        def __init__(self, model, **options):
+            given.update(options)
+            super().__init__(model, **options)
+
+    monkeypatch.setattr(dspy, "LM", Failing)
+    answers = asyncio.run(twice(app))
+    assert [answer.status_code for answer in answers] == [502, 502] and len(asked) >= 2
+    assert "Ana" not in answers[0].text and given["cache"] is False
+
+
+async def twice(app):
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service") as client,
+    ):
+        return [await client.post("/draft", json={"message": "x"}, headers={"X-User": "ana"}) for _ in range(2)]
+
+
 def test_the_service_that_learns_from_feedback(example, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     asyncio.run(judged(example("fastapi_feedback")))

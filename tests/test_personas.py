@@ -24,6 +24,7 @@ from persona_dspy.core.persona import Bullet, Edit, Persona
 from persona_dspy.errors import InputError, RunError, StoreError, UnknownUser
 from persona_dspy.lm.ledger import Ledger
 from persona_dspy.service.alignments import Pace
+from persona_dspy.service.metrics import Metrics
 from persona_dspy.service.personas import Personas, ServiceOptions
 from persona_dspy.store.store import Store
 from persona_dspy.testing.synthetic import SyntheticUser, rule_following_lm
@@ -144,7 +145,27 @@ def test_a_failure_leaves_the_old_version_is_told_and_tried_again(store, caplog)
             assert personas.wait(10)
         assert personas.for_user("ana").persona.value.version == 1
         assert store.due("ana").failures == 0 and not told[0].changed
-    assert "the model is gone" in caplog.text
+    assert "the model is gone" in caplog.text and "ana" not in caplog.text, "forgetting reaches no log"
+
+
+class Unread(Slow):
+    """An optimizer whose LM answered nothing that could be read."""
+
+    def compile(self, student, *, trainset):
+        aligned = super().compile(student, trainset=trainset)
+        aligned.alignment = Alignment(user_id=student.user_id, unread=4, nothing_read=True)
+        return aligned
+
+
+def test_a_model_of_which_nothing_can_be_read_is_told(store, caplog):
+    told, metrics = [], Metrics()
+    with service(store, Unread(go=True), every=1, on_done=told.append) as personas:
+        personas.observe("ana", "film", "drama")
+        assert personas.wait(10)
+        metrics.count_alignment(told[0])
+        page = metrics.text(personas.status()).decode()
+    assert told[0].unread and told[0].changed and "is it the right model?" in caplog.text
+    assert 'persona_alignments_total{result="unread"} 1.0' in page
 
 
 def test_what_the_optimizer_cannot_use_waits_for_more_interactions(store):

@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import json
 import logging
+import threading
 import time
 from dataclasses import replace
 
@@ -427,6 +428,39 @@ def test_what_a_user_says_of_a_draft_is_no_answer(store, upstream):
     assert len(store.memory("ana")) == 4 and len(store.memory("ana").signals) == 4
 
 
+def test_what_is_said_of_one_draft_adds_up_under_its_id(store, upstream):
+    body = {"user": "ana", "query": "q", "draft": "We are so sorry!", "id": "chatcmpl-1"}
+    said = [{"comment": "too long"}, {"thumbs": "down"}, {"response": "On Friday."}, {"response": "On Friday."}]
+    others = [{"query": "another"}, {"draft": "another"}]
+    posts = [("POST", "/feedback", {"json": {**body, **one}}) for one in said]
+    wrong = [("POST", "/feedback", {"json": {**body, "thumbs": "up", **one}}) for one in others]
+    answers = asked(store, upstream, *posts, *wrong)
+    assert [answer.status_code for answer in answers] == [202] * 4 + [400] * 2
+    assert all("taken by other content" in answer.text for answer in answers[4:])
+    (one,) = store.memory("ana").signals
+    assert (one.response, one.signal.comment, one.signal.thumbs) == ("On Friday.", "too long", "down")
+    assert one.signal.draft == "We are so sorry!"
+
+
+def test_what_is_said_of_one_draft_adds_up_after_the_store_was_gone(store, upstream, monkeypatch, tmp_path):
+    cut = Cut(store, monkeypatch)
+    body = {"user": "ana", "query": "q", "draft": "We are so sorry!", "id": "chatcmpl-1"}
+    posts = [("POST", "/feedback", {"json": {**body, **one}}) for one in ({"comment": "long"}, {"response": "Friday."})]
+    cut.gone = True
+
+    def answers_again(personas):
+        cut.gone = False
+        for _ in range(200):
+            if not personas.status()["queued"]:
+                return
+            threading.Event().wait(0.02)
+
+    answers = asked(store, upstream, *posts, answers_again, queue=tmp_path / "queue")
+    assert [answer.status_code for answer in answers] == [202] * 2
+    (one,) = store.memory("ana").signals
+    assert (one.response, one.signal.comment) == ("Friday.", "long")
+
+
 def test_a_user_is_exported_and_forgotten(store, upstream, tmp_path):
     store.add_episodes("a/b ü", [Interaction(user_id="a/b ü", query="q", response="secret")])
     export, odd, gone, after, _, nobody = asked(
@@ -467,6 +501,21 @@ def test_health_says_no_more_than_it_must(store, upstream, monkeypatch, tmp_path
     assert ok.json() == {"status": "ok"} and down.json() == {"status": "degraded"}
     assert answer.status_code == 200 and kept.status_code == 202 and refused.status_code == 404
     monkeypatch.undo()
+
+
+def test_what_a_killed_process_left_is_aligned_without_any_request(store, upstream):
+    for n in range(3):
+        store.observe("ana", [Interaction(user_id="ana", query=f"film {n}", response="drama")])
+    assert store.take_lease("ana", 77, at_least=3) is not None  # and dies
+
+    def wait(personas):
+        for _ in range(500):
+            if store.current("ana").version:
+                return
+            threading.Event().wait(0.02)
+
+    asked(store, upstream, wait, ("GET", "/health", {"headers": {}}))
+    assert store.current("ana").version == 1
 
 
 @pytest.mark.parametrize("token", [None, "", "short", "with a blank in it, sadly", "ünïcödé-ünïcödé-ünïcödé"])

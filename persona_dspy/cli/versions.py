@@ -81,7 +81,7 @@ def history(user: UserArgument, store: StoreOption = None, json_output: JsonOpti
         return
     table = Table(title=f"{plural(len(rows), 'version')}, {plural(count, 'interaction')}")
     for name in ("version", "parent", "made", "held-out score", "without persona", "edits", "LM calls", "lines"):
-        table.add_column(name, justify="left" if name == "made" else "right")
+        table.add_column(name, justify="left" if name == "made" else "right", no_wrap=name == "made")
     for row in rows:
         mark = " *" if row["current"] else ""
         scores = [f"{row[name]:.2f}" if row[name] is not None else "-" for name in ("score", "without_persona")]

@@ -82,6 +82,7 @@ class UserAlignment:
         with _outside_of_answers():
             aligned = self._optimizer_for(state).compile(student, trainset=student.examples())
         new, alignment = aligned.persona.value, aligned.alignment
+        unread = alignment is not None and alignment.nothing_read
         model = student.lm_name()
 
         def document(version: int, parent: int | None) -> PersonaDocument:
@@ -93,7 +94,7 @@ class UserAlignment:
             if store.state(user_id).life != state.life:
                 raise UserForgotten(f"user {user_id!r}")
             self._tracked.add(user_id, document(before.version, before.parent))
-            return Outcome(user_id=user_id, version=state.version, changed=False)
+            return Outcome(user_id=user_id, version=state.version, changed=False, unread=unread)
         stored = store.append_persona(
             state,
             lambda version, parent: document(version, parent).to_json(),
@@ -102,7 +103,7 @@ class UserAlignment:
             lease=lease,
         )
         self._tracked.add(user_id, document(stored.version, stored.parent))
-        return Outcome(user_id=user_id, version=stored.version, changed=True)
+        return Outcome(user_id=user_id, version=stored.version, changed=True, unread=unread)
 
     def _optimizer_for(self, state: UserState) -> Aligner:
         """The optimizer; where it makes a summary that the store keeps, not that of a user who was forgotten."""

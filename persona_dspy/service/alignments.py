@@ -40,13 +40,15 @@ class Pace:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """How one alignment ended. ``version``: current when it ended, None = no version yet; ``changed``: it made that
-    version; ``error``: why it failed, or empty; ``note``: why its result was not kept, or empty."""
+    version; ``error``: why it failed, or empty; ``note``: why its result was not kept, or empty; ``unread``: nothing
+    that the LM wrote could be read, so that only what code counts was learned."""
 
     user_id: str
     version: int | None
     changed: bool
     error: str = ""
     note: str = ""
+    unread: bool = False
 
 
 @dataclass(slots=True)
@@ -182,7 +184,7 @@ class Alignments:
             try:
                 self._store.release(lease, aligned=False)
             except StoreError as failure:
-                _log.warning("the lease of user %r was not given back: %s", lease.user_id, failure)
+                _log.warning("the lease of a user was not given back: %s", failure)
         return ended
 
     def _work(self) -> None:
@@ -211,7 +213,7 @@ class Alignments:
                         del self._running[user_id]
                         self.request(user_id, context=contextvars.copy_context())
         except StoreError as failure:
-            _log.warning("user %r waits for the alignment: %s", user_id, failure)
+            _log.warning("a user waits for the alignment: %s", failure)
         finally:
             with self._state:
                 self._running.pop(user_id, None)
@@ -219,9 +221,12 @@ class Alignments:
         return outcome
 
     def _tell(self, outcome: Outcome) -> None:
-        if outcome.error:
+        if outcome.error:  # no ids in a log: forgetting does not reach it
+            _log.warning("an alignment failed, version %s stays: %s", outcome.version, outcome.error)
+        if outcome.unread:
             _log.warning(
-                "alignment of user %r failed, version %s stays: %s", outcome.user_id, outcome.version, outcome.error
+                "an alignment could read nothing that its LM wrote, and learned only what code counts: expected "
+                "answers in the form that is asked for; is it the right model?"
             )
         with self._state:
             self._outcomes[outcome.user_id] = outcome

@@ -22,6 +22,7 @@ from persona_dspy.memory import Retriever
 from persona_dspy.service.align_user import Aligner, UserAlignment
 from persona_dspy.service.alignments import Alignments, Outcome, Pace
 from persona_dspy.service.drafts import DraftKeeper
+from persona_dspy.service.observed import keep_observed
 from persona_dspy.service.open_user import OpenUser, UserReader
 from persona_dspy.service.queue import ObservationQueue, QueuedObservation
 from persona_dspy.service.tracked import TrackedAlignments
@@ -144,16 +145,27 @@ class Personas:
         return self  # a service: copies of a program share it
 
     def __enter__(self) -> Personas:
+        self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     async def __aenter__(self) -> Personas:
+        self.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
+
+    def start(self) -> None:
+        """Look for due users and deliver queued interactions from now on, those that a killed process left included;
+        else that begins with the first call. Typed in each worker, after the fork; again it changes nothing.
+
+        Raises:
+            InputError: this object was made in another process.
+        """
+        self._check_process()
 
     def for_user(self, user_id: str) -> Any:
         """The user's program, at its current version; a new user's has no persona yet. It may be kept: each of its
@@ -353,7 +365,7 @@ class Personas:
 
     def keep(self, user: OpenUser, interaction: Interaction) -> None:
         """For programs of this service: what ``observe`` of one of them is told."""
-        self._keep(user, interaction, lambda: self.store.observe(user.user_id, [interaction]))
+        self._keep(user, interaction, lambda: keep_observed(self.store, interaction))
 
     def keep_feedback(self, user: OpenUser, said: Interaction) -> Interaction:
         """For programs of this service: what ``feedback`` of one of them is told; all that was said of the draft."""
@@ -425,11 +437,7 @@ class Personas:
             state = self.store.state(user_id)
             if state.life != (waiting.life or 0):
                 raise UserForgotten(f"user {user_id!r} was forgotten after the interaction was queued")
-            one = waiting.interaction
-            if one.signal is not None and one.signal.trace == one.id:
-                due = self.store.feedback(user_id, one, since=state).due
-            else:
-                due = self.store.observe(user_id, [one], since=state).due
+            due = keep_observed(self.store, waiting.interaction, since=state).due
         if due >= self.every:
             self._alignments.request(user_id)
 

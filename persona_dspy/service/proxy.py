@@ -8,7 +8,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -46,6 +46,7 @@ _RETURNED = (
 _RETURNED_PREFIX = "x-ratelimit-"
 _MOST_RECALLED = 16
 _LONG = 65_536  # bytes of a body that is parsed outside the event loop
+_SAID = 1.0  # seconds from one word on how this worker is to the next
 _UNKNOWN = "nothing is kept of them: expected an id as it was given (case, accents and blanks count)"
 _FAILED: dict[type[Exception], tuple[int, str]] = {
     ForgettingIncomplete: (
@@ -131,9 +132,21 @@ class _Proxy:
     async def lifespan(self, app: Starlette) -> AsyncGenerator[None]:
         gc.collect()
         gc.freeze()  # looking through all that was imported holds every request for a tenth of a second
+        self.personas.start()  # what a killed process left waits for no request
         async with self._upstream:
+            telling = asyncio.create_task(self._tell_state())
             yield
+            telling.cancel()
+            with suppress(asyncio.CancelledError):
+                await telling
         await self.personas.aclose(timeout=self.options.shutdown)
+
+    async def _tell_state(self) -> None:
+        """Any worker may be asked for the metrics of all."""
+        while True:
+            with suppress(OSError):  # of the queue's disk
+                self.metrics.set_state(await asyncio.to_thread(self.personas.status))
+            await asyncio.sleep(_SAID)
 
     def counted(self, route: str, endpoint: Any) -> Any:
         """The endpoint; what it raises on purpose becomes an answer, and each answer is counted."""
@@ -190,6 +203,8 @@ class _Proxy:
         options = {name: body[name] for name in ("id", "time", "metadata") if body.get(name) is not None}
         if not isinstance(options.get("metadata", {}), dict) or not isinstance(options.get("id", ""), str):
             raise InputError("feedback: expected metadata as an object and id as a string; nothing was kept")
+        if signal and options.get("id"):  # what else is said of that draft adds up
+            signal["trace"] = options["id"]
         kept = await self.personas.aobserve(
             user_id, str(texts["query"]), str(texts["response"]), signal=signal, **options
         )
