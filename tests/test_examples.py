@@ -2,12 +2,22 @@
 
 import asyncio
 import importlib.util
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import dspy
 import httpx
 import pytest
+from test_cli import run
 from test_docs import faked
+from test_serve import provider, workers
 from tree import ROOT
 
 
@@ -115,3 +125,72 @@ async def judged(app):
         assert (kept.signal.comment, kept.signal.thumbs) == ("no date", "down")
         await client.delete("/me", headers=ana)
         assert (await client.post(place, json={"thumbs": "up"}, headers=ana)).status_code == 422
+
+
+@pytest.mark.loopback
+@pytest.mark.slow
+def test_two_workers_as_in_the_guide(tmp_path, capsys):
+    """The commands of docs/guides/deploy.md: drafts, feedback, an alignment, a kill, what an operator types, the end."""
+    guide = (ROOT / "docs" / "guides" / "deploy.md").read_text(encoding="utf-8").splitlines()
+    start = next(line for line in guide if line.startswith("uvicorn "))
+    draft, edit, comment, show, health, forget = [line for line in guide if line.startswith('curl -s "$API')] + [
+        line for line in guide if line.startswith('curl -s -X DELETE "$API/me"')
+    ]
+    store = str(tmp_path / "personas.db")
+    with provider() as api, socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        free.close()
+        environment = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+            "OPENAI_API_KEY": "sk-ours",
+            "OPENAI_API_BASE": f"http://127.0.0.1:{api.port}/v1",
+            "PERSONA_STORE": store,
+            "PERSONA_QUEUE": str(tmp_path / "queue"),
+            "API": f"http://127.0.0.1:{port}",
+        }
+        environment.pop("MLFLOW_TRACKING_URI", None)
+
+        def typed(line, **more):
+            done = subprocess.run(
+                ["bash", "-c", line], env={**environment, **more}, capture_output=True, text=True, cwd=ROOT
+            )
+            return json.loads(done.stdout) if done.stdout else None
+
+        with (tmp_path / "log").open("w") as log:
+            words = shlex.split(start.replace("--port 8000", f"--port {port}"))
+            process = subprocess.Popen(words, env=environment, stdout=log, stderr=log, cwd=ROOT)
+        try:
+            until(lambda: (typed(health) or {}).get("store") == "", "it answers")
+            first = typed(draft)
+            assert first["reply"] == "It comes on Friday!" and first["persona_version"] == 0
+            assert typed(comment, ID=first["id"])["learned"] == "signal"
+            assert typed(edit, ID=first["id"])["learned"] == "answer"
+            for n in range(8):
+                given = typed(draft.replace("my parcel", f"parcel {n}"))
+                sent = edit.replace("It comes on Friday.", f"* It comes on Friday the {n}. Cheers, and good-bye")
+                assert typed(sent, ID=given["id"])["learned"] == "answer"
+            until(lambda: typed(show)["version"] >= 1, "an alignment")
+            killed = workers(process.pid)
+            os.kill(killed[0], signal.SIGKILL)
+            until(lambda: len(set(workers(process.pid)) - {killed[0]}) == 2, "another in its place")
+            assert {typed(draft)["persona_version"] for _ in range(4)} == {typed(show)["version"]}
+            run(capsys, "rollback", "ana", "--to", "0", "--store", store)
+            assert {typed(draft)["persona_version"] for _ in range(6)} == {0}
+            assert run(capsys, "forget", "ana", "--store", store, "--yes")[0] == 0
+            assert [typed(show) for _ in range(6)] == [{"version": 0, "persona": ""}] * 6
+            assert typed(forget)[0]["place"] == "store"
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def until(holds, what):
+    for _ in range(600):
+        if holds():
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{what}: not within a minute")

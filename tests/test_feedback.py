@@ -11,6 +11,7 @@ from persona_dspy.agent.drafts import draft_of
 from persona_dspy.core import Interaction
 from persona_dspy.errors import InputError, StoreError, UserForgotten
 from persona_dspy.memory import EpisodicMemory
+from persona_dspy.service.alignments import Pace
 from persona_dspy.store.store import Store
 from persona_dspy.testing import FakeLM
 from tests.test_personas import Slow, service
@@ -139,6 +140,16 @@ def test_memory_takes_an_interaction_again():
 
 def written(personas):
     personas._drafts.close()
+
+
+def test_feedback_finds_an_answer_that_another_process_gave_just_now(store, url):
+    """Drafts are written a moment after the answer; who reads the answer may be quicker, and reach another worker."""
+    patient = Pace(poll=5.0, lease=5.0, retry=5.0)
+    with Store.open(url) as later, service(store, Slow()) as a, service(later, Slow(), pace=patient) as b:
+        given = a.for_user("ana")(film="Heat")
+        assert later.draft("ana", given.trace.id) is None
+        kept = b.feedback("ana", given.trace.id, thumbs="down")
+        assert (kept.query, kept.signal.thumbs) == ("Heat", "down")
 
 
 def test_feedback_finds_its_answer_days_later_in_another_process(store, url):

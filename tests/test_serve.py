@@ -181,9 +181,9 @@ def test_workers_that_are_killed(tmp_path):
         answers = [chat(url, user=f"user-{n}") for n in range(6)]
         assert {answer.status_code for answer in answers} == {200}
         assert _counted(url, "persona_open_users") > 0
-        workers = _workers(process.pid)
-        assert len(workers) == 2
-        for pid in workers:
+        killed = workers(process.pid)
+        assert len(killed) == 2
+        for pid in killed:
             os.kill(pid, signal.SIGKILL)
         with Store.open(tmp_path / "s.db") as store:
             for n in range(4):
@@ -195,7 +195,7 @@ def test_workers_that_are_killed(tmp_path):
                     break
             time.sleep(0.1)
         assert _counted(url, "persona_alignments_total") == 1
-        assert not set(_workers(process.pid)) & set(workers)
+        assert not set(workers(process.pid)) & set(killed)
         assert _counted(url, "persona_open_users") <= 2, "ana, in one worker or both: nobody of those who were killed"
         assert _counted(url, 'persona_requests_total{route="chat",status="200"}') == 6, "what they counted stays"
 
@@ -205,7 +205,8 @@ def _counted(url, name):
     return sum(float(line.rpartition(" ")[2]) for line in page.splitlines() if line.startswith(name))
 
 
-def _workers(pid):
+def workers(pid):
+    """Ids of the worker processes of a running uvicorn."""
     children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     return [child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import OrderedDict
 
 from persona_dspy.core import Interaction
@@ -23,6 +24,7 @@ class DraftKeeper:
 
     Args:
         most: drafts kept of each user; 0 = none.
+        pause: seconds from a failed write to the next, and that a draft of another process is waited for.
 
     Attributes:
         lost: how many could not be kept: the store was gone for long.
@@ -52,7 +54,8 @@ class DraftKeeper:
                 self._changed.notify()
 
     def find(self, user_id: str, trace_id: str) -> Interaction | None:
-        """A draft that was given to the user, in any process; with what was said of it so far.
+        """A draft that was given to the user, in any process; with what was said of it so far. One that is not there is
+        waited for: the process that has just given it may not have written it yet.
 
         Raises:
             StoreError: the store cannot be read, and this process has not given the draft just now.
@@ -61,8 +64,13 @@ class DraftKeeper:
             waiting = self._waiting.get(trace_id)
         if waiting is not None and waiting[0].user_id == user_id:
             return waiting[0]
-        with self._reach.asking():
-            return self._store.draft(user_id, trace_id) or self._store.episode(user_id, trace_id)
+        until = time.monotonic() + self._pause
+        while True:
+            with self._reach.asking():
+                given = self._store.draft(user_id, trace_id) or self._store.episode(user_id, trace_id)
+            if given is not None or time.monotonic() > until:
+                return given
+            time.sleep(_GATHER / 2)
 
     def forget(self, user_id: str) -> None:
         """Drops what waits of a user."""
@@ -110,7 +118,7 @@ class DraftKeeper:
                 return False
             except InputError as refusal:
                 self.lost += len(drafts)
-                _log.warning("drafts of user %r are not kept: %s", user_id, refusal)
+                _log.warning("drafts are not kept: %s", refusal)
             with self._changed:
                 for draft in drafts:
                     self._waiting.pop(draft.id, None)
