@@ -130,7 +130,7 @@ async def judged(app):
 @pytest.mark.loopback
 @pytest.mark.slow
 def test_two_workers_as_in_the_guide(tmp_path, capsys):
-    """The commands of docs/guides/deploy.md: drafts, feedback, an alignment, a kill, what an operator types, the end."""
+    """The commands of docs/guides/deploy.md: drafts, feedback, an alignment, a kill, what is typed, the end."""
     guide = (ROOT / "docs" / "guides" / "deploy.md").read_text(encoding="utf-8").splitlines()
     start = next(line for line in guide if line.startswith("uvicorn "))
     draft, edit, comment, show, health, forget = [line for line in guide if line.startswith('curl -s "$API')] + [
