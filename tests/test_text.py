@@ -76,7 +76,7 @@ def test_a_fence_has_a_boundary_that_its_text_does_not_hold(text):
     boundary = re.fullmatch(r'<data source="tool" id="([0-9a-f]{8})">', first)
     assert boundary and last == f'</data id="{boundary[1]}">' and fence == fenced(text, "tool")
     inside = fence[len(first) : -len(last)]
-    assert boundary[1] not in inside and not re.search("</?data", inside, re.IGNORECASE)
+    assert boundary[1] not in inside and not re.search(r"</?data\b", inside, re.IGNORECASE)
 
 
 MARKS = """<|im_start|> <|turn> <turn|> <start_of_turn> <extra_id_0> [gMASK]<sop> ]~b]ai ]~!b[ [e~[ [PREFIX] [/INST]
