@@ -44,6 +44,7 @@ STORY = [
     ("status", {"run", "users", "calls"}),
     ("show", {"user_id", "system_prompt"}),
     ("ask", {"user_id", "response"}),
+    ("ask", {"user_id", "response"}),
     ("report", {"out", "users", "bytes"}),
     ("evaluate", {"complete", "systems", "out"}),
     ("reproduce", {"calls", "usd", "seconds", "parts"}),

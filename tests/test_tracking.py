@@ -121,7 +121,7 @@ def test_mlflow_serves_each_user_under_the_users_own_persona(served, tmp_path):
         assert client.post("/invocations", json={"inputs": [{"film": "Ghosts"}]}).status_code == 400
     assert len(systems) == 3 and sum("Finds ghosts funny." in system for system in systems) == 1
     files = [f for f in (tmp_path / "mlruns").rglob("*") if f.is_file()]
-    assert any("Finds ghosts funny." in f.read_text() for f in files)
+    assert any(b"Finds ghosts funny." in f.read_bytes() for f in files)
     kept = [*files, tmp_path / "mlflow.db"]
     assert not any(KEY.encode() in f.read_bytes() or b"The actual input" in f.read_bytes() for f in kept)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import logging
 import time
@@ -130,8 +129,6 @@ class _Proxy:
 
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncGenerator[None]:
-        gc.collect()
-        gc.freeze()  # looking through all that was imported holds every request for a tenth of a second
         self.personas.start()  # what a killed process left waits for no request
         async with self._upstream:
             telling = asyncio.create_task(self._tell_state())
