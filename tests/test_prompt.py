@@ -344,3 +344,17 @@ def test_what_pythons_parser_fails_over_is_an_answer_that_cannot_be_read(words):
     adapter = personal_adapter(dspy.ChatAdapter())
     with pytest.raises(AdapterParseError):
         adapter.parse(dspy.Signature("film -> stars: int"), f"[[ ## stars ## ]]\n{words}\n\n[[ ## completed ## ]]")
+
+
+def test_an_answer_is_read_again_where_pythons_parser_was_disturbed_by_another_thread(monkeypatch):
+    read, failures = dspy.JSONAdapter.parse, [SystemError("AST constructor recursion depth mismatch")]
+
+    def disturbed(self, signature, completion):
+        if failures:
+            raise failures.pop()
+        return read(self, signature, completion)
+
+    monkeypatch.setattr(dspy.JSONAdapter, "parse", disturbed)
+    with dspy.context(lm=FakeLM(lambda prompt: {"tag": "drama"}), adapter=dspy.JSONAdapter()):
+        assert PersonaAgent("film -> tag")(film="Alien").tag == "drama"
+    assert not failures

@@ -100,8 +100,12 @@ class _PersonaMixin(AdapterHooks):
 
     def parse(self, signature: Any, completion: str) -> dict[str, Any]:
         """As the adapter does; what it or Python's parser fails over, such as a thousand brackets, is no answer."""
+        parse: Any = super().parse  # type: ignore[misc]
         try:
-            return super().parse(signature, completion)  # type: ignore[misc]
+            try:
+                return parse(signature, completion)
+            except SystemError:  # CPython 3.11, gh-106905: two threads in its parser at the same time
+                return parse(signature, completion)
         except (RecursionError, MemoryError, ValueError) as failure:
             raise AdapterParseError(
                 adapter_name=type(self).__name__,
